@@ -1,0 +1,43 @@
+//! Every byte that leaves the process: wire frames, record batches, segments on disk, error codes.
+//!
+//! Runtime-free on purpose: no IO, no async, no clock, no knowledge of brokers or clients. Both ends
+//! and the simulator use the same code. Bytes from disk or network never panic here: every decoder
+//! returns a small error that names what was wrong.
+
+pub mod error_code;
+pub mod frame;
+pub mod record_batch;
+pub mod segment;
+
+/// FlatBuffers code made by `flatc` from `definitions/`, committed, never edited.
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    unsafe_op_in_unsafe_fn,
+    missing_docs
+)]
+#[rustfmt::skip]
+mod generated {
+    pub mod wire_generated;
+}
+
+pub use generated::wire_generated::wire;
+
+/// The protocol version that this build speaks. `Hello` agrees on the lower of both ends'.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The port that a broker listens on and a client tries unless told otherwise.
+pub const DEFAULT_PORT: u16 = 9644;
+
+impl wire::TopicId {
+    /// The identity as one number, the form that logs and file names use.
+    pub fn as_u128(&self) -> u128 {
+        (u128::from(self.high()) << 64) | u128::from(self.low())
+    }
+
+    /// The wire form of `id`.
+    pub fn from_u128(id: u128) -> Self {
+        Self::new((id >> 64) as u64, id as u64)
+    }
+}
