@@ -1,1 +1,10 @@
-//! x
+//! What the broker decides, without IO: the log, metadata, waiting fetches, limits.
+//!
+//! No system calls, clock, randomness, async or threads: time and bytes are passed in, effects are
+//! handed out, and `server` performs them. The same code runs in the broker, in the crash-image tests
+//! and in a simulator.
+#![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod limits;
+pub mod log;

@@ -1,0 +1,172 @@
+//! Every limit of the broker, with its unit last, and the assertions that relate them.
+//!
+//! A limit that is not here does not exist: whoever bounds a queue, a buffer or a loop takes the number
+//! from this file. Settings may lower a limit, never raise it.
+
+/// One kibibyte.
+pub const KIB: usize = 1 << 10;
+/// One mebibyte.
+pub const MIB: usize = 1 << 20;
+
+// ---- Frames and connections --------------------------------------------------------------------------
+
+/// The largest frame before `Hello` is answered, bytes.
+pub const FRAME_BYTES_MAX_BEFORE_HELLO: usize = 64 * KIB;
+/// The largest frame after it (`max.request.size`), bytes.
+pub const FRAME_BYTES_MAX: usize = 16 * MIB;
+/// The largest metadata of a frame, bytes: it is copied, the body is not.
+pub const FRAME_METADATA_BYTES_MAX: usize = MIB;
+/// FlatBuffers tables in one request.
+pub const FRAME_TABLES_MAX: usize = 64 + TOPICS_PER_REQUEST_MAX;
+/// Topics named by one produce or fetch.
+pub const TOPICS_PER_REQUEST_MAX: usize = 4096;
+/// Connections of one shard.
+pub const CONNECTIONS_PER_SHARD_MAX: usize = 16 * KIB;
+/// Connections of one shard that have not said `Hello` yet.
+pub const CONNECTIONS_BEFORE_HELLO_MAX: usize = 8 * KIB;
+/// How long a connection may take to say `Hello`, milliseconds.
+pub const HELLO_TIMEOUT_MS: u64 = 10_000;
+/// How long a frame may take from its first byte to its last, milliseconds.
+pub const FRAME_TIMEOUT_MS: u64 = 30_000;
+/// How long a peer may refuse to take the next bytes of its replies, milliseconds.
+pub const WRITE_TIMEOUT_MS: u64 = 30_000;
+/// Request bytes taken from one connection and not yet answered.
+pub const IN_FLIGHT_BYTES_PER_CONNECTION_MAX: usize = 32 * MIB;
+/// Requests taken from one connection and not yet answered.
+pub const IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX: usize = 1024;
+/// Request bytes taken from all connections of a shard and not yet answered.
+pub const IN_FLIGHT_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
+/// Reply bytes queued for one connection before it is muted.
+pub const REPLY_BYTES_PER_CONNECTION_MAX: usize = 32 * MIB;
+/// Reply bytes queued for all connections of a shard; fetches wait above it.
+pub const REPLY_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
+/// Bytes read from a socket at once for small frames: one buffer per shard, not per connection.
+pub const RECEIVE_SCRATCH_BYTES: usize = 256 * KIB;
+/// Bodies from this size on are received straight into the buffer that goes to the device.
+pub const IN_PLACE_BODY_BYTES_MIN: usize = 32 * KIB;
+
+// ---- Between cores -----------------------------------------------------------------------------------
+
+/// Messages that may wait in one shard's mailbox; a sender without a credit answers `OVERLOADED`.
+pub const MAILBOX_MESSAGES_MAX: usize = 1024;
+/// Bytes that may be on their way to one shard's mailbox.
+pub const MAILBOX_BYTES_MAX: usize = 64 * MIB;
+/// Commands that may wait for the metadata thread.
+pub const METADATA_QUEUE_MAX: usize = 256;
+
+// ---- Topics ------------------------------------------------------------------------------------------
+
+/// Partitions of one topic.
+pub const PARTITIONS_PER_TOPIC_MAX: u32 = 10_000;
+/// Partitions of one shard.
+pub const PARTITIONS_PER_SHARD_MAX: usize = 20_000;
+/// Topics of a cluster.
+pub const TOPICS_MAX: usize = 100_000;
+/// The largest permitted `max.message.bytes`.
+pub const BATCH_BYTES_MAX: usize = 8 * MIB;
+/// The default of `max.message.bytes`.
+pub const BATCH_BYTES_DEFAULT: usize = MIB;
+
+// ---- Storage -----------------------------------------------------------------------------------------
+
+/// The unit of every write: groups start and end on it.
+pub const BLOCK_BYTES: usize = 4 * KIB;
+/// The largest flush group, header and padding included.
+pub const GROUP_BYTES_MAX: usize =
+    if 4 * MIB > BATCH_BYTES_MAX + BLOCK_BYTES { 4 * MIB } else { BATCH_BYTES_MAX + 2 * BLOCK_BYTES };
+/// The largest single write to a device.
+pub const WRITE_BYTES_MAX: usize = MIB;
+/// Bytes of all groups in one flush round.
+pub const ROUND_BYTES_MAX: usize = 16 * MIB;
+/// Groups in one flush round.
+pub const ROUND_GROUPS_MAX: usize = 1024;
+/// Flush rounds in flight unless set.
+pub const ROUNDS_IN_FLIGHT_DEFAULT: usize = 2;
+/// Flush rounds in flight at most.
+pub const ROUNDS_IN_FLIGHT_MAX: usize = 4;
+/// What recovery reads beyond the end of the valid chain to tell a hole from an end: nothing that was in
+/// flight at the crash can lie farther away.
+pub const RECOVERY_WINDOW_BYTES: usize = GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX;
+/// The physical size of a segment: a larger `segment.bytes` spans several.
+pub const SEGMENT_BYTES_MAX: u64 = 128 * MIB as u64;
+/// The smallest physical segment, for small disks and small settings.
+pub const SEGMENT_BYTES_MIN: u64 = MIB as u64;
+/// Bytes zeroed in a new segment before its first group.
+pub const PREWRITE_BYTES_MIN: u64 = 64 * KIB as u64;
+/// Bytes zeroed ahead of the append position at most.
+pub const PREWRITE_BYTES_MAX: u64 = 64 * MIB as u64;
+/// One zeroing write.
+pub const PREWRITE_CHUNK_BYTES: usize = 128 * KIB;
+/// Zeroing in the background, bytes per second and shard.
+pub const PREWRITE_BYTES_PER_SECOND: u64 = 100_000_000;
+/// Recycled segments kept by a shard.
+pub const SPARE_SEGMENTS_MAX: usize = 2;
+/// A retired file shrinks by this much at a time: a large unlink stalls every other write.
+pub const TRUNCATE_STEP_BYTES: u64 = 8 * MIB as u64;
+/// A checkpoint is due after this many appended bytes of a shard…
+pub const CHECKPOINT_BYTES: u64 = 256 * MIB as u64;
+/// … or this many milliseconds.
+pub const CHECKPOINT_MS: u64 = 30_000;
+/// A partition that has been idle for so long gets its durable end recorded, milliseconds.
+pub const IDLE_FLOOR_MS: u64 = 100;
+/// Sparse index: one entry per this many bytes of a segment.
+pub const INDEX_INTERVAL_BYTES: u64 = 64 * KIB as u64;
+/// Group buffers kept in memory after their write, for tail reads, bytes per shard.
+pub const TAIL_CACHE_BYTES_PER_SHARD: usize = 128 * MIB;
+/// Group buffers kept for one partition of them.
+pub const TAIL_CACHE_BYTES_PER_PARTITION: usize = 32 * MIB;
+/// One catch-up read.
+pub const READ_BYTES_MAX: usize = MIB;
+/// Catch-up reads in flight of one shard.
+pub const READS_IN_FLIGHT_MAX: usize = 16;
+/// Bytes that catch-up reads keep ahead for all readers of one shard.
+pub const READ_AHEAD_BYTES_PER_SHARD: usize = 64 * MIB;
+/// Group buffers that are being filled or written, bytes per shard; above it produce is refused with a
+/// retriable `OVERLOADED`.
+pub const DIRTY_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
+/// Free space below which produce is refused with `STORAGE_FULL`, bytes.
+pub const FREE_SPACE_LOW_BYTES: u64 = 64 * MIB as u64;
+/// Idle buffers kept for reuse, bytes per shard.
+pub const BUFFER_POOL_BYTES: usize = 32 * MIB;
+
+// ---- Fetch -------------------------------------------------------------------------------------------
+
+/// Fetches that may wait on one shard.
+pub const FETCH_WAITERS_MAX: usize = 64 * KIB;
+/// The longest wait of a fetch, milliseconds.
+pub const FETCH_WAIT_MS_MAX: u64 = 60_000;
+/// The body of one fetch reply.
+pub const FETCH_BYTES_MAX: usize = 16 * MIB;
+
+/// What one shard may hold in memory besides its partitions' state: the sum that `docs/OPERATIONS.md`
+/// states and a load with 1,000 partitions is measured against.
+pub const SHARD_MEMORY_BYTES_MAX: usize = IN_FLIGHT_BYTES_PER_SHARD_MAX
+    + REPLY_BYTES_PER_SHARD_MAX
+    + MAILBOX_BYTES_MAX
+    + DIRTY_BYTES_PER_SHARD_MAX
+    + TAIL_CACHE_BYTES_PER_SHARD
+    + READ_AHEAD_BYTES_PER_SHARD
+    + BUFFER_POOL_BYTES
+    + RECEIVE_SCRATCH_BYTES;
+
+const _: () = {
+    // A batch that the broker permits fits a frame, a group and a round.
+    assert!(BATCH_BYTES_MAX + FRAME_METADATA_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
+    assert!(BATCH_BYTES_MAX + BLOCK_BYTES <= GROUP_BYTES_MAX);
+    assert!(GROUP_BYTES_MAX <= ROUND_BYTES_MAX);
+    assert!(GROUP_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
+    // One connection can always finish the frame that it began.
+    assert!(FRAME_BYTES_MAX <= IN_FLIGHT_BYTES_PER_CONNECTION_MAX);
+    assert!(IN_FLIGHT_BYTES_PER_CONNECTION_MAX <= IN_FLIGHT_BYTES_PER_SHARD_MAX);
+    assert!(FETCH_BYTES_MAX <= REPLY_BYTES_PER_CONNECTION_MAX);
+    assert!(REPLY_BYTES_PER_CONNECTION_MAX <= REPLY_BYTES_PER_SHARD_MAX);
+    // A fetch can return the largest batch.
+    assert!(BATCH_BYTES_MAX <= FETCH_BYTES_MAX);
+    // A forwarded frame fits the mailbox.
+    assert!(FRAME_BYTES_MAX <= MAILBOX_BYTES_MAX);
+    // The window covers everything that a crash can have caught in flight.
+    assert!(RECOVERY_WINDOW_BYTES >= GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX);
+    assert!(SEGMENT_BYTES_MAX >= 2 * GROUP_BYTES_MAX as u64);
+    assert!(ROUNDS_IN_FLIGHT_DEFAULT <= ROUNDS_IN_FLIGHT_MAX);
+    assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && PREWRITE_CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
+};
