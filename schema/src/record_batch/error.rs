@@ -103,7 +103,8 @@ pub enum BatchError {
     },
     /// Producer id, epoch and sequence are neither all there nor all absent.
     #[error(
-        "producer id {id}, epoch {epoch}, base sequence {sequence}, expected all at least 0, or id and sequence -1"
+        "producer id {id}, epoch {epoch}, base sequence {sequence}, \
+         expected all at least 0, or id and sequence -1"
     )]
     Producer {
         /// The producer id.

@@ -125,15 +125,12 @@ mod tests {
         for (tail, name) in [(&[][..], "alone"), (&[0xff; 12][..], "followed")] {
             let whole = [bytes, tail].concat();
             let mut cursor = Cursor::new(&whole);
-            assert_eq!(cursor.varint(), varint, "varint {bytes:02x?} {name}");
-            assert_eq!(cursor.len() == tail.len(), varint.is_some(), "varint {bytes:02x?} {name}: position");
+            // What is left after a refused number means nothing.
+            let found = cursor.varint().map(|value| (value, cursor.len()));
+            assert_eq!(found, varint.map(|value| (value, tail.len())), "varint {bytes:02x?} {name}");
             let mut cursor = Cursor::new(&whole);
-            assert_eq!(cursor.varlong(), varlong, "varlong {bytes:02x?} {name}");
-            assert_eq!(
-                cursor.len() == tail.len(),
-                varlong.is_some(),
-                "varlong {bytes:02x?} {name}: position"
-            );
+            let found = cursor.varlong().map(|value| (value, cursor.len()));
+            assert_eq!(found, varlong.map(|value| (value, tail.len())), "varlong {bytes:02x?} {name}");
         }
     }
 
