@@ -110,7 +110,9 @@ pub const CHECKPOINT_MS: u64 = 30_000;
 /// A partition that has been idle for so long gets its durable end recorded, milliseconds.
 pub const IDLE_FLOOR_MS: u64 = 100;
 /// Sparse index: one entry per this many bytes of a segment.
-pub const INDEX_INTERVAL_BYTES: u64 = 64 * KIB as u64;
+pub const INDEX_INTERVAL_BYTES: u64 = 256 * KIB as u64;
+/// Indexes of sealed segments that one log keeps in memory, besides the active one's.
+pub const LOADED_INDEXES_MAX: usize = 2;
 /// Group buffers kept in memory after their write, for tail reads, bytes per shard.
 pub const TAIL_CACHE_BYTES_PER_SHARD: usize = 128 * MIB;
 /// Group buffers kept for one partition of them.

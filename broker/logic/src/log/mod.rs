@@ -1,0 +1,19 @@
+//! The log of one partition: offsets, groups, segments, durability, recovery. Decisions only.
+//!
+//! | file | decides |
+//! |---|---|
+//! | `append` | which offsets a batch gets, where a group goes, when to roll, what is durable |
+//! | `flush_round` | which groups go to the device together and when one flush covers them |
+//! | `index` | where in a segment to look for an offset or a timestamp |
+//! | `read` | which segment and position serve an offset |
+//! | `retention` | which segments to drop |
+//! | `recovery` | what a segment's bytes after a crash are worth |
+
+pub mod append;
+pub mod flush_round;
+pub mod index;
+pub mod read;
+pub mod recovery;
+pub mod retention;
+
+pub use append::{Log, LogIdentity, LogSettings, OpenGroup, Placement, RoundId, Sealed, Segment};

@@ -1,0 +1,697 @@
+//! What a log's bytes are worth after a crash.
+//!
+//! A state machine that is fed with blocks: it asks for reads ([`Recovery::need`]), gets bytes
+//! ([`Recovery::feed`]) and ends with one honest verdict. It lives while a partition is opened.
+//!
+//! ```text
+//! Headers ─► Scan ─► (end of the valid chain: V) ─► Window ─► clean | unproven tail
+//!              ▲                                        └────► Resync ─► corrupt: lost range, scan on
+//!              └────────────────────────────────────────────────┘
+//! ```
+//!
+//! V is the end of the unbroken chain of sound groups; F is the largest *floor*, an offset that some
+//! group, header or checkpoint attests as durable. V < F means acknowledged records are gone: corrupt,
+//! never truncated in silence. V ≥ F with remains of our own writes behind V may be a torn write that was
+//! never acknowledged or rot of one that was: that cannot be told apart, and is said so (*unproven*).
+//! Only groups of the current incarnation or a later one count as remains: a cut group of an earlier one
+//! can never come back.
+//!
+//! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
+//! files, truncation, and the decision what a replica does with a verdict.
+
+use crate::ids::{LeaderEpoch, Offset};
+use crate::limits::{BLOCK_BYTES, GROUP_BYTES_MAX, READ_BYTES_MAX, RECOVERY_WINDOW_BYTES};
+use crate::log::append::{LogIdentity, LogStart, Segment};
+use crate::log::index::Index;
+use schema::checkpoint::PartitionCheckpoint;
+use schema::segment::{GroupHeader, SegmentHeader, SegmentState};
+use std::ops::Range;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A file of the log as the directory shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentFile {
+    /// The number in its name.
+    pub sequence: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// A read that the machine needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The file.
+    pub sequence: u64,
+    /// From where, a multiple of the block size.
+    pub position: u64,
+    /// How many bytes; fewer may be fed only where the file ends.
+    pub bytes: usize,
+}
+
+/// What stands behind the end of the valid chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing of ours.
+    Clean,
+    /// Remains of writes that may or may not have been acknowledged.
+    Unproven {
+        /// The first offset that is cut.
+        from: Offset,
+        /// One past the last offset that the remains name, if any can be read.
+        until: Option<Offset>,
+    },
+}
+
+/// The outcome of a recovery.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// What the log goes on from.
+    pub start: LogStart,
+    /// What was behind its end.
+    pub tail: Tail,
+    /// Acknowledged offsets that are lost, as far as they were not known before.
+    pub lost: Vec<Range<u64>>,
+    /// Files to reclaim, after the truncation is durable.
+    pub discard: Vec<u64>,
+    /// An empty group of the new incarnation must be durable before the log is used, so that what was
+    /// cut cannot come back.
+    pub must_open: bool,
+    /// Bytes that were read.
+    pub bytes_read: u64,
+}
+
+#[derive(Debug)]
+struct File {
+    file: SegmentFile,
+    header: Option<SegmentHeader>,
+}
+
+/// Where the scan stands: everything before it is sound.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    file: usize,
+    nonce: u64,
+    position: u64,
+    offset: u64,
+    chain: u64,
+    incarnation: u64,
+    /// The first group after lost ones proves itself by its checksums; its chain is taken on trust.
+    trust_chain: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Headers { next: usize },
+    Scan { bytes: usize },
+    Window { file: usize, position: u64, budget: u64 },
+    Resync { file: usize, position: u64, bytes: usize },
+    Done,
+}
+
+/// Remains of our own writes behind the valid chain.
+#[derive(Clone, Copy, Debug, Default)]
+struct Remains {
+    torn: bool,
+    until: Option<u64>,
+}
+
+/// The recovery of one log.
+#[derive(Debug)]
+pub struct Recovery {
+    identity: LogIdentity,
+    files: Vec<File>,
+    phase: Phase,
+    cursor: Option<Cursor>,
+    segments: Vec<Segment>,
+    epochs: Vec<(LeaderEpoch, Offset)>,
+    log_start: u64,
+    floor: u64,
+    incarnation_max: u64,
+    lost: Vec<Range<u64>>,
+    remains: Remains,
+    discard: Vec<u64>,
+    checkpoint: Option<PartitionCheckpoint>,
+    corrupt_tail: bool,
+    clean: bool,
+    bytes_read: u64,
+}
+
+impl Recovery {
+    /// A recovery over `files` (in the order of their numbers), starting from the shard's checkpoint of
+    /// this partition if there is one. `clean`: that checkpoint was made by an orderly shutdown, nothing
+    /// was written after it, so nothing but the header of a segment placed ahead is read.
+    pub fn new(
+        identity: LogIdentity,
+        checkpoint: Option<PartitionCheckpoint>,
+        clean: bool,
+        files: &[SegmentFile],
+    ) -> Self {
+        let active = checkpoint.as_ref().and_then(|c| c.segments.last()).map(|segment| segment.sequence);
+        let start = active.filter(|active| files.iter().any(|file| file.sequence == *active));
+        let mut discard = Vec::new();
+        let mut kept = Vec::new();
+        for file in files {
+            match start {
+                // Sealed before the checkpoint: known without reading, if the checkpoint lists it.
+                Some(active) if file.sequence < active => {
+                    let known = checkpoint
+                        .as_ref()
+                        .is_some_and(|c| c.segments.iter().any(|s| s.sequence == file.sequence));
+                    if !known {
+                        discard.push(file.sequence);
+                    }
+                }
+                _ => kept.push(File { file: *file, header: None }),
+            }
+        }
+        let mut recovery = Self {
+            identity,
+            files: kept,
+            phase: Phase::Headers { next: 0 },
+            cursor: None,
+            segments: Vec::new(),
+            epochs: Vec::new(),
+            log_start: 0,
+            floor: checkpoint.as_ref().map_or(0, |c| c.durable_end),
+            incarnation_max: checkpoint.as_ref().map_or(0, |c| c.incarnation),
+            lost: Vec::new(),
+            remains: Remains::default(),
+            discard,
+            corrupt_tail: false,
+            clean: false,
+            checkpoint,
+            bytes_read: 0,
+        };
+        if let Some(checkpoint) = &recovery.checkpoint {
+            recovery.log_start = checkpoint.log_start;
+            recovery.epochs = checkpoint
+                .epochs
+                .iter()
+                .map(|(epoch, start)| (LeaderEpoch::new(*epoch), Offset::new(*start)))
+                .collect();
+        }
+        if start.is_some() {
+            recovery.start_from_checkpoint(files);
+            recovery.clean = clean;
+        }
+        recovery.next_header(0);
+        recovery
+    }
+
+    /// The next read; `None` when the verdict is ready.
+    pub fn need(&self) -> Option<ReadRequest> {
+        match self.phase {
+            Phase::Headers { next } => {
+                Some(ReadRequest { sequence: self.files[next].file.sequence, position: 0, bytes: BLOCK_BYTES })
+            }
+            Phase::Scan { bytes } => {
+                let cursor = self.cursor.as_ref()?;
+                Some(ReadRequest {
+                    sequence: self.files[cursor.file].file.sequence,
+                    position: cursor.position,
+                    bytes,
+                })
+            }
+            Phase::Window { file, position, budget } => Some(ReadRequest {
+                sequence: self.files[file].file.sequence,
+                position,
+                bytes: (READ_BYTES_MAX as u64).min(budget) as usize,
+            }),
+            Phase::Resync { file, position, bytes } => {
+                Some(ReadRequest { sequence: self.files[file].file.sequence, position, bytes })
+            }
+            Phase::Done => None,
+        }
+    }
+
+    /// Feeds the bytes of the read that was asked for; fewer than asked means that the file ends there,
+    /// an unreadable range is fed as zeros.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.bytes_read += bytes.len() as u64;
+        match self.phase {
+            Phase::Headers { next } => self.feed_header(next, bytes),
+            Phase::Scan { .. } => self.feed_scan(bytes),
+            Phase::Window { file, position, budget } => self.feed_window(file, position, budget, bytes),
+            Phase::Resync { file, position, bytes: asked } => self.feed_resync(file, position, asked, bytes),
+            Phase::Done => {}
+        }
+    }
+
+    fn start_from_checkpoint(&mut self, files: &[SegmentFile]) {
+        let Some(checkpoint) = self.checkpoint.clone() else { return };
+        let Some((active, sealed)) = checkpoint.segments.split_last() else { return };
+        let mut expected = None;
+        for summary in sealed {
+            if !files.iter().any(|file| file.sequence == summary.sequence) {
+                // Dropped by retention from the front; a gap behind kept segments is a loss.
+                if self.segments.is_empty() {
+                    continue;
+                }
+                expected.get_or_insert(summary.base_offset);
+                continue;
+            }
+            if let Some(from) = expected.take() {
+                self.lost.push(from..summary.base_offset);
+            }
+            self.segments.push(summary_segment(summary, summary.end_position));
+        }
+        if let Some(from) = expected.take() {
+            self.lost.push(from..active.base_offset);
+        }
+        let first = self.segments.first().map_or(active.base_offset, |segment| segment.base.get());
+        self.log_start = self.log_start.max(first);
+        let mut segment = summary_segment(active, checkpoint.position);
+        if checkpoint.position <= BLOCK {
+            segment.index = Some(Index::default());
+        }
+        self.segments.push(segment);
+        self.cursor = Some(Cursor {
+            file: 0,
+            nonce: active.nonce,
+            position: checkpoint.position.max(BLOCK),
+            offset: checkpoint.durable_end,
+            chain: checkpoint.chain,
+            incarnation: checkpoint.incarnation,
+            trust_chain: false,
+        });
+    }
+
+    fn feed_header(&mut self, next: usize, bytes: &[u8]) {
+        let file = &mut self.files[next];
+        file.header = SegmentHeader::decode(bytes).ok().filter(|header| {
+            header.topic_id == self.identity.partition.topic.get()
+                && header.partition == self.identity.partition.partition.get()
+                && header.generation == self.identity.generation
+                && header.sequence == file.file.sequence
+        });
+        if let Some(header) = file.header {
+            self.incarnation_max = self.incarnation_max.max(header.incarnation);
+        }
+        self.next_header(next + 1);
+    }
+
+    fn next_header(&mut self, mut next: usize) {
+        // The checkpoint's own segment is described by it.
+        if next == 0 && self.clean {
+            next = 1;
+        }
+        if next < self.files.len() {
+            self.phase = Phase::Headers { next };
+        } else if self.clean && self.files[1..].iter().all(|file| opened(file).is_none()) {
+            self.phase = Phase::Done;
+        } else {
+            self.start_scan();
+        }
+    }
+
+    /// All headers are known: begin where the checkpoint says, or with the oldest opened segment.
+    fn start_scan(&mut self) {
+        if self.cursor.is_none() {
+            let first = self.files.iter().position(|file| opened(file).is_some());
+            let Some(first) = first else {
+                // Nothing was ever opened, or all headers are gone.
+                if self.floor > self.log_start {
+                    self.lost.push(self.log_start..self.floor);
+                    self.corrupt_tail = true;
+                }
+                self.phase = Phase::Done;
+                return;
+            };
+            let unreadable = self.files[..first].iter().any(|file| file.header.is_none());
+            let header = opened(&self.files[first]).expect("found as opened");
+            if unreadable && header.base_offset > self.log_start {
+                self.lost.push(self.log_start..header.base_offset);
+            }
+            self.log_start = self.log_start.max(header.base_offset);
+            self.cursor = Some(Cursor {
+                file: first,
+                nonce: header.nonce,
+                position: BLOCK,
+                offset: header.base_offset,
+                chain: header.previous_chain,
+                incarnation: header.incarnation,
+                trust_chain: false,
+            });
+            self.segments.push(header_segment(&header));
+        }
+        self.scan_on();
+    }
+
+    /// Continues the scan at the cursor: into the next segment if the chain leads there, else here.
+    fn scan_on(&mut self) {
+        while self.enter_next_segment() {}
+        let cursor = self.cursor.expect("a scan has a cursor");
+        let left = self.files[cursor.file].file.bytes.saturating_sub(cursor.position);
+        if left < BLOCK {
+            self.stop(&[]);
+        } else {
+            self.phase = Phase::Scan { bytes: left.min(READ_BYTES_MAX as u64) as usize };
+        }
+    }
+
+    /// Moves into the next segment if its header says that the one before ended exactly here.
+    fn enter_next_segment(&mut self) -> bool {
+        let cursor = self.cursor.expect("a scan has a cursor");
+        let Some(header) = self.files.get(cursor.file + 1).and_then(opened) else { return false };
+        let follows = header.previous_end == cursor.position
+            && header.previous_chain == cursor.chain
+            && header.incarnation >= cursor.incarnation
+            && header.base_offset >= cursor.offset;
+        if !follows {
+            return false;
+        }
+        if header.base_offset > cursor.offset {
+            // The log was continued after a loss that was reported then.
+            self.lost.push(cursor.offset..header.base_offset);
+        }
+        self.floor = self.floor.max(header.durable_floor);
+        self.segments.push(header_segment(&header));
+        self.cursor = Some(Cursor {
+            file: cursor.file + 1,
+            nonce: header.nonce,
+            position: BLOCK,
+            offset: header.base_offset,
+            chain: header.previous_chain,
+            incarnation: header.incarnation,
+            trust_chain: false,
+        });
+        true
+    }
+
+    fn feed_scan(&mut self, bytes: &[u8]) {
+        let mut at = 0;
+        loop {
+            let mut cursor = self.cursor.expect("a scan has a cursor");
+            let rest = &bytes[at.min(bytes.len())..];
+            if rest.len() < BLOCK_BYTES {
+                if at == 0 {
+                    return self.stop(rest);
+                }
+                return self.scan_on();
+            }
+            let Ok(header) = GroupHeader::decode(rest) else { return self.stop(rest) };
+            let continues = self.is_ours(&header, cursor.nonce)
+                && header.base_offset == cursor.offset
+                && header.incarnation >= cursor.incarnation
+                && (cursor.trust_chain || header.chain == header.chain_after(cursor.chain));
+            let group = header.disk_bytes();
+            if !continues || group > GROUP_BYTES_MAX as u64 {
+                return self.stop(rest);
+            }
+            if group as usize > rest.len() {
+                let left = self.files[cursor.file].file.bytes.saturating_sub(cursor.position);
+                if group > left || at == 0 && bytes.len() >= group as usize {
+                    return self.stop(rest);
+                }
+                if let Phase::Scan { bytes: asked } = self.phase
+                    && at == 0
+                    && asked >= group as usize
+                {
+                    // The file ends inside the group although the directory says otherwise.
+                    return self.stop(rest);
+                }
+                // The group reaches past what was read: ask for all of it.
+                self.phase = Phase::Scan { bytes: (group as usize).max(READ_BYTES_MAX).min(left as usize) };
+                return;
+            }
+            let payload = &rest[schema::segment::GROUP_HEADER_BYTES..][..header.payload_bytes as usize];
+            if !header.payload_is_sound(payload) {
+                return self.stop(rest);
+            }
+            let segment = self.segments.last_mut().expect("a scan has a segment");
+            if let Some(index) = &mut segment.index {
+                index.note(Offset::new(header.base_offset), cursor.position, segment.max_timestamp_ms);
+            }
+            segment.end_position = cursor.position + group;
+            segment.max_timestamp_ms = segment.max_timestamp_ms.max(header.max_timestamp_ms);
+            let epoch = LeaderEpoch::new(header.leader_epoch);
+            if header.batch_count > 0 && self.epochs.last().is_none_or(|(last, _)| *last < epoch) {
+                self.epochs.push((epoch, Offset::new(header.base_offset)));
+            }
+            self.floor = self.floor.max(header.durable_floor);
+            self.incarnation_max = self.incarnation_max.max(header.incarnation);
+            cursor.position += group;
+            cursor.offset = header.end_offset;
+            cursor.chain = header.chain;
+            cursor.incarnation = header.incarnation;
+            cursor.trust_chain = false;
+            self.cursor = Some(cursor);
+            at += group as usize;
+            if self.enter_next_segment() {
+                return self.scan_on();
+            }
+        }
+    }
+
+    fn is_ours(&self, header: &GroupHeader, nonce: u64) -> bool {
+        header.nonce == nonce
+            && header.topic_id == self.identity.partition.topic.get()
+            && header.partition == self.identity.partition.partition.get()
+    }
+
+    /// The chain ends at the cursor; `block` is what stands there.
+    fn stop(&mut self, block: &[u8]) {
+        let cursor = self.cursor.expect("a scan has a cursor");
+        self.remains = Remains {
+            torn: GroupHeader::claimed_identity(block)
+                .is_some_and(|(nonce, incarnation)| nonce == cursor.nonce && incarnation >= cursor.incarnation),
+            until: None,
+        };
+        for header in self.files[cursor.file + 1..].iter().filter_map(opened) {
+            if header.incarnation >= cursor.incarnation {
+                self.floor = self.floor.max(header.durable_floor);
+            }
+        }
+        if cursor.offset < self.floor {
+            self.resync_from(cursor.file, cursor.position + BLOCK);
+        } else {
+            self.window_from(cursor.file, cursor.position, RECOVERY_WINDOW_BYTES as u64);
+        }
+    }
+
+    /// Looks at the window from here on, or decides if there is nothing more to look at.
+    fn window_from(&mut self, mut file: usize, mut position: u64, budget: u64) {
+        while file < self.files.len() && self.files[file].file.bytes < position + BLOCK {
+            file += 1;
+            position = BLOCK;
+        }
+        if file < self.files.len() && budget >= BLOCK {
+            let left = self.files[file].file.bytes - position;
+            self.phase = Phase::Window { file, position, budget: budget.min(left) };
+            return;
+        }
+        self.phase = Phase::Done;
+    }
+
+    fn feed_window(&mut self, file: usize, position: u64, budget: u64, bytes: &[u8]) {
+        let cursor = self.cursor.expect("a window follows a scan");
+        let nonce = self.nonce_of(file, &cursor);
+        for block in bytes.chunks_exact(BLOCK_BYTES) {
+            let Ok(header) = GroupHeader::decode(block) else { continue };
+            let counts = nonce.is_some_and(|nonce| self.is_ours(&header, nonce))
+                && header.incarnation >= cursor.incarnation
+                && header.base_offset >= cursor.offset;
+            if counts {
+                self.remains.torn = true;
+                self.remains.until = self.remains.until.max(Some(header.end_offset));
+                self.floor = self.floor.max(header.durable_floor);
+                self.incarnation_max = self.incarnation_max.max(header.incarnation);
+            }
+        }
+        if cursor.offset < self.floor {
+            return self.resync_from(cursor.file, cursor.position + BLOCK);
+        }
+        let read = (bytes.len() as u64).max(BLOCK).next_multiple_of(BLOCK);
+        let remaining = self.window_budget_after(file, position, budget, read);
+        self.window_from(file, position + read, remaining);
+    }
+
+    /// What is left of the window's bytes. The budget in the phase is capped by the file's end, so the
+    /// whole is counted from where the window began.
+    fn window_budget_after(&self, file: usize, position: u64, _capped: u64, read: u64) -> u64 {
+        let cursor = self.cursor.expect("a window follows a scan");
+        let mut used = position + read;
+        if file == cursor.file {
+            used -= cursor.position;
+        } else {
+            used += self.files[cursor.file].file.bytes.saturating_sub(cursor.position);
+            used += self.files[cursor.file + 1..file].iter().map(|file| file.file.bytes).sum::<u64>();
+        }
+        (RECOVERY_WINDOW_BYTES as u64).saturating_sub(used)
+    }
+
+    fn nonce_of(&self, file: usize, cursor: &Cursor) -> Option<u64> {
+        if file == cursor.file { Some(cursor.nonce) } else { self.files[file].header.map(|header| header.nonce) }
+    }
+
+    /// Acknowledged records are missing at the cursor: look for the next sound group.
+    fn resync_from(&mut self, mut file: usize, mut position: u64) {
+        while file < self.files.len() && self.files[file].file.bytes < position + BLOCK {
+            file += 1;
+            position = BLOCK;
+        }
+        if file < self.files.len() {
+            let left = self.files[file].file.bytes - position;
+            self.phase = Phase::Resync { file, position, bytes: left.min(READ_BYTES_MAX as u64) as usize };
+            return;
+        }
+        let cursor = self.cursor.expect("a resync follows a scan");
+        self.lost.push(cursor.offset..self.floor);
+        self.corrupt_tail = true;
+        self.phase = Phase::Done;
+    }
+
+    fn feed_resync(&mut self, file: usize, position: u64, asked: usize, bytes: &[u8]) {
+        let cursor = self.cursor.expect("a resync follows a scan");
+        let Some(nonce) = self.nonce_of(file, &cursor) else {
+            // Without its header nothing in the file can be trusted.
+            return self.resync_from(file + 1, BLOCK);
+        };
+        for at in (0..bytes.len().saturating_sub(BLOCK_BYTES - 1)).step_by(BLOCK_BYTES) {
+            let Ok(header) = GroupHeader::decode(&bytes[at..]) else { continue };
+            if !self.is_ours(&header, nonce) || header.base_offset < cursor.offset {
+                continue;
+            }
+            let group = header.disk_bytes() as usize;
+            let here = position + at as u64;
+            let payload = bytes[at..]
+                .get(schema::segment::GROUP_HEADER_BYTES..)
+                .and_then(|rest| rest.get(..header.payload_bytes as usize));
+            match payload {
+                Some(payload) if header.payload_is_sound(payload) => {
+                    return self.resume_at(file, nonce, here, &header);
+                }
+                None if group <= GROUP_BYTES_MAX && !(at == 0 && asked >= group) => {
+                    self.phase = Phase::Resync { file, position: here, bytes: group };
+                    return;
+                }
+                _ => {}
+            }
+        }
+        let read = (bytes.len() as u64).max(BLOCK).next_multiple_of(BLOCK);
+        self.resync_from(file, position + read);
+    }
+
+    /// A sound group behind the loss: what lies between is lost, the scan goes on with it.
+    fn resume_at(&mut self, file: usize, nonce: u64, position: u64, header: &GroupHeader) {
+        let cursor = self.cursor.expect("a resync follows a scan");
+        if header.base_offset > cursor.offset {
+            self.lost.push(cursor.offset..header.base_offset);
+        }
+        for skipped in &self.files[cursor.file + 1..=file] {
+            if let Some(header) = opened(skipped) {
+                self.segments.push(header_segment(&header));
+            }
+        }
+        self.cursor = Some(Cursor {
+            file,
+            nonce,
+            position,
+            offset: header.base_offset,
+            chain: cursor.chain,
+            incarnation: header.incarnation.max(1),
+            trust_chain: true,
+        });
+        self.scan_on();
+    }
+
+    /// The verdict. Call when [`Recovery::need`] is `None`.
+    pub fn finish(mut self) -> Recovered {
+        assert!(matches!(self.phase, Phase::Done), "recovery finished early");
+        let last_sequence = self
+            .files
+            .iter()
+            .map(|file| file.file.sequence)
+            .chain(self.checkpoint.iter().flat_map(|c| c.segments.iter().map(|s| s.sequence)))
+            .max();
+        let cursor_file = self.cursor.map(|cursor| cursor.file);
+        let end = if self.corrupt_tail {
+            self.floor
+        } else {
+            self.cursor.map_or(self.log_start, |cursor| cursor.offset)
+        };
+        let tail = if self.remains.torn && !self.corrupt_tail {
+            Tail::Unproven { from: Offset::new(end), until: self.remains.until.map(Offset::new) }
+        } else {
+            Tail::Clean
+        };
+        // Segments behind the end: one that is placed and next in line is kept if nothing was cut.
+        let mut placed = None;
+        let mut cut = self.remains.torn || self.corrupt_tail;
+        for (at, file) in self.files.iter().enumerate() {
+            let kept = cursor_file.is_some_and(|cursor| at <= cursor)
+                && self.segments.iter().any(|segment| segment.sequence == file.file.sequence);
+            if kept {
+                continue;
+            }
+            match file.header {
+                Some(SegmentHeader { state: SegmentState::Placed, nonce, .. })
+                    if placed.is_none() && cursor_file.is_none_or(|cursor| at > cursor) =>
+                {
+                    placed = Some((file.file.sequence, nonce));
+                }
+                header => {
+                    self.discard.push(file.file.sequence);
+                    cut |= header.is_some_and(|header| header.state == SegmentState::Open);
+                }
+            }
+        }
+        if cut || placed.is_some_and(|(sequence, _)| Some(sequence) != last_sequence) {
+            self.discard.extend(placed.take().map(|(sequence, _)| sequence));
+        }
+        let must_open = cut && !self.segments.is_empty();
+        let start = LogStart {
+            incarnation: self.incarnation_max + 1,
+            log_start: Offset::new(self.log_start),
+            log_end: Offset::new(end),
+            chain: self.cursor.map_or(0, |cursor| cursor.chain),
+            segments: self.segments,
+            placed,
+            next_sequence: last_sequence.map_or(0, |last| last + 1),
+            epochs: self.epochs,
+            damaged: self.lost.iter().filter(|range| range.end > self.log_start).cloned().collect(),
+            roll_next: self.corrupt_tail,
+        };
+        Recovered {
+            start,
+            tail,
+            lost: self.lost,
+            discard: self.discard,
+            must_open,
+            bytes_read: self.bytes_read,
+        }
+    }
+}
+
+fn opened(file: &File) -> Option<SegmentHeader> {
+    file.header.filter(|header| header.state == SegmentState::Open)
+}
+
+fn header_segment(header: &SegmentHeader) -> Segment {
+    Segment {
+        sequence: header.sequence,
+        nonce: header.nonce,
+        base: Offset::new(header.base_offset),
+        end_position: BLOCK,
+        max_timestamp_ms: -1,
+        opened_ms: header.opened_ms,
+        index: Some(Index::default()),
+    }
+}
+
+fn summary_segment(summary: &schema::checkpoint::SegmentSummary, end_position: u64) -> Segment {
+    Segment {
+        sequence: summary.sequence,
+        nonce: summary.nonce,
+        base: Offset::new(summary.base_offset),
+        end_position,
+        max_timestamp_ms: summary.max_timestamp_ms,
+        opened_ms: summary.opened_ms,
+        index: None,
+    }
+}
+
+#[cfg(test)]
+#[path = "recovery_tests.rs"]
+mod tests;
