@@ -4,6 +4,7 @@
 //! and the simulator use the same code. Bytes from disk or network never panic here: every decoder
 //! returns a small error that names what was wrong.
 
+pub mod checkpoint;
 pub mod error_code;
 pub mod frame;
 pub mod record_batch;
@@ -19,9 +20,11 @@ pub mod segment;
 )]
 #[rustfmt::skip]
 mod generated {
+    pub mod metadata_generated;
     pub mod wire_generated;
 }
 
+pub use generated::metadata_generated::metadata;
 pub use generated::wire_generated::wire;
 
 /// The protocol version that this build speaks. `Hello` agrees on the lower of both ends'.
@@ -37,6 +40,18 @@ impl wire::TopicId {
     }
 
     /// The wire form of `id`.
+    pub fn from_u128(id: u128) -> Self {
+        Self::new((id >> 64) as u64, id as u64)
+    }
+}
+
+impl metadata::Id {
+    /// The identity as one number.
+    pub fn as_u128(&self) -> u128 {
+        (u128::from(self.high()) << 64) | u128::from(self.low())
+    }
+
+    /// The stored form of `id`.
     pub fn from_u128(id: u128) -> Self {
         Self::new((id >> 64) as u64, id as u64)
     }
