@@ -5,6 +5,9 @@
 //! and in a simulator.
 #![forbid(unsafe_code)]
 
+pub mod fetch_waiters;
 pub mod ids;
 pub mod limits;
 pub mod log;
+pub mod metadata;
+pub mod routing;

@@ -1,0 +1,153 @@
+//! Tables of images against what a shard has open.
+
+use super::*;
+use crate::metadata::command::Command;
+use crate::metadata::image::tests::{alter, any_command, broker, create, delete, grow, image_of};
+use proptest::prelude::*;
+
+const HERE: Here = Here { broker: BrokerId::new(1), shard: ShardId::new(0) };
+
+fn perform(local: &mut LocalPartitions, image: &Image, here: Here) -> Vec<Action> {
+    let actions = reconcile(local, image, here);
+    actions.iter().for_each(|action| local.record(action));
+    local.finish(image);
+    assert_eq!(reconcile(local, image, here), [], "a second time there is nothing to do");
+    actions
+}
+
+/// One line per action: `open topic/partition epoch`, `close topic/partition [delete]`, `change …`.
+fn text(actions: &[Action]) -> Vec<String> {
+    let at = |p: &TopicPartition| format!("{}/{}", p.topic.get(), p.partition);
+    let line = |action: &Action| match action {
+        Action::OpenPartition { partition, state } => {
+            format!("open {} {} epoch {}", at(partition), state.topic_name, state.leader_epoch)
+        }
+        Action::ClosePartition { partition, delete } => {
+            format!("close {}{}", at(partition), if *delete { " delete" } else { "" })
+        }
+        Action::Reconfigure { partition, state } => {
+            format!("change {} retention {}", at(partition), state.config.retention_ms)
+        }
+    };
+    actions.iter().map(line).collect()
+}
+
+/// After `before`, the commands of `then` make the only shard of broker 1 do what `expect` says.
+fn check(before: &[Command], then: &[Command], expect: &[&str]) {
+    let history: Vec<_> = before.iter().chain(then).cloned().collect();
+    let mut local = LocalPartitions::default();
+    perform(&mut local, &image_of(before), HERE);
+    let got = perform(&mut local, &image_of(&history), HERE);
+    assert_eq!(text(&got), expect, "{before:?} then {then:?}");
+}
+
+#[test]
+fn one_shard() {
+    let start = || vec![broker(1, 1), create(10, "a", 2)];
+    let rows: [(Vec<Command>, Vec<Command>, &[&str]); 9] = [
+        (vec![], vec![], &[]),
+        (vec![], start(), &["open 10/0 a epoch 0", "open 10/1 a epoch 0"]),
+        (start(), vec![], &[]),
+        (start(), vec![delete(10)], &["close 10/0 delete", "close 10/1 delete"]),
+        (
+            start(),
+            vec![delete(10), create(5, "a", 1)],
+            &["close 10/0 delete", "close 10/1 delete", "open 5/0 a epoch 0"],
+        ),
+        (
+            start(),
+            vec![grow(10, 3, 1), alter(10, &[("retention.ms", "1h")], &[])],
+            &["open 10/2 a epoch 0", "change 10/0 retention 3600000", "change 10/1 retention 3600000"],
+        ),
+        (start(), vec![alter(10, &[("retention.ms", "7d")], &[])], &[]),
+        (start(), vec![create(11, "b", 1), delete(11)], &[]),
+        (start(), vec![broker(2, 1)], &[]),
+    ];
+    for (before, then, expect) in rows {
+        check(&before, &then, expect);
+    }
+}
+
+#[test]
+fn an_unregistered_broker_serves_nothing() {
+    let image = image_of(&[broker(1, 1), create(10, "a", 2)]);
+    let stranger = Here { broker: BrokerId::new(2), shard: ShardId::new(0) };
+    assert_eq!(reconcile(&LocalPartitions::default(), &image, stranger), []);
+}
+
+#[test]
+fn partitions_move_between_shards_without_losing_data() {
+    let one = image_of(&[broker(1, 1), create(10, "a", 4)]);
+    let two = one.apply(&broker(1, 2)).unwrap().0;
+    let mut local = LocalPartitions::default();
+    perform(&mut local, &one, HERE);
+    let moved = perform(&mut local, &two, HERE);
+    assert_eq!(local.len(), 2);
+    assert!(
+        moved.iter().all(|action| matches!(action, Action::ClosePartition { delete: false, .. })),
+        "{moved:?}"
+    );
+    let other = Here { shard: ShardId::new(1), ..HERE };
+    let opened = reconcile(&LocalPartitions::default(), &two, other);
+    assert_eq!(opened.len(), 2);
+}
+
+#[test]
+fn a_failed_action_comes_again() {
+    let image = image_of(&[broker(1, 1), create(10, "a", 2)]);
+    let mut local = LocalPartitions::default();
+    let actions = reconcile(&local, &image, HERE);
+    local.record(&actions[1]);
+    assert_eq!(reconcile(&local, &image, HERE), actions[..1]);
+}
+
+#[test]
+fn directories_are_judged() {
+    let image = image_of(&[broker(1, 2), create(10, "a", 2), create(11, "b", 1), delete(11)]);
+    let judged = |topic: u128, partition: u32| {
+        let partition = PartitionIndex::new(partition);
+        judge(TopicPartition { topic: TopicId::new(topic), partition }, &image, HERE)
+    };
+    let both = [judged(10, 0), judged(10, 1)];
+    assert!(
+        both.contains(&Judgement::Serve) && both.contains(&Judgement::ServedBy(ShardId::new(1))),
+        "{both:?}"
+    );
+    assert_eq!(judged(11, 0), Judgement::Delete);
+    assert_eq!(judged(10, 2), Judgement::Unknown);
+    assert_eq!(judged(99, 0), Judgement::Unknown);
+}
+
+proptest! {
+    /// Following some images of a history leads where a look at the last one alone leads, and no partition
+    /// is served by two shards.
+    #[test]
+    fn following_agrees_with_starting_anew(
+        commands in prop::collection::vec((any_command(), any::<bool>()), 0..40),
+    ) {
+        let mut image = image_of(&[broker(1, 2)]);
+        let shards = [0, 1, 2, 3].map(|shard| Here { shard: ShardId::new(shard), ..HERE });
+        let mut followed = shards.map(|_| LocalPartitions::default());
+        for (command, look) in commands {
+            if let Ok((next, _)) = image.apply(&command) {
+                image = next;
+            }
+            if look {
+                for (here, local) in shards.iter().zip(&mut followed) {
+                    perform(local, &image, *here);
+                }
+            }
+        }
+        let mut served = 0;
+        for (here, local) in shards.iter().zip(&mut followed) {
+            perform(local, &image, *here);
+            let mut fresh = LocalPartitions::default();
+            perform(&mut fresh, &image, *here);
+            prop_assert_eq!(&fresh.open, &local.open);
+            served += local.len();
+        }
+        let placed = image.topics().flat_map(|topic| topic.partitions.iter());
+        let mine = placed.filter(|entry| entry.replicas.contains(&HERE.broker)).count();
+        prop_assert_eq!(served, mine);
+    }
+}
