@@ -1,0 +1,481 @@
+//! Reading records: assignment, positions, batches and records.
+//!
+//! Owner: one task of the application owns a [`Consumer`] and calls it in turns. Lifecycle: made by
+//! [`crate::Client::consumer`]; [`Consumer::assign`] starts fetching in the background, dropping ends it.
+//! Invariants: records of a partition come in the order of their offsets, each once per position; what
+//! was fetched before a seek is never handed out after it; prefetch is bounded in bytes. A batch is
+//! handed out as the memory that the socket filled, and its records are borrowed from it.
+//! Absent on purpose: groups and committed offsets, and decompression.
+
+use crate::admin;
+use crate::client::{ClientError, Cluster};
+use crate::connection::ConnectionError;
+use crate::fetcher::{Fetcher, Item};
+use crate::reply::BrokerError;
+use crate::request::OffsetSpec;
+use bytes::Bytes;
+use schema::error_code::ErrorCode;
+use schema::record_batch::{self, BatchError, Batches, Record, Records};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where to begin when the position is not kept any more, or not there yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoOffsetReset {
+    /// At the first offset that is kept.
+    #[default]
+    Earliest,
+    /// At the end.
+    Latest,
+    /// Not at all: [`ConsumeError::Refused`] with `OFFSET_OUT_OF_RANGE`, and the partition stops.
+    Error,
+}
+
+/// How a consumer fetches.
+#[derive(Clone, Debug)]
+pub struct ConsumerConfig {
+    /// The broker answers as soon as it has this many bytes.
+    pub fetch_min_bytes: u32,
+    /// The broker answers at the latest after this.
+    pub fetch_max_wait: Duration,
+    /// At most this many bytes of one partition per request, one batch excepted.
+    pub max_partition_fetch_bytes: u32,
+    /// At most this many bytes per request, one batch excepted.
+    pub fetch_max_bytes: u32,
+    /// Bytes fetched and not yet handed out, one batch per connection excepted. Shared evenly by the
+    /// connections.
+    pub prefetch_bytes: usize,
+    /// What to do about a position outside the log.
+    pub auto_offset_reset: AutoOffsetReset,
+    /// Whether the CRC of every batch is checked.
+    pub check_crcs: bool,
+}
+
+impl Default for ConsumerConfig {
+    fn default() -> Self {
+        Self {
+            fetch_min_bytes: 1,
+            fetch_max_wait: Duration::from_millis(500),
+            max_partition_fetch_bytes: 1 << 20,
+            fetch_max_bytes: 16 << 20,
+            prefetch_bytes: 16 << 20,
+            auto_offset_reset: AutoOffsetReset::Earliest,
+            check_crcs: true,
+        }
+    }
+}
+
+/// Where to start reading a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartFrom {
+    /// The first offset that is kept.
+    Earliest,
+    /// The end: only what comes from now on.
+    Latest,
+    /// This offset.
+    Offset(u64),
+    /// The first record at or after this time, milliseconds since 1970.
+    Timestamp(i64),
+}
+
+/// Why reading came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConsumeError {
+    /// The topic, the partition or the cluster could not be found.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The broker refuses to serve the partition. It stops; seek to go on.
+    #[error("topic '{topic}' partition {partition} offset {offset}: {error}")]
+    Refused {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// The offset asked for.
+        offset: u64,
+        /// What the broker said.
+        error: BrokerError,
+    },
+    /// A batch that arrived is damaged. The partition stops; seek past it to go on.
+    #[error("topic '{topic}' partition {partition} offset {offset}: {error}; seek past it to go on")]
+    CorruptBatch {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// The first offset that could not be read.
+        offset: u64,
+        /// What is wrong with it.
+        error: BatchError,
+    },
+    /// The topic was deleted and made again; the old offsets mean nothing. The partition stops.
+    #[error("topic '{topic}' was deleted and made again; assign it anew")]
+    TopicReplaced {
+        /// The topic.
+        topic: Arc<str>,
+    },
+    /// The brokers have not answered for `request_timeout`. The consumer goes on trying.
+    #[error("{error}; still trying")]
+    Unreachable {
+        /// The last failure.
+        error: ConnectionError,
+    },
+    /// The partition is not assigned.
+    #[error("topic '{topic}' partition {partition} is not assigned; assign it first")]
+    NotAssigned {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+    },
+}
+
+impl ConsumeError {
+    /// The broker's error code, if a broker refused.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            ConsumeError::Client(error) => error.code(),
+            ConsumeError::Refused { error, .. } => Some(error.code),
+            _ => None,
+        }
+    }
+}
+
+/// Stored batches of one partition as one fetch brought them. Owns a slice of the memory that was read.
+#[derive(Clone, Debug)]
+pub struct FetchedBatch {
+    pub(crate) topic: Arc<str>,
+    pub(crate) partition: u32,
+    pub(crate) bytes: Bytes,
+    pub(crate) from_offset: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) high_watermark: u64,
+}
+
+impl FetchedBatch {
+    /// The topic.
+    pub fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> u32 {
+        self.partition
+    }
+
+    /// The offset that was asked for; records below it are skipped.
+    pub fn from_offset(&self) -> u64 {
+        self.from_offset
+    }
+
+    /// The offset after the last record.
+    pub fn end_offset(&self) -> u64 {
+        self.end_offset
+    }
+
+    /// The offset below which records were visible when this was read.
+    pub fn high_watermark(&self) -> u64 {
+        self.high_watermark
+    }
+
+    /// The stored batches, back to back, unchanged; the first may begin below [`Self::from_offset`].
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The records from [`Self::from_offset`] on, borrowed. Ends after the first error.
+    pub fn records(&self) -> FetchedRecords<'_> {
+        FetchedRecords {
+            fetched: self,
+            batches: record_batch::batches(&self.bytes),
+            records: None,
+            ended: false,
+        }
+    }
+
+    fn damaged(&self, offset: u64, error: BatchError) -> ConsumeError {
+        ConsumeError::CorruptBatch { topic: self.topic.clone(), partition: self.partition, offset, error }
+    }
+}
+
+/// The iterator of [`FetchedBatch::records`].
+#[derive(Clone, Debug)]
+pub struct FetchedRecords<'a> {
+    fetched: &'a FetchedBatch,
+    batches: Batches<'a>,
+    records: Option<Records<'a>>,
+    ended: bool,
+}
+
+impl<'a> FetchedRecords<'a> {
+    fn fail(&mut self, offset: u64, error: BatchError) -> Option<Result<Record<'a>, ConsumeError>> {
+        self.ended = true;
+        Some(Err(self.fetched.damaged(offset, error)))
+    }
+}
+
+impl<'a> Iterator for FetchedRecords<'a> {
+    type Item = Result<Record<'a>, ConsumeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.ended {
+            if let Some(records) = &mut self.records {
+                match records.next() {
+                    Some(Ok(record)) if record.offset < self.fetched.from_offset => continue,
+                    Some(Ok(record)) => return Some(Ok(record)),
+                    Some(Err(error)) => {
+                        let offset = records.header().base_offset;
+                        return self.fail(offset, error);
+                    }
+                    None => self.records = None,
+                }
+            }
+            match self.batches.next() {
+                None => self.ended = true,
+                Some(Err(error)) => return self.fail(self.fetched.from_offset, error),
+                // Markers of brokers are nothing for applications.
+                Some(Ok((header, _))) if header.attributes.is_control() => {}
+                Some(Ok((header, _))) if header.end_offset() <= self.fetched.from_offset => {}
+                Some(Ok((header, batch))) => match record_batch::records(batch) {
+                    Ok(records) => self.records = Some(records),
+                    Err(error) => return self.fail(header.base_offset, error),
+                },
+            }
+        }
+        None
+    }
+}
+
+impl std::iter::FusedIterator for FetchedRecords<'_> {}
+
+/// A record that owns slices of the memory that was read; nothing is copied but header names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsumedRecord {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: u32,
+    /// Its offset.
+    pub offset: u64,
+    /// When the producer made it, or when the broker appended it.
+    pub timestamp_ms: i64,
+    /// The key; `None` is null, which is not the same as empty.
+    pub key: Option<Bytes>,
+    /// The value; `None` is null.
+    pub value: Option<Bytes>,
+    /// In the order that the producer gave.
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+/// What is left of the batch that [`Consumer::next`] is in.
+struct Unpacked {
+    fetched: FetchedBatch,
+    /// Bytes of `fetched` that are unpacked.
+    done_bytes: usize,
+    records: VecDeque<ConsumedRecord>,
+}
+
+/// Reads records; see the module.
+pub struct Consumer {
+    cluster: Arc<Cluster>,
+    fetcher: Fetcher,
+    unpacked: Option<Unpacked>,
+}
+
+impl Consumer {
+    pub(crate) fn new(cluster: Arc<Cluster>, config: ConsumerConfig) -> Self {
+        Self { fetcher: Fetcher::new(cluster.clone(), config), cluster, unpacked: None }
+    }
+
+    /// Reads these partitions of `topic` from now on, in place of those it read before; other topics go
+    /// on. An empty list ends the topic.
+    ///
+    /// # Errors
+    /// [`ConsumeError::Client`] for an unknown topic or partition; then nothing has changed.
+    pub async fn assign(&mut self, topic: &str, partitions: &[(u32, StartFrom)]) -> Result<(), ConsumeError> {
+        let known = match partitions.iter().map(|(partition, _)| *partition).max() {
+            None => {
+                self.forget_unpacked(topic, None);
+                self.fetcher.unassign(topic);
+                return Ok(());
+            }
+            Some(last) => match self.cluster.topic(topic).await? {
+                known if (last as usize) < known.places.len() => known,
+                known => self.cluster.refresh(topic, known.learnt_at).await?,
+            },
+        };
+        let mut positions = Vec::with_capacity(partitions.len());
+        for (partition, _) in partitions {
+            known.place(*partition).map_err(ConsumeError::Client)?;
+        }
+        for (partition, start) in self.resolve(topic, partitions).await? {
+            positions.push((partition, start));
+        }
+        self.forget_unpacked(topic, None);
+        self.fetcher.assign(&known, &positions);
+        Ok(())
+    }
+
+    /// Reads every partition of `topic` from `start`.
+    pub async fn assign_all(&mut self, topic: &str, start: StartFrom) -> Result<(), ConsumeError> {
+        let known = self.cluster.refresh(topic, std::time::Instant::now()).await?;
+        let all: Vec<_> = (0..known.places.len() as u32).map(|partition| (partition, start)).collect();
+        self.assign(topic, &all).await
+    }
+
+    /// Moves the position of one assigned partition. Also takes up a partition that stopped.
+    pub async fn seek(&mut self, topic: &str, partition: u32, start: StartFrom) -> Result<(), ConsumeError> {
+        let not_assigned = || ConsumeError::NotAssigned { topic: topic.into(), partition };
+        self.fetcher.position(topic, partition).ok_or_else(not_assigned)?;
+        let resolved = self.resolve(topic, &[(partition, start)]).await?;
+        self.forget_unpacked(topic, Some(partition));
+        for (partition, offset) in resolved {
+            self.fetcher.seek(topic, partition, offset);
+        }
+        Ok(())
+    }
+
+    /// The offset after the last record that was handed out, or where reading starts; `None` if the
+    /// partition is not assigned.
+    pub fn position(&self, topic: &str, partition: u32) -> Option<u64> {
+        self.fetcher.position(topic, partition)
+    }
+
+    /// The offset below which records are visible, as the last fetch told; `None` before that.
+    pub fn high_watermark(&self, topic: &str, partition: u32) -> Option<u64> {
+        self.fetcher.high_watermark(topic, partition)
+    }
+
+    /// The next batches of any assigned partition; waits until there are some. `None` when no partition
+    /// is assigned, or all have stopped with an error.
+    ///
+    /// Cancel safe. After [`Self::next`] it first hands out what that has not unpacked yet, from the
+    /// next record on.
+    ///
+    /// # Errors
+    /// All but [`ConsumeError::Unreachable`] stop the partition that they name until it is sought.
+    pub async fn next_batch(&mut self) -> Option<Result<FetchedBatch, ConsumeError>> {
+        if let Some(unpacked) = self.unpacked.take() {
+            let from_offset = self.fetcher.position(&unpacked.fetched.topic, unpacked.fetched.partition);
+            let mut rest = unpacked.fetched;
+            rest.from_offset = from_offset.unwrap_or(rest.end_offset);
+            if rest.from_offset < rest.end_offset {
+                self.fetcher.advance(&rest.topic, rest.partition, rest.end_offset);
+                return Some(Ok(rest));
+            }
+        }
+        match self.fetcher.next().await? {
+            Item::Fetched(fetched) => {
+                self.fetcher.advance(&fetched.topic, fetched.partition, fetched.end_offset);
+                Some(Ok(fetched))
+            }
+            Item::Failed(error) => Some(Err(error)),
+        }
+    }
+
+    /// [`Self::next_batch`] under the name that consumers of other logs have for it.
+    pub async fn poll(&mut self) -> Option<Result<FetchedBatch, ConsumeError>> {
+        self.next_batch().await
+    }
+
+    /// The next record of any assigned partition; waits until there is one. `None` as in
+    /// [`Self::next_batch`]. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`Self::next_batch`].
+    pub async fn next(&mut self) -> Option<Result<ConsumedRecord, ConsumeError>> {
+        loop {
+            if let Some(unpacked) = &mut self.unpacked {
+                if let Some(record) = unpacked.records.pop_front() {
+                    self.fetcher.advance(&record.topic, record.partition, record.offset + 1);
+                    return Some(Ok(record));
+                }
+                match unpack(unpacked) {
+                    Ok(true) => continue,
+                    Ok(false) => {
+                        let Unpacked { fetched, .. } = unpacked;
+                        self.fetcher.advance(&fetched.topic, fetched.partition, fetched.end_offset);
+                        self.unpacked = None;
+                    }
+                    Err(error) => {
+                        let Unpacked { fetched, .. } = unpacked;
+                        self.fetcher.halt(&fetched.topic, fetched.partition);
+                        self.unpacked = None;
+                        return Some(Err(error));
+                    }
+                }
+            }
+            match self.fetcher.next().await? {
+                Item::Fetched(fetched) => {
+                    self.unpacked = Some(Unpacked { fetched, done_bytes: 0, records: VecDeque::new() });
+                }
+                Item::Failed(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    fn forget_unpacked(&mut self, topic: &str, partition: Option<u32>) {
+        self.unpacked.take_if(|unpacked| {
+            *unpacked.fetched.topic == *topic
+                && partition.is_none_or(|partition| unpacked.fetched.partition == partition)
+        });
+    }
+
+    /// Turns places into offsets, by one request per connection.
+    async fn resolve(
+        &self,
+        topic: &str,
+        partitions: &[(u32, StartFrom)],
+    ) -> Result<Vec<(u32, u64)>, ConsumeError> {
+        let mut positions = Vec::with_capacity(partitions.len());
+        let mut asked = Vec::new();
+        for (partition, start) in partitions {
+            match start {
+                StartFrom::Offset(offset) => positions.push((*partition, *offset)),
+                StartFrom::Earliest => asked.push((*partition, OffsetSpec::Earliest)),
+                StartFrom::Latest => asked.push((*partition, OffsetSpec::Latest)),
+                StartFrom::Timestamp(ms) => asked.push((*partition, OffsetSpec::Timestamp(*ms))),
+            }
+        }
+        if !asked.is_empty() {
+            let listed = admin::list_offsets(&self.cluster, topic, &asked).await?;
+            positions.extend(listed.into_iter().map(|listed| (listed.partition, listed.offset)));
+        }
+        Ok(positions)
+    }
+}
+
+/// Unpacks the next stored batch; whether there was one.
+fn unpack(unpacked: &mut Unpacked) -> Result<bool, ConsumeError> {
+    let Unpacked { fetched, done_bytes, records } = unpacked;
+    let Some(next) = record_batch::batches(&fetched.bytes[*done_bytes..]).next() else {
+        return Ok(false);
+    };
+    let (header, _) = next.map_err(|error| fetched.damaged(fetched.from_offset, error))?;
+    // One stored batch at a time, so that unpacked records stay few.
+    let one = FetchedBatch {
+        bytes: fetched.bytes.slice(*done_bytes..*done_bytes + header.batch_bytes),
+        ..fetched.clone()
+    };
+    for record in one.records() {
+        let record = record?;
+        let own = |bytes: &[u8]| one.bytes.slice_ref(bytes);
+        let mut headers = Vec::new();
+        for header in record.headers() {
+            let (name, value) = header.map_err(|error| fetched.damaged(record.offset, error))?;
+            headers.push((name.to_owned(), value.map(own)));
+        }
+        records.push_back(ConsumedRecord {
+            topic: fetched.topic.clone(),
+            partition: fetched.partition,
+            offset: record.offset,
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.map(own),
+            value: record.value.map(own),
+            headers,
+        });
+    }
+    *done_bytes += header.batch_bytes;
+    Ok(true)
+}
