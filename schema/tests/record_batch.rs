@@ -223,6 +223,26 @@ fn the_builder_is_reused_and_counts_sequences() {
 }
 
 #[test]
+fn a_recycled_batch_leaves_nothing_behind() {
+    let expected = sound();
+    let mut builder = BatchBuilder::new();
+    for _ in 0..200 {
+        builder.append(0, Some(b"longer"), Some(b"than the next one"), &[]);
+    }
+    let spent = builder.finish();
+    let memory = (spent.as_ptr(), spent.capacity());
+    builder.recycle(spent);
+    builder.set_producer(Producer { id: 9, epoch: 2, base_sequence: 100 });
+    for at in 0..3 {
+        builder.append(1000 + at, Some(b"key"), Some(b"value"), &[("name", None)]);
+        builder.recycle(vec![1; 100_000]);
+    }
+    let batch = builder.finish();
+    assert_eq!(batch, expected);
+    assert_eq!((batch.as_ptr(), batch.capacity()), memory);
+}
+
+#[test]
 fn nothing_follows_an_error() {
     let mut garbage = [sound(), vec![0; 200]].concat();
     garbage.extend(sound());
