@@ -99,11 +99,11 @@ fn io_uring(facts: &HostFacts, _shards: u64) -> Option<Finding> {
         IoUring::Available { missing } if missing.is_empty() => return None,
         IoUring::Available { missing } => (
             format!("kernel {} lacks the io_uring operations {}", facts.kernel, missing.join(", ")),
-            "run a newer kernel: 5.15 at least, 6.1 or later is better".to_owned(),
+            "run a newer kernel: 6.1 or later".to_owned(),
         ),
         IoUring::Absent => (
             format!("kernel {} has no io_uring", facts.kernel),
-            "run a kernel with CONFIG_IO_URING, 5.15 at least (gVisor and some WSL kernels have none)".to_owned(),
+            "run a kernel with CONFIG_IO_URING, 6.1 or later (gVisor and some WSL kernels have none)".to_owned(),
         ),
         IoUring::DisabledBySysctl { value: 1 } => (
             "kernel.io_uring_disabled = 1: only one group may use io_uring".to_owned(),
