@@ -115,8 +115,6 @@ pub const INDEX_INTERVAL_BYTES: u64 = 256 * KIB as u64;
 pub const LOADED_INDEXES_MAX: usize = 2;
 /// Group buffers kept in memory after their write, for tail reads, bytes per shard.
 pub const TAIL_CACHE_BYTES_PER_SHARD: usize = 128 * MIB;
-/// Group buffers kept for one partition of them.
-pub const TAIL_CACHE_BYTES_PER_PARTITION: usize = 32 * MIB;
 /// One catch-up read.
 pub const READ_BYTES_MAX: usize = MIB;
 /// Catch-up reads in flight of one shard.

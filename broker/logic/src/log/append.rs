@@ -295,6 +295,11 @@ impl Log {
         self.in_flight.len()
     }
 
+    /// Where the last durable group ends: segment and position.
+    pub fn durable_position(&self) -> (u64, u64) {
+        (self.durable_point.sequence, self.durable_point.position)
+    }
+
     /// Gives the next `records` offsets to a batch of this epoch; the first of them.
     pub fn append(&mut self, records: u32, leader_epoch: LeaderEpoch) -> Offset {
         let base = self.log_end;
@@ -321,8 +326,10 @@ impl Log {
 
     /// The segment to put in place ahead of need: once the active one is half full and none is there.
     pub fn segment_wanted(&self) -> Option<SegmentNeeded> {
-        let half_full =
-            self.segments.back().is_some_and(|active| active.end_position * 2 > self.settings.physical_bytes());
+        let half_full = self
+            .segments
+            .back()
+            .is_some_and(|active| active.end_position * 2 > self.settings.physical_bytes());
         (half_full && self.placed.is_none()).then(|| self.next_segment())
     }
 
@@ -399,18 +406,18 @@ impl Log {
             payload_crc: group.payload_crc,
         };
         header.chain = header.chain_after(before);
-        let placement =
-            Placement { sequence: active.sequence, position: active.end_position, bytes: header.disk_bytes() };
+        let placement = Placement {
+            sequence: active.sequence,
+            position: active.end_position,
+            bytes: header.disk_bytes(),
+        };
         if let Some(index) = &mut active.index {
             index.note(group.base, placement.position, active.max_timestamp_ms);
         }
         active.end_position += placement.bytes;
         active.max_timestamp_ms = active.max_timestamp_ms.max(group.max_timestamp_ms);
-        let durable = DurablePoint {
-            sequence: active.sequence,
-            position: active.end_position,
-            chain: header.chain,
-        };
+        let durable =
+            DurablePoint { sequence: active.sequence, position: active.end_position, chain: header.chain };
         self.chain = header.chain;
         self.sealed_end = group.end;
         self.in_flight.push_back(InFlight { round, written: false, end: group.end, durable });

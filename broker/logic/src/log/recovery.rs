@@ -202,9 +202,11 @@ impl Recovery {
     /// The next read; `None` when the verdict is ready.
     pub fn need(&self) -> Option<ReadRequest> {
         match self.phase {
-            Phase::Headers { next } => {
-                Some(ReadRequest { sequence: self.files[next].file.sequence, position: 0, bytes: BLOCK_BYTES })
-            }
+            Phase::Headers { next } => Some(ReadRequest {
+                sequence: self.files[next].file.sequence,
+                position: 0,
+                bytes: BLOCK_BYTES,
+            }),
             Phase::Scan { bytes } => {
                 let cursor = self.cursor.as_ref()?;
                 Some(ReadRequest {
@@ -454,8 +456,9 @@ impl Recovery {
     fn stop(&mut self, block: &[u8]) {
         let cursor = self.cursor.expect("a scan has a cursor");
         self.remains = Remains {
-            torn: GroupHeader::claimed_identity(block)
-                .is_some_and(|(nonce, incarnation)| nonce == cursor.nonce && incarnation >= cursor.incarnation),
+            torn: GroupHeader::claimed_identity(block).is_some_and(|(nonce, incarnation)| {
+                nonce == cursor.nonce && incarnation >= cursor.incarnation
+            }),
             until: None,
         };
         for header in self.files[cursor.file + 1..].iter().filter_map(opened) {
@@ -522,7 +525,11 @@ impl Recovery {
     }
 
     fn nonce_of(&self, file: usize, cursor: &Cursor) -> Option<u64> {
-        if file == cursor.file { Some(cursor.nonce) } else { self.files[file].header.map(|header| header.nonce) }
+        if file == cursor.file {
+            Some(cursor.nonce)
+        } else {
+            self.files[file].header.map(|header| header.nonce)
+        }
     }
 
     /// Acknowledged records are missing at the cursor: look for the next sound group.

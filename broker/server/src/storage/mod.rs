@@ -1,0 +1,469 @@
+//! The files of one shard: where they are, how they come and go.
+//!
+//! ```text
+//! <data>/storage.uuid                identity of this disk
+//! <data>/flush                       never extended; its fdatasync is the flush of the device
+//! <data>/shard-<k>/checkpoint.{a,b}  alternating
+//! <data>/shard-<k>/spare/            recycled segments, and new ones before they get their name
+//! <data>/topics/<topic-id>/<partition>.<generation>/<sequence>.log
+//! ```
+//!
+//! One [`Storage`] per shard, shared by its partitions, generic over the disk. A segment is made in
+//! `spare/`, its header and first zeroed bytes are synced, then it is renamed into place and both
+//! directories are synced: a name in a partition's directory always has a sound header behind it.
+//! Write and sync errors are not retried: after a failed sync nobody knows what the device holds, so the
+//! process ends with a message and recovers.
+
+pub mod buffer;
+pub mod disk;
+pub mod recover;
+pub mod ring;
+
+use buffer::{Buffer, BufferPool};
+use disk::{Disk, Write};
+use logic::ids::{ShardId, TopicId, TopicPartition};
+use logic::limits::{
+    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES,
+    WRITE_BYTES_MAX,
+};
+use logic::log::{LogIdentity, append::SegmentNeeded};
+use schema::checkpoint::Checkpoint;
+use schema::segment::{SegmentHeader, SegmentState};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What storage takes from outside besides the disk: time and randomness, so that tests decide both.
+pub trait Environment {
+    /// Milliseconds since 1970.
+    fn now_ms(&self) -> i64;
+    /// Nanoseconds of a clock that never goes back.
+    fn monotonic_ns(&self) -> u64;
+    /// A number that has not been used before.
+    fn nonce(&self) -> u64;
+    /// Waits.
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+/// Counters of a shard's storage, read by `Status`.
+#[derive(Debug, Default)]
+pub struct StorageCounters {
+    /// Flush rounds that became durable.
+    pub rounds: Cell<u64>,
+    /// Groups written.
+    pub groups: Cell<u64>,
+    /// Bytes written in groups, headers and padding included.
+    pub group_bytes: Cell<u64>,
+    /// Of those, bytes of batches.
+    pub payload_bytes: Cell<u64>,
+    /// Flushes of the device for a whole round.
+    pub device_flushes: Cell<u64>,
+    /// Writes that were durable by themselves.
+    pub durable_writes: Cell<u64>,
+    /// Groups written behind the zeroed part of their file.
+    pub unprepared_groups: Cell<u64>,
+    /// Bytes zeroed ahead.
+    pub zeroed_bytes: Cell<u64>,
+    /// Segments made anew.
+    pub segments_created: Cell<u64>,
+    /// Segments made from a recycled file.
+    pub segments_recycled: Cell<u64>,
+    /// Bytes read from segments.
+    pub read_bytes: Cell<u64>,
+    /// Reads of segments.
+    pub reads: Cell<u64>,
+    /// Checkpoints written.
+    pub checkpoints: Cell<u64>,
+}
+
+/// Adds to a counter.
+pub fn count(counter: &Cell<u64>, by: u64) {
+    counter.set(counter.get() + by);
+}
+
+/// How this disk is to be used: what the host was found to permit.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskPolicy {
+    /// One sync of any file flushes the device for all: ext4 or XFS with barriers, one device.
+    pub one_flush_covers_all_files: bool,
+}
+
+/// A segment file in place.
+pub struct PlacedSegment<F> {
+    /// The open file.
+    pub file: F,
+    /// Its nonce.
+    pub nonce: u64,
+    /// Up to here its blocks are written and published.
+    pub prewritten_end: u64,
+}
+
+/// A recycled file: its blocks are written and published up to `bytes`.
+struct Spare {
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// The files of one shard.
+pub struct Storage<D: Disk> {
+    /// The disk.
+    pub disk: D,
+    /// Time and randomness.
+    pub environment: Rc<dyn Environment>,
+    /// Buffers of this shard.
+    pub pool: Rc<BufferPool>,
+    /// What the host permits.
+    pub policy: DiskPolicy,
+    /// What has been done.
+    pub counters: StorageCounters,
+    root: PathBuf,
+    shard: ShardId,
+    uuid: u128,
+    flush_file: D::File,
+    spares: RefCell<Vec<Spare>>,
+    spare_number: Cell<u64>,
+    checkpoint_generation: Cell<u64>,
+    notices: RefCell<Vec<String>>,
+    dirty_bytes: Cell<usize>,
+    full: Cell<bool>,
+}
+
+/// The data directory's path for the segments of a log.
+pub fn partition_directory(root: &Path, identity: &LogIdentity) -> PathBuf {
+    topic_directory(root, identity.partition.topic)
+        .join(format!("{}.{}", identity.partition.partition, identity.generation))
+}
+
+/// The data directory's path for the partitions of a topic.
+pub fn topic_directory(root: &Path, topic: TopicId) -> PathBuf {
+    root.join("topics").join(topic.to_string())
+}
+
+/// The file name of a segment.
+pub fn segment_name(sequence: u64) -> String {
+    format!("{sequence:020}.log")
+}
+
+/// The number in a segment's file name.
+pub fn parse_segment_name(name: &str) -> Option<u64> {
+    name.strip_suffix(".log").filter(|digits| digits.len() == 20)?.parse().ok()
+}
+
+impl<D: Disk> Storage<D> {
+    /// Opens the shard's files, as far as they do not belong to a partition, and reads its checkpoint.
+    /// `uuid` is the identity of the data directory, whose `flush` file exists.
+    pub async fn open(
+        disk: D,
+        environment: Rc<dyn Environment>,
+        policy: DiskPolicy,
+        root: &Path,
+        shard: ShardId,
+        uuid: u128,
+    ) -> io::Result<(Rc<Self>, Option<Checkpoint>)> {
+        let own = root.join(format!("shard-{shard}"));
+        for made in disk.make_directory(&own.join("spare")).await? {
+            if let Some(parent) = made.parent() {
+                disk.sync_directory(parent).await?;
+            }
+        }
+        let flush_file = disk.open(&root.join("flush")).await?;
+        let storage = Rc::new(Self {
+            disk,
+            environment,
+            pool: BufferPool::new(),
+            policy,
+            counters: StorageCounters::default(),
+            root: root.to_owned(),
+            shard,
+            uuid,
+            flush_file,
+            spares: RefCell::new(Vec::new()),
+            spare_number: Cell::new(0),
+            checkpoint_generation: Cell::new(0),
+            notices: RefCell::new(Vec::new()),
+            dirty_bytes: Cell::new(0),
+            full: Cell::new(false),
+        });
+        // What is in spare/ has no owner; its written blocks are not known to be published, so it goes.
+        for (name, _) in storage.disk.list(&own.join("spare")).await? {
+            storage.disk.remove(&own.join("spare").join(name)).await?;
+        }
+        let checkpoint = storage.read_checkpoint().await?;
+        if let Some(checkpoint) = &checkpoint {
+            storage.checkpoint_generation.set(checkpoint.generation);
+        }
+        Ok((storage, checkpoint))
+    }
+
+    /// The data directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn own_directory(&self) -> PathBuf {
+        self.root.join(format!("shard-{}", self.shard))
+    }
+
+    /// Something that the operator should know; also logged.
+    pub fn notice(&self, text: String) {
+        tracing::warn!("{text}");
+        let mut notices = self.notices.borrow_mut();
+        if notices.len() < 1000 && !notices.contains(&text) {
+            notices.push(text);
+        }
+    }
+
+    /// What the operator should know, oldest first.
+    pub fn notices(&self) -> Vec<String> {
+        self.notices.borrow().clone()
+    }
+
+    /// Bytes of groups that are not durable yet.
+    pub fn dirty_bytes(&self) -> usize {
+        self.dirty_bytes.get()
+    }
+
+    /// Accounts for bytes that became dirty.
+    pub fn add_dirty(&self, bytes: usize) {
+        self.dirty_bytes.set(self.dirty_bytes.get() + bytes);
+    }
+
+    /// Accounts for bytes that became durable.
+    pub fn sub_dirty(&self, bytes: usize) {
+        self.dirty_bytes.set(self.dirty_bytes.get() - bytes);
+    }
+
+    /// Whether the disk has no room for new data.
+    pub fn is_full(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Notes that the disk is full, or has room again.
+    pub fn set_full(&self, full: bool) {
+        if full != self.full.replace(full) {
+            let root = self.root.display();
+            match full {
+                true => tracing::error!("no space left for {root}: produce is refused until space returns"),
+                false => tracing::info!("space has returned to {root}: produce goes on"),
+            }
+        }
+    }
+
+    /// Flushes the device: every completed write into published blocks becomes durable.
+    pub fn flush_device(&self) -> impl Future<Output = io::Result<()>> + 'static + use<D> {
+        count(&self.counters.device_flushes, 1);
+        self.disk.sync(&self.flush_file)
+    }
+
+    /// Puts a segment in its place: from a recycled file if there is one, else a new one.
+    pub async fn place_segment(
+        &self,
+        identity: &LogIdentity,
+        incarnation: u64,
+        needed: SegmentNeeded,
+    ) -> io::Result<PlacedSegment<D::File>> {
+        let nonce = self.environment.nonce();
+        let header = SegmentHeader {
+            state: SegmentState::Placed,
+            nonce,
+            incarnation,
+            topic_id: identity.partition.topic.get(),
+            partition: identity.partition.partition.get(),
+            generation: identity.generation,
+            sequence: needed.sequence,
+            base_offset: 0,
+            previous_end: 0,
+            previous_chain: 0,
+            durable_floor: 0,
+            opened_ms: 0,
+        };
+        let spare = self.spares.borrow_mut().pop();
+        let (path, file, prewritten_end) = match spare {
+            Some(spare) => {
+                let file = self.disk.open(&spare.path).await?;
+                let mut block = self.pool.take(BLOCK_BYTES);
+                block.fill(0);
+                header.encode(&mut block);
+                self.write_all(&file, Rc::new(block), 0, false).await?;
+                count(&self.counters.segments_recycled, 1);
+                (spare.path, file, spare.bytes)
+            }
+            None => {
+                let number = self.spare_number.replace(self.spare_number.get() + 1);
+                let path = self.own_directory().join("spare").join(format!("new-{number}"));
+                let file = self.disk.create(&path).await?;
+                let bytes = PREWRITE_BYTES_MIN.min(needed.bytes);
+                let mut blocks = self.pool.take(bytes as usize);
+                blocks.fill(0);
+                header.encode(&mut blocks);
+                self.write_all(&file, Rc::new(blocks), 0, false).await?;
+                count(&self.counters.segments_created, 1);
+                (path, file, bytes)
+            }
+        };
+        self.disk.sync(&file).await?;
+        let directory = partition_directory(&self.root, identity);
+        self.disk.rename(&path, &directory.join(segment_name(needed.sequence))).await?;
+        self.disk.sync_directory(&directory).await?;
+        self.disk.sync_directory(&self.own_directory().join("spare")).await?;
+        Ok(PlacedSegment { file, nonce, prewritten_end })
+    }
+
+    /// Writes a buffer in permitted pieces.
+    pub async fn write_all(
+        &self,
+        file: &D::File,
+        buffer: Rc<Buffer>,
+        position: u64,
+        durable: bool,
+    ) -> io::Result<()> {
+        let length = buffer.len();
+        self.disk.write(split_write(file, buffer, length, position, durable)).await
+    }
+
+    /// Zeroes `from..to` ahead of the append position, a chunk at a time with `pause` between.
+    pub async fn zero(&self, file: &D::File, from: u64, to: u64, pause: Duration) -> io::Result<()> {
+        let mut zeros = self.pool.take(PREWRITE_CHUNK_BYTES);
+        zeros.fill(0);
+        let zeros = Rc::new(zeros);
+        let mut position = from;
+        while position < to {
+            let bytes = (to - position).min(PREWRITE_CHUNK_BYTES as u64) as usize;
+            let write = Write {
+                file: file.clone(),
+                buffer: zeros.clone(),
+                range: 0..bytes,
+                position,
+                durable: false,
+            };
+            self.disk.write(vec![write]).await?;
+            count(&self.counters.zeroed_bytes, bytes as u64);
+            position += bytes as u64;
+            if !pause.is_zero() && position < to {
+                self.environment.sleep(pause).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reclaims a segment file that nobody reads any more: as a spare if one is wanted and all its
+    /// blocks up to `published_end` are worth keeping, else in steps.
+    pub async fn reclaim(&self, path: &Path, published_end: u64, want_bytes: u64) -> io::Result<()> {
+        let recycle = published_end >= want_bytes && self.spares.borrow().len() < SPARE_SEGMENTS_MAX;
+        if recycle {
+            let number = self.spare_number.replace(self.spare_number.get() + 1);
+            let spare = self.own_directory().join("spare").join(format!("spare-{number}"));
+            self.disk.rename(path, &spare).await?;
+            if let Some(directory) = path.parent() {
+                // The old name must be gone for good before the header is written anew.
+                self.disk.sync_directory(directory).await?;
+            }
+            self.spares.borrow_mut().push(Spare { path: spare, bytes: published_end });
+            return Ok(());
+        }
+        let file = self.disk.open(path).await?;
+        let mut length = self.disk.length(&file)?;
+        while length > TRUNCATE_STEP_BYTES {
+            length -= TRUNCATE_STEP_BYTES;
+            self.disk.truncate(&file, length).await?;
+            self.environment.sleep(Duration::from_millis(1)).await;
+        }
+        self.disk.remove(path).await
+    }
+
+    /// Writes a checkpoint: temporary file, sync, rename over the older of the two, sync of the
+    /// directory.
+    pub async fn write_checkpoint(&self, mut checkpoint: Checkpoint) -> io::Result<()> {
+        checkpoint.generation = self.checkpoint_generation.get() + 1;
+        checkpoint.storage_uuid = self.uuid;
+        let bytes = checkpoint.encode();
+        let directory = self.own_directory();
+        let temporary = directory.join("checkpoint.new");
+        let target =
+            directory.join(if checkpoint.generation % 2 == 0 { "checkpoint.a" } else { "checkpoint.b" });
+        if self.disk.list(&directory).await?.iter().any(|(name, _)| name == "checkpoint.new") {
+            self.disk.remove(&temporary).await?;
+        }
+        let mut buffer = self.pool.take(bytes.len());
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        buffer[bytes.len()..].fill(0);
+        let file = self.disk.create(&temporary).await?;
+        self.write_all(&file, Rc::new(buffer), 0, false).await?;
+        self.disk.sync(&file).await?;
+        self.disk.rename(&temporary, &target).await?;
+        self.disk.sync_directory(&directory).await?;
+        self.checkpoint_generation.set(checkpoint.generation);
+        count(&self.counters.checkpoints, 1);
+        Ok(())
+    }
+
+    async fn read_checkpoint(&self) -> io::Result<Option<Checkpoint>> {
+        let directory = self.own_directory();
+        let mut newest: Option<Checkpoint> = None;
+        for (name, length) in self.disk.list(&directory).await? {
+            if name != "checkpoint.a" && name != "checkpoint.b" {
+                continue;
+            }
+            let path = directory.join(&name);
+            let file = self.disk.open(&path).await?;
+            let (buffer, read) = self.disk.read(&file, 0, self.pool.take(length as usize)).await?;
+            match Checkpoint::decode(&buffer[..read.min(length as usize)]) {
+                Ok(found) if found.storage_uuid != self.uuid => {
+                    return Err(io::Error::other(format!(
+                        "{} belongs to another data directory: move it away, or restore the storage.uuid that \
+                         it was written with",
+                        path.display()
+                    )));
+                }
+                Ok(found) if newest.as_ref().is_none_or(|newest| newest.generation < found.generation) => {
+                    newest = Some(found);
+                }
+                Ok(_) => {}
+                Err(error) => self.notice(format!(
+                    "checkpoint {} cannot be used ({error}): recovery reads more",
+                    path.display()
+                )),
+            }
+        }
+        Ok(newest)
+    }
+
+    /// The error text for a failed write or sync: names the file, and what happens now.
+    pub fn fail(&self, what: &str, partition: Option<TopicPartition>, error: &io::Error) -> ! {
+        let whose = partition.map(|partition| format!(" of partition {partition}")).unwrap_or_default();
+        crate::fatal(&format!(
+            "{what}{whose} under {} failed: {error}. What the device holds is unknown, so this process ends \
+             and the next start recovers; nothing acknowledged is affected",
+            self.root.display()
+        ))
+    }
+}
+
+/// Cuts one write into pieces that a device takes well.
+pub fn split_write<F: Clone>(
+    file: &F,
+    buffer: Rc<Buffer>,
+    length: usize,
+    position: u64,
+    durable: bool,
+) -> Vec<Write<F>> {
+    (0..length)
+        .step_by(WRITE_BYTES_MAX)
+        .map(|start| Write {
+            file: file.clone(),
+            buffer: buffer.clone(),
+            range: start..length.min(start + WRITE_BYTES_MAX),
+            position: position + start as u64,
+            durable,
+        })
+        .collect()
+}
+
+/// Whether an error says that there is no room.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}

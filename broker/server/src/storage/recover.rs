@@ -1,0 +1,69 @@
+//! Runs the recovery machine over the files of one partition.
+//!
+//! Used while a partition is opened. An unreadable range is fed as zeros: for the verdict it is the same
+//! as damage.
+
+use super::disk::Disk;
+use super::{Storage, parse_segment_name, partition_directory, segment_name};
+use logic::log::LogIdentity;
+use logic::log::recovery::{Recovered, Recovery, SegmentFile};
+use schema::checkpoint::PartitionCheckpoint;
+use std::collections::HashMap;
+use std::io;
+
+/// Recovers the log `identity`; makes its directory if there is none.
+///
+/// # Errors
+/// The directory cannot be made, listed or its files opened.
+pub async fn recover<D: Disk>(
+    storage: &Storage<D>,
+    identity: LogIdentity,
+    checkpoint: Option<PartitionCheckpoint>,
+    clean: bool,
+) -> io::Result<Recovered> {
+    let directory = partition_directory(storage.root(), &identity);
+    for made in storage.disk.make_directory(&directory).await? {
+        if let Some(parent) = made.parent() {
+            storage.disk.sync_directory(parent).await?;
+        }
+    }
+    let mut files: Vec<SegmentFile> = storage
+        .disk
+        .list(&directory)
+        .await?
+        .into_iter()
+        .filter_map(|(name, bytes)| Some(SegmentFile { sequence: parse_segment_name(&name)?, bytes }))
+        .collect();
+    files.sort_by_key(|file| file.sequence);
+    let mut recovery = Recovery::new(identity, checkpoint, clean, &files);
+    let mut open: HashMap<u64, D::File> = HashMap::new();
+    while let Some(request) = recovery.need() {
+        let file = match open.get(&request.sequence) {
+            Some(file) => file.clone(),
+            None => {
+                let file = storage.disk.open(&directory.join(segment_name(request.sequence))).await?;
+                open.insert(request.sequence, file.clone());
+                file
+            }
+        };
+        let buffer = storage.pool.take(request.bytes);
+        match storage.disk.read(&file, request.position, buffer).await {
+            Ok((buffer, read)) => recovery.feed(&buffer[..read.min(request.bytes)]),
+            Err(error) => {
+                storage.notice(format!(
+                    "partition {}: {} bytes at {} of segment {} cannot be read: {error}",
+                    identity.partition, request.bytes, request.position, request.sequence
+                ));
+                recovery.feed(&vec![0; request.bytes]);
+            }
+        }
+    }
+    let recovered = recovery.finish();
+    // What was read may still be in the device's volatile cache: it counts as durable only once synced.
+    if recovered.bytes_read > 0 {
+        for file in open.values() {
+            storage.disk.sync(file).await?;
+        }
+    }
+    Ok(recovered)
+}

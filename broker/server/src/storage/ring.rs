@@ -1,0 +1,362 @@
+//! The broker's disk: one io_uring of its own per shard, next to the runtime's rings.
+//!
+//! A round of many writes is one system call, and its completion wakes the shard through the runtime's
+//! poll of this ring's descriptor (docs/adr/0001-runtime.md). Owned by one shard; lives as long as its
+//! executor. Buffers and files of a submitted operation are held here until its completion arrives, so a
+//! dropped future never frees memory that the kernel still writes to.
+//!
+//! Opening, renaming, syncing directories and the like go to the runtime's blocking thread: they are
+//! rare and may take long.
+
+use super::buffer::Buffer;
+use super::disk::{Disk, Write};
+use glommio::io::PollableFd;
+use io_uring::{IoUring, opcode, squeue, types};
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+const RING_ENTRIES: u32 = 1024;
+
+/// An open file of this disk.
+#[derive(Debug)]
+pub struct RingFile {
+    file: std::fs::File,
+}
+
+/// What the kernel may still touch, and who waits for it.
+struct Operation {
+    batch: Rc<Batch>,
+    expect: Expect,
+    #[expect(dead_code, reason = "held for the kernel")]
+    file: Rc<RingFile>,
+    memory: Held,
+}
+
+enum Held {
+    None,
+    #[expect(dead_code, reason = "held for the kernel")]
+    Write(Rc<Buffer>),
+    Read(Buffer),
+}
+
+enum Expect {
+    Exactly(usize),
+    AtMost,
+    Nothing,
+}
+
+/// Operations that are awaited together.
+struct Batch {
+    remaining: Cell<usize>,
+    error: RefCell<Option<io::Error>>,
+    waker: RefCell<Option<Waker>>,
+    read: RefCell<Option<(Buffer, usize)>>,
+}
+
+impl Batch {
+    fn new(operations: usize) -> Rc<Self> {
+        Rc::new(Self {
+            remaining: Cell::new(operations),
+            error: RefCell::new(None),
+            waker: RefCell::new(None),
+            read: RefCell::new(None),
+        })
+    }
+
+    async fn done(self: Rc<Self>) -> io::Result<Rc<Self>> {
+        poll_fn(|context| {
+            if self.remaining.get() == 0 {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        match self.error.borrow_mut().take() {
+            Some(error) => Err(error),
+            None => Ok(self.clone()),
+        }
+    }
+}
+
+struct Ring {
+    ring: RefCell<IoUring>,
+    operations: RefCell<slab::Slab<Operation>>,
+}
+
+/// The handle; clones share the ring.
+#[derive(Clone)]
+pub struct RingDisk {
+    ring: Rc<Ring>,
+    direct: bool,
+}
+
+struct RingDescriptor(RawFd);
+
+impl AsRawFd for RingDescriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl RingDisk {
+    /// Sets up the ring of the current shard and the task that reaps it. `direct` = the data directory
+    /// supports O_DIRECT.
+    ///
+    /// # Errors
+    /// The kernel refuses an io_uring: not permitted, or not enough locked memory.
+    pub fn new(direct: bool) -> io::Result<Self> {
+        let ring = IoUring::builder().setup_clamp().setup_cqsize(RING_ENTRIES * 4).build(RING_ENTRIES)?;
+        let descriptor = RingDescriptor(ring.as_raw_fd());
+        let ring = Rc::new(Ring { ring: RefCell::new(ring), operations: RefCell::new(slab::Slab::new()) });
+        let pollable = PollableFd::new(descriptor).map_err(io::Error::from)?;
+        let reaped = ring.clone();
+        glommio::spawn_local(async move {
+            loop {
+                if let Err(error) = pollable.readable().await {
+                    crate::fatal(&format!("cannot wait for the storage ring: {error}"));
+                }
+                reaped.reap();
+            }
+        })
+        .detach();
+        Ok(Self { ring, direct })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        glommio::executor().spawn_blocking(work).await
+    }
+
+    fn open_options(&self) -> std::fs::OpenOptions {
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).write(true);
+        if self.direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        options
+    }
+}
+
+impl Ring {
+    fn push(&self, entry: impl FnOnce() -> squeue::Entry, operation: Operation) {
+        let key = self.operations.borrow_mut().insert(operation);
+        let entry = entry().user_data(key as u64);
+        let mut ring = self.ring.borrow_mut();
+        loop {
+            // SAFETY: the memory and the file that the entry names are held in `operations` until its
+            // completion has been reaped.
+            if unsafe { ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            submit(&ring);
+        }
+    }
+
+    fn submit(&self) {
+        submit(&self.ring.borrow());
+    }
+
+    fn reap(&self) {
+        loop {
+            let Some(entry) = self.ring.borrow_mut().completion().next() else { return };
+            let operation = self.operations.borrow_mut().remove(entry.user_data() as usize);
+            let Operation { batch, expect, memory, .. } = operation;
+            let result = entry.result();
+            let outcome = match (result, expect) {
+                (code, _) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+                (bytes, Expect::Exactly(expected)) if bytes as usize != expected => Err(io::Error::new(
+                    io::ErrorKind::WriteZero,
+                    format!("short write: {bytes} of {expected} bytes"),
+                )),
+                _ => Ok(()),
+            };
+            match (outcome, memory) {
+                (Ok(()), Held::Read(buffer)) => {
+                    *batch.read.borrow_mut() = Some((buffer, result as usize));
+                }
+                (Ok(()), _) => {}
+                (Err(error), _) => {
+                    batch.error.borrow_mut().get_or_insert(error);
+                }
+            }
+            batch.remaining.set(batch.remaining.get() - 1);
+            if batch.remaining.get() == 0
+                && let Some(waker) = batch.waker.borrow_mut().take()
+            {
+                waker.wake();
+            }
+        }
+    }
+}
+
+fn submit(ring: &IoUring) {
+    loop {
+        match ring.submit() {
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The completion queue is full: entries stay queued and go with the next call.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return,
+            Err(error) => crate::fatal(&format!("cannot submit to the storage ring: {error}")),
+        }
+    }
+}
+
+impl Disk for RingDisk {
+    type File = Rc<RingFile>;
+
+    async fn create(&self, path: &Path) -> io::Result<Self::File> {
+        let (mut options, path) = (self.open_options(), path.to_owned());
+        let file = self.blocking(move || options.create_new(true).open(path)).await?;
+        Ok(Rc::new(RingFile { file }))
+    }
+
+    async fn open(&self, path: &Path) -> io::Result<Self::File> {
+        let (options, path) = (self.open_options(), path.to_owned());
+        let file = self.blocking(move || options.open(path)).await?;
+        Ok(Rc::new(RingFile { file }))
+    }
+
+    fn length(&self, file: &Self::File) -> io::Result<u64> {
+        Ok(file.file.metadata()?.len())
+    }
+
+    fn write(
+        &self,
+        writes: Vec<Write<Self::File>>,
+    ) -> impl Future<Output = io::Result<()>> + 'static + use<> {
+        let batch = Batch::new(writes.len());
+        for Write { file, buffer, range, position, durable } in writes {
+            let bytes = &buffer[range];
+            let (pointer, length) = (bytes.as_ptr(), bytes.len());
+            let descriptor = types::Fd(file.file.as_raw_fd());
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            let entry = move || {
+                opcode::Write::new(descriptor, pointer, length as u32)
+                    .offset(position)
+                    .rw_flags(flags)
+                    .build()
+            };
+            let expect = Expect::Exactly(length);
+            self.ring
+                .push(entry, Operation { batch: batch.clone(), expect, file, memory: Held::Write(buffer) });
+        }
+        self.ring.submit();
+        async move { batch.done().await.map(drop) }
+    }
+
+    fn read(
+        &self,
+        file: &Self::File,
+        position: u64,
+        mut buffer: Buffer,
+    ) -> impl Future<Output = io::Result<(Buffer, usize)>> + 'static + use<> {
+        let batch = Batch::new(1);
+        let (pointer, length) = (buffer.as_mut_pointer(), buffer.len());
+        let descriptor = types::Fd(file.file.as_raw_fd());
+        let entry = move || opcode::Read::new(descriptor, pointer, length as u32).offset(position).build();
+        self.ring.push(
+            entry,
+            Operation {
+                batch: batch.clone(),
+                expect: Expect::AtMost,
+                file: file.clone(),
+                memory: Held::Read(buffer),
+            },
+        );
+        self.ring.submit();
+        async move {
+            let batch = batch.done().await?;
+            let read = batch.read.borrow_mut().take();
+            read.ok_or_else(|| io::Error::other("a read completed without its buffer"))
+        }
+    }
+
+    fn sync(&self, file: &Self::File) -> impl Future<Output = io::Result<()>> + 'static + use<> {
+        let batch = Batch::new(1);
+        let descriptor = types::Fd(file.file.as_raw_fd());
+        let entry = move || opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build();
+        let memory = Held::None;
+        self.ring.push(
+            entry,
+            Operation { batch: batch.clone(), expect: Expect::Nothing, file: file.clone(), memory },
+        );
+        self.ring.submit();
+        async move { batch.done().await.map(drop) }
+    }
+
+    async fn truncate(&self, file: &Self::File, bytes: u64) -> io::Result<()> {
+        let file = file.file.try_clone()?;
+        self.blocking(move || file.set_len(bytes)).await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.blocking(move || std::fs::rename(from, to)).await
+    }
+
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        self.blocking(move || std::fs::remove_file(path)).await
+    }
+
+    async fn make_directory(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let path = path.to_owned();
+        self.blocking(move || {
+            let mut missing: Vec<PathBuf> = path
+                .ancestors()
+                .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+                .map(Path::to_owned)
+                .collect();
+            missing.reverse();
+            std::fs::create_dir_all(&path)?;
+            Ok(missing)
+        })
+        .await
+    }
+
+    async fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        self.blocking(move || std::fs::remove_dir(path)).await
+    }
+
+    async fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        let path = path.to_owned();
+        self.blocking(move || std::fs::File::open(path)?.sync_all()).await
+    }
+
+    async fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
+        let path = path.to_owned();
+        self.blocking(move || {
+            let entries = match std::fs::read_dir(path) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            };
+            entries
+                .map(|entry| {
+                    let entry = entry?;
+                    Ok((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.len()))
+                })
+                .collect()
+        })
+        .await
+    }
+
+    async fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let path = path.to_owned();
+        self.blocking(move || {
+            let stats = rustix::fs::statvfs(&path)?;
+            Ok(stats.f_bavail * stats.f_frsize)
+        })
+        .await
+    }
+}

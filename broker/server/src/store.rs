@@ -1,0 +1,473 @@
+//! All logs of one shard, and the flush rounds that make them durable together.
+//!
+//! One per shard. Appends mark their partition dirty; the round task gathers every dirty partition into
+//! one submission and, if it was more than a few writes, one flush of the device. Housekeeping
+//! (checkpoints, attestations of idle logs, writing ahead, retention) runs here too, behind the same
+//! storage trait, so that crash tests run all of it.
+//!
+//! A full disk stops rounds, not reads: the round that met it is written again until there is room.
+//! Any other write error ends the process.
+
+use crate::partition::reader::ChunkCache;
+use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrites, SealOutcome};
+use crate::storage::disk::{Disk, Write};
+use crate::storage::{Storage, count, is_no_space};
+use logic::ids::{LeaderEpoch, TopicPartition};
+use logic::limits::{
+    CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, ROUND_BYTES_MAX, ROUND_GROUPS_MAX,
+    TAIL_CACHE_BYTES_PER_SHARD,
+};
+use logic::log::flush_round::FlushRounds;
+use logic::log::{LogIdentity, RoundId};
+use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// A round of so few writes makes each durable by itself; a larger one shares a flush.
+const DURABLE_WRITES_MAX: usize = 2;
+/// How often a full disk is tried again.
+const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
+
+type Advanced<D> = Rc<dyn Fn(&Rc<Partition<D>>, Advance)>;
+
+/// How long rounds took, microseconds.
+pub type RoundTimes = hdrhistogram::Histogram<u64>;
+
+/// The logs of a shard.
+pub struct Store<D: Disk> {
+    /// Files.
+    pub storage: Rc<Storage<D>>,
+    /// Chunks of segments for reads.
+    pub chunks: Rc<ChunkCache>,
+    partitions: RefCell<HashMap<TopicPartition, Rc<Partition<D>>>>,
+    checkpointed: RefCell<HashMap<TopicPartition, PartitionCheckpoint>>,
+    clean: Cell<bool>,
+    rounds: RefCell<FlushRounds<TopicPartition>>,
+    wake: RefCell<Option<Waker>>,
+    waiting: RefCell<HashSet<TopicPartition>>,
+    tail_order: RefCell<VecDeque<TopicPartition>>,
+    tail_bytes: Cell<usize>,
+    advanced: RefCell<Option<Advanced<D>>>,
+    active: RefCell<HashSet<TopicPartition>>,
+    preparing: Cell<usize>,
+    bytes_since_checkpoint: Cell<u64>,
+    last_checkpoint_ms: Cell<i64>,
+    stopping: Cell<bool>,
+    round_times: RefCell<RoundTimes>,
+}
+
+impl<D: Disk> Store<D> {
+    /// The store of a shard whose files are `storage`. Spawns the round task.
+    pub fn new(storage: Rc<Storage<D>>, checkpoint: Option<Checkpoint>, rounds_in_flight: usize) -> Rc<Self> {
+        let now_ms = storage.environment.now_ms();
+        let clean = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.clean);
+        let checkpointed = checkpoint
+            .into_iter()
+            .flat_map(|checkpoint| checkpoint.partitions)
+            .map(|partition| {
+                let id = TopicPartition {
+                    topic: logic::ids::TopicId::new(partition.topic_id),
+                    partition: logic::ids::PartitionIndex::new(partition.partition),
+                };
+                (id, partition)
+            })
+            .collect();
+        let store = Rc::new(Self {
+            storage,
+            chunks: Rc::default(),
+            partitions: RefCell::default(),
+            checkpointed: RefCell::new(checkpointed),
+            clean: Cell::new(clean),
+            rounds: RefCell::new(FlushRounds::new(rounds_in_flight)),
+            wake: RefCell::new(None),
+            waiting: RefCell::default(),
+            tail_order: RefCell::default(),
+            tail_bytes: Cell::new(0),
+            advanced: RefCell::new(None),
+            active: RefCell::default(),
+            preparing: Cell::new(0),
+            bytes_since_checkpoint: Cell::new(0),
+            last_checkpoint_ms: Cell::new(now_ms),
+            stopping: Cell::new(false),
+            round_times: RefCell::new(
+                RoundTimes::new_with_bounds(1, 60_000_000, 3).expect("the bounds are constants"),
+            ),
+        });
+        let rounds = store.clone();
+        glommio::spawn_local(async move { rounds.run_rounds().await }).detach();
+        store
+    }
+
+    /// Calls `advanced` whenever a partition's durable end moves.
+    pub fn on_advance(&self, advanced: Advanced<D>) {
+        *self.advanced.borrow_mut() = Some(advanced);
+    }
+
+    /// Opens a partition: recovery, then service.
+    pub async fn open_partition(
+        self: &Rc<Self>,
+        identity: LogIdentity,
+        settings: PartitionSettings,
+        leader_epoch: LeaderEpoch,
+    ) -> io::Result<Rc<Partition<D>>> {
+        let id = identity.partition;
+        let checkpoint = self
+            .checkpointed
+            .borrow_mut()
+            .remove(&id)
+            .filter(|checkpoint| checkpoint.generation == identity.generation);
+        let partition = Partition::open(
+            self.storage.clone(),
+            identity,
+            settings,
+            leader_epoch,
+            checkpoint,
+            self.clean.get(),
+        )
+        .await?;
+        self.partitions.borrow_mut().insert(id, partition.clone());
+        Ok(partition)
+    }
+
+    /// After all partitions of the start have been opened: from now on the next start must recover.
+    pub async fn begin_service(&self) -> io::Result<()> {
+        self.clean.set(false);
+        self.checkpoint(false).await
+    }
+
+    /// A partition of this shard.
+    pub fn partition(&self, id: &TopicPartition) -> Option<Rc<Partition<D>>> {
+        self.partitions.borrow().get(id).cloned()
+    }
+
+    /// All partitions of this shard.
+    pub fn partitions(&self) -> Vec<Rc<Partition<D>>> {
+        self.partitions.borrow().values().cloned().collect()
+    }
+
+    /// Stops serving a partition and forgets it; its files stay.
+    pub fn close_partition(&self, id: &TopicPartition) -> Option<Rc<Partition<D>>> {
+        let partition = self.partitions.borrow_mut().remove(id)?;
+        self.active.borrow_mut().remove(id);
+        let bytes = partition.tail_bytes();
+        self.tail_order.borrow_mut().retain(|other| other != id);
+        self.tail_bytes.set(self.tail_bytes.get() - bytes);
+        partition.close();
+        Some(partition)
+    }
+
+    /// How long rounds took since the start, microseconds.
+    pub fn round_times(&self) -> std::cell::Ref<'_, RoundTimes> {
+        self.round_times.borrow()
+    }
+
+    /// Bytes that the tail caches hold.
+    pub fn tail_bytes(&self) -> usize {
+        self.tail_bytes.get()
+    }
+
+    /// A partition has pending groups: the next round takes them.
+    pub fn mark_dirty(&self, id: TopicPartition) {
+        self.active.borrow_mut().insert(id);
+        self.queue(id);
+    }
+
+    fn queue(&self, id: TopicPartition) {
+        self.rounds.borrow_mut().mark_dirty(id);
+        if let Some(waker) = self.wake.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Begins a round whenever one may begin. Woken by the first dirty partition, it runs after the
+    /// connections that were ready at the same time, so that their appends share the round.
+    async fn run_rounds(self: Rc<Self>) {
+        loop {
+            std::future::poll_fn(|context| {
+                if self.rounds.borrow().can_begin() {
+                    return Poll::Ready(());
+                }
+                *self.wake.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            self.begin_round();
+        }
+    }
+
+    fn begin_round(self: &Rc<Self>) {
+        let began_ns = self.storage.environment.monotonic_ns();
+        let round = self.rounds.borrow().next_round();
+        let mut writes = RoundWrites { writes: Vec::new(), prepared: Vec::new(), bytes: 0, groups: 0 };
+        let mut partitions = Vec::new();
+        let mut more = Vec::new();
+        while writes.bytes < ROUND_BYTES_MAX && writes.groups < ROUND_GROUPS_MAX {
+            let Some(id) = self.rounds.borrow_mut().pop_dirty() else { break };
+            let Some(partition) = self.partition(&id) else { continue };
+            let before = writes.groups;
+            match partition.seal_into(round, &mut writes) {
+                SealOutcome::Done => {}
+                SealOutcome::More => more.push(id),
+                SealOutcome::Blocked(blocked) => self.unblock(&partition, blocked),
+            }
+            if writes.groups > before {
+                partitions.push(id);
+            }
+            self.prepare(&partition);
+        }
+        more.into_iter().for_each(|id| self.rounds.borrow_mut().mark_dirty(id));
+        if writes.groups == 0 {
+            return;
+        }
+        let needs_flush = self.choose_durability(&mut writes);
+        let id = self.rounds.borrow_mut().begun(partitions, needs_flush);
+        assert!(id == round, "round {} began as {}", round.0, id.0);
+        self.bytes_since_checkpoint.set(self.bytes_since_checkpoint.get() + writes.bytes as u64);
+        // Submitted here, before anything else runs; the task only waits.
+        let again: Vec<Write<D::File>> = writes.writes.iter().map(clone_write).collect();
+        let submitted = self.storage.disk.write(writes.writes);
+        let store = self.clone();
+        glommio::spawn_local(async move {
+            let mut result = submitted.await;
+            while let Err(error) = result {
+                if !is_no_space(&error) {
+                    store.storage.fail("writing a flush round", None, &error);
+                }
+                // Nothing of the round is acknowledged; the same bytes go to the same places again.
+                store.storage.set_full(true);
+                store.storage.environment.sleep(FULL_DISK_RETRY).await;
+                result = store.storage.disk.write(again.iter().map(clone_write).collect()).await;
+            }
+            store.storage.set_full(false);
+            store.rounds.borrow_mut().writes_done(round);
+            store.flush_and_finish(began_ns).await;
+        })
+        .detach();
+    }
+
+    /// Decides which writes must be durable by themselves; whether the round needs a flush.
+    fn choose_durability(&self, writes: &mut RoundWrites<D::File>) -> bool {
+        let share =
+            self.storage.policy.one_flush_covers_all_files && writes.writes.len() > DURABLE_WRITES_MAX;
+        let mut needs_flush = false;
+        for (write, prepared) in writes.writes.iter_mut().zip(&writes.prepared) {
+            write.durable = !(share && *prepared);
+            needs_flush |= !write.durable;
+            if write.durable {
+                count(&self.storage.counters.durable_writes, 1);
+            }
+        }
+        needs_flush
+    }
+
+    async fn flush_and_finish(self: &Rc<Self>, began_ns: u64) {
+        loop {
+            let flush = self.rounds.borrow_mut().poll_flush();
+            if flush {
+                if let Err(error) = self.storage.flush_device().await {
+                    self.storage.fail("flushing the device", None, &error);
+                }
+                self.rounds.borrow_mut().flush_done();
+            }
+            self.finish_durable(began_ns);
+            if !flush {
+                return;
+            }
+        }
+    }
+
+    fn finish_durable(&self, began_ns: u64) {
+        loop {
+            let Some((round, partitions)) = self.rounds.borrow_mut().poll_durable() else { break };
+            count(&self.storage.counters.rounds, 1);
+            let took_us = (self.storage.environment.monotonic_ns() - began_ns) / 1000;
+            self.round_times.borrow_mut().saturating_record(took_us.max(1));
+            for id in partitions {
+                if let Some(partition) = self.partition(&id) {
+                    self.finish_partition(&partition, round);
+                }
+            }
+        }
+        if let Some(waker) = self.wake.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    fn finish_partition(&self, partition: &Rc<Partition<D>>, round: RoundId) {
+        let before = partition.tail_groups();
+        let bytes_before = partition.tail_bytes();
+        let advance = partition.written(round);
+        let id = partition.id();
+        let mut order = self.tail_order.borrow_mut();
+        for _ in before..partition.tail_groups() {
+            order.push_back(id);
+        }
+        self.tail_bytes.set(self.tail_bytes.get() + partition.tail_bytes() - bytes_before);
+        while self.tail_bytes.get() > TAIL_CACHE_BYTES_PER_SHARD {
+            let Some(oldest) = order.pop_front() else { break };
+            if let Some(partition) = self.partition(&oldest) {
+                self.tail_bytes.set(self.tail_bytes.get() - partition.evict_tail());
+            }
+        }
+        drop(order);
+        let advanced = self.advanced.borrow().clone();
+        if let (Some(advance), Some(advanced)) = (advance, advanced) {
+            advanced(partition, advance);
+        }
+    }
+
+    /// Does what a partition waits for, then queues it again.
+    fn unblock(self: &Rc<Self>, partition: &Rc<Partition<D>>, blocked: Blocked) {
+        let id = partition.id();
+        if blocked == Blocked::Zeroing {
+            // The zeroing queues it again.
+            self.waiting.borrow_mut().insert(id);
+            return;
+        }
+        let (store, partition) = (self.clone(), partition.clone());
+        glommio::spawn_local(async move {
+            loop {
+                match partition.unblock(blocked).await {
+                    Ok(()) => break,
+                    Err(error) if is_no_space(&error) => {
+                        store.storage.set_full(true);
+                        store.storage.environment.sleep(FULL_DISK_RETRY).await;
+                    }
+                    Err(_) if partition.is_closed() => return,
+                    Err(error) => store.storage.fail("opening a segment", Some(id), &error),
+                }
+            }
+            store.storage.set_full(false);
+            store.queue(id);
+        })
+        .detach();
+    }
+
+    /// Starts background work that a partition needs soon: the next segment, blocks written ahead.
+    fn prepare(self: &Rc<Self>, partition: &Rc<Partition<D>>) {
+        let id = partition.id();
+        if let Some(needed) = partition.segment_wanted() {
+            let partition = partition.clone();
+            let store = self.clone();
+            glommio::spawn_local(async move {
+                match partition.place_segment(needed).await {
+                    // Not needed yet: tried again when it is.
+                    Err(error) if is_no_space(&error) || partition.is_closed() => {}
+                    Err(error) => store.storage.fail("placing a segment", Some(id), &error),
+                    Ok(()) => store.queue(id),
+                }
+            })
+            .detach();
+        }
+        // One at a time: the background's pace is the shard's, not a partition's.
+        if self.preparing.get() < 4 && partition.wants_preparation() {
+            self.preparing.set(self.preparing.get() + 1);
+            let partition = partition.clone();
+            let store = self.clone();
+            glommio::spawn_local(async move {
+                match partition.prepare_ahead().await {
+                    Err(error) if is_no_space(&error) || partition.is_closed() => {}
+                    Err(error) => store.storage.fail("writing ahead", Some(id), &error),
+                    Ok(()) => {}
+                }
+                store.preparing.set(store.preparing.get() - 1);
+                if store.waiting.borrow_mut().remove(&id) {
+                    store.queue(id);
+                }
+            })
+            .detach();
+        }
+    }
+
+    /// Housekeeping, to be called about every [`IDLE_FLOOR_MS`].
+    pub async fn tick(self: &Rc<Self>) {
+        let now_ms = self.storage.environment.now_ms();
+        let recent: Vec<TopicPartition> = self.active.borrow().iter().copied().collect();
+        for id in recent {
+            let Some(partition) = self.partition(&id) else { continue };
+            if self.waiting.borrow_mut().remove(&id) {
+                self.queue(id);
+            }
+            self.prepare(&partition);
+            if partition.attest_if_idle(now_ms - IDLE_FLOOR_MS as i64) {
+                self.queue(id);
+            } else if partition.is_quiet(now_ms - 10_000) {
+                self.active.borrow_mut().remove(&id);
+                partition.close_idle_files();
+            }
+            if let Err(error) = partition.write_footers().await {
+                self.storage.notice(format!("partition {id}: an index footer cannot be written: {error}"));
+            }
+        }
+        let due = self.bytes_since_checkpoint.get() >= CHECKPOINT_BYTES
+            || self.bytes_since_checkpoint.get() > 0
+                && now_ms - self.last_checkpoint_ms.get() >= CHECKPOINT_MS as i64;
+        if due && let Err(error) = self.checkpoint(false).await {
+            match is_no_space(&error) {
+                true => self.storage.notice("no space for a checkpoint: the next start reads more".into()),
+                false => self.storage.fail("writing a checkpoint", None, &error),
+            }
+        }
+    }
+
+    /// Applies retention to every partition; the number of segments that went.
+    pub async fn enforce_retention(&self) -> u64 {
+        let mut dropped = 0;
+        for partition in self.partitions() {
+            match partition.enforce_retention().await {
+                Ok(segments) => dropped += segments,
+                Err(_) if partition.is_closed() => {}
+                Err(error) => self
+                    .storage
+                    .notice(format!("partition {}: retention cannot remove files: {error}", partition.id())),
+            }
+        }
+        dropped
+    }
+
+    /// Writes a checkpoint of all partitions.
+    pub async fn checkpoint(&self, clean: bool) -> io::Result<()> {
+        self.bytes_since_checkpoint.set(0);
+        self.last_checkpoint_ms.set(self.storage.environment.now_ms());
+        let mut checkpoint = Checkpoint { clean, ..Checkpoint::default() };
+        let partitions = self.partitions();
+        checkpoint.partitions.extend(partitions.iter().map(|partition| partition.checkpoint()));
+        // Those that have not been opened yet keep what the last checkpoint said.
+        checkpoint.partitions.extend(self.checkpointed.borrow().values().cloned());
+        let ends: Vec<_> = partitions.iter().map(|p| p.with_log(|log| log.durable_end())).collect();
+        self.storage.write_checkpoint(checkpoint).await?;
+        for (partition, end) in partitions.iter().zip(ends) {
+            partition.checkpointed(end);
+        }
+        Ok(())
+    }
+
+    /// An orderly end: everything pending becomes durable, then a clean checkpoint.
+    pub async fn shut_down(self: &Rc<Self>) -> io::Result<()> {
+        self.stopping.set(true);
+        while !self.rounds.borrow().is_idle() || self.partitions().iter().any(|p| p.is_busy()) {
+            self.storage.environment.sleep(Duration::from_millis(1)).await;
+        }
+        self.checkpoint(true).await
+    }
+
+    /// Rounds under way, partitions that wait for one.
+    pub fn load(&self) -> (usize, usize) {
+        let rounds = self.rounds.borrow();
+        (rounds.in_flight(), rounds.dirty())
+    }
+}
+
+fn clone_write<F: Clone>(write: &Write<F>) -> Write<F> {
+    Write {
+        file: write.file.clone(),
+        buffer: write.buffer.clone(),
+        range: write.range.clone(),
+        position: write.position,
+        durable: write.durable,
+    }
+}
