@@ -1,1 +1,230 @@
-//! Tables of the rules of what may leave when.
+//! The rules of what may leave when, without a runtime: time is a number here.
+//!
+//! A script of steps runs against one accumulator of one lane; what leaves is written as text, one
+//! request after the other: the record counts of its batches by partition.
+
+use super::*;
+use crate::reply::PartitionPlace;
+
+const HOME: Home = Home { broker: 1, shard: 0 };
+
+enum Step {
+    /// Append a record of about this many bytes to a partition.
+    Append(u32, usize),
+    /// Time passes, milliseconds.
+    Pass(u64),
+    /// What leaves now.
+    Leaves(&'static str),
+    /// The oldest request comes back: acknowledged.
+    Acknowledge,
+    /// The oldest request comes back: to be tried again after milliseconds.
+    Retry(u64),
+    /// Somebody waits for memory.
+    Pressed(&'static str),
+    Flush,
+    Expire,
+    /// How many batches are not settled.
+    Unsettled(usize),
+}
+
+use Step::{Acknowledge, Append, Expire, Flush, Leaves, Pass, Pressed, Retry, Unsettled};
+
+fn check(config: ProducerConfig, steps: &[Step]) {
+    let start = Instant::now();
+    let mut now = start;
+    let mut accumulator = Accumulator::new(&config);
+    let place = |partition| PartitionPlace { partition, broker: 1, shard: 0, leader_epoch: 0 };
+    let topic =
+        Topic { name: "t".into(), id: TopicId(1), places: (0..4).map(place).collect(), learnt_at: now };
+    let index = accumulator.learn(Arc::new(topic));
+    accumulator.opened(HOME, 1 << 20);
+    let budget = Arc::new(Semaphore::new(0));
+    let mut flying: VecDeque<Flight> = VecDeque::new();
+    let drain = |accumulator: &mut Accumulator, now, pressed, flying: &mut VecDeque<Flight>| {
+        let mut work = Vec::new();
+        accumulator.drain(now, pressed, &mut work);
+        let mut text = Vec::new();
+        for item in work {
+            let Work::Send(flight) = item else { continue };
+            let batch = |(batch, ..): &(Batch, TopicId, u32)| {
+                format!("{}:{}", batch.route.partition, batch.record_count)
+            };
+            text.push(flight.cargo.iter().map(batch).collect::<Vec<_>>().join(" "));
+            flying.push_back(flight);
+        }
+        text.join(" | ")
+    };
+    for (at, step) in steps.iter().enumerate() {
+        match step {
+            Append(partition, bytes) => {
+                let value = vec![0; *bytes];
+                let parts = RecordParts {
+                    timestamp_ms: 0,
+                    key: None,
+                    value: Some(&value),
+                    headers: &[],
+                    bytes_max: *bytes,
+                };
+                let memory = Reservation::new(*bytes, budget.clone());
+                accumulator.append(index, Some(*partition), &parts, memory, now).unwrap();
+            }
+            Pass(ms) => now += Duration::from_millis(*ms),
+            Leaves(expect) => {
+                assert_eq!(drain(&mut accumulator, now, false, &mut flying), *expect, "step {at}");
+            }
+            Pressed(expect) => {
+                assert_eq!(drain(&mut accumulator, now, true, &mut flying), *expect, "step {at}");
+            }
+            Acknowledge | Retry(_) => {
+                let flight = flying.pop_front().unwrap();
+                accumulator.landed(HOME, Duration::ZERO, now);
+                for (batch, ..) in flight.cargo {
+                    let verdict = match step {
+                        Retry(ms) => Verdict::Retry {
+                            wait: Duration::from_millis(*ms),
+                            refresh: false,
+                            outcome_unknown: false,
+                            reason: "told to".into(),
+                        },
+                        _ => Verdict::Acknowledged(BatchReceipt {
+                            partition: batch.route.partition,
+                            base_offset: 0,
+                            record_count: batch.record_count,
+                            durability: crate::reply::Durability::LeaderDevice,
+                            durable_end: 0,
+                            append_time_ms: 0,
+                            anatomy: None,
+                        }),
+                    };
+                    accumulator.settle(batch, verdict, Duration::ZERO, now);
+                }
+            }
+            Flush => drop(accumulator.flush()),
+            Expire => accumulator.expire(now),
+            Unsettled(expect) => assert_eq!(accumulator.unsettled, *expect, "step {at}"),
+        }
+    }
+}
+
+fn config() -> ProducerConfig {
+    ProducerConfig {
+        batch_size: 1000,
+        max_in_flight_requests_per_connection: 5,
+        delivery_timeout: Duration::from_millis(500),
+        ..ProducerConfig::default()
+    }
+}
+
+#[test]
+fn adaptive_linger_grows_with_what_is_in_flight() {
+    check(
+        config(),
+        &[
+            Append(0, 10),
+            Leaves("0:1"),
+            // One in flight: a fifth of a batch must be there.
+            Append(0, 10),
+            Leaves(""),
+            Append(0, 150),
+            Leaves("0:2"),
+            // Two in flight: two fifths.
+            Append(0, 200),
+            Leaves(""),
+            Append(0, 200),
+            Leaves("0:2"),
+            // Another partition is idle.
+            Append(1, 10),
+            Leaves("1:1"),
+            // All back: anything goes.
+            Append(0, 1),
+            Leaves(""),
+            Acknowledge,
+            Acknowledge,
+            Acknowledge,
+            Leaves("0:1"),
+            Unsettled(2),
+        ],
+    );
+}
+
+#[test]
+fn requests_take_one_batch_per_partition_up_to_the_bound() {
+    let mut steps = Vec::new();
+    steps.extend((0..8).map(|_| Append(0, 900)));
+    steps.push(Append(2, 900));
+    // Two 900 do not fit one batch of 1000. Five requests, then it waits.
+    steps.push(Leaves("0:1 2:1 | 0:1 | 0:1 | 0:1 | 0:1"));
+    steps.extend([Acknowledge, Leaves("0:1"), Acknowledge, Acknowledge, Acknowledge, Acknowledge]);
+    steps.extend([Leaves("0:1 | 0:1"), Unsettled(3)]);
+    check(config(), &steps);
+}
+
+#[test]
+fn fixed_linger_waits_unless_pressed_flushed_or_full() {
+    let lingering = || ProducerConfig { linger: Linger::Fixed(Duration::from_millis(10)), ..config() };
+    check(
+        lingering(),
+        &[Append(0, 1), Leaves(""), Pass(9), Append(0, 1), Leaves(""), Pass(1), Leaves("0:2")],
+    );
+    check(lingering(), &[Append(0, 1), Leaves(""), Pressed("0:1")]);
+    check(lingering(), &[Append(0, 1), Append(3, 1), Flush, Leaves("0:1 3:1")]);
+    check(lingering(), &[Append(0, 900), Append(0, 900), Leaves("0:1"), Pass(10), Leaves("0:1")]);
+}
+
+#[test]
+fn a_failed_batch_goes_again_alone_and_first() {
+    check(
+        config(),
+        &[
+            Append(0, 900),
+            Append(0, 800),
+            Append(0, 800),
+            Append(1, 5),
+            Leaves("0:1 1:1 | 0:1 | 0:1"),
+            // The first fails. The others are still out: nothing of the partition may leave.
+            Retry(20),
+            Append(0, 3),
+            Pass(30),
+            Leaves("1:1"),
+            Acknowledge,
+            Leaves(""),
+            // The third fails as well, later: both wait for the later of the two times, in their order.
+            Retry(20),
+            Leaves(""),
+            Acknowledge,
+            Pass(20),
+            Leaves("0:1"),
+            Leaves(""),
+            Acknowledge,
+            Leaves("0:1"),
+            Leaves(""),
+            Acknowledge,
+            Leaves("0:1"),
+            Acknowledge,
+            Unsettled(0),
+        ],
+    );
+}
+
+#[test]
+fn what_waits_too_long_is_given_up() {
+    check(
+        config(),
+        &[
+            Append(0, 10),
+            Leaves("0:1"),
+            Retry(10_000),
+            Append(0, 10),
+            Pass(400),
+            Expire,
+            Unsettled(2),
+            Pass(100),
+            Append(0, 10),
+            Expire,
+            // The open batch is as old as its first record.
+            Unsettled(0),
+            Append(0, 10),
+            Unsettled(1),
+        ],
+    );
+}

@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+/// Kept free in the largest reply for the one batch that may exceed what was asked for.
+const BATCH_BYTES_RESERVED: usize = 16 << 20;
+
 /// What the background hands to the consumer.
 #[derive(Debug)]
 pub(crate) enum Item {
@@ -413,7 +416,9 @@ impl Worker {
         let first = mine[0].0.0.clone();
         mine.sort_by_key(|(key, _)| key.0 != first);
         let room = (share - lane.buffered_bytes.min(share)) as u32;
-        let max_bytes = config.fetch_max_bytes.min(room).max(1);
+        // A reply above what the connection accepts would end it; a last batch comes on top.
+        let accepted = shared.cluster.config.max_response_bytes.saturating_sub(BATCH_BYTES_RESERVED) as u32;
+        let max_bytes = config.fetch_max_bytes.min(room).min(accepted).max(1);
         let entries = mine.iter().map(|(key, part)| FetchEntry {
             topic: part.topic_id,
             partition: key.1,

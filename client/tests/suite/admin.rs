@@ -1,0 +1,113 @@
+//! Every call of the administrator, and what a missing topic reads like.
+
+use crate::fake_broker::{Do, FakeBroker};
+use ringlog_client::request::Request;
+use ringlog_client::{Client, ClientConfig, ClientError, ErrorCode, NewTopic, OffsetSpec};
+use std::time::{Duration, Instant};
+
+#[tokio::test]
+async fn every_call_round_trips() {
+    let broker = FakeBroker::start(3).await;
+    broker.append(1, &["a", "b"]);
+    let admin = broker.client().await.admin();
+
+    let new = NewTopic {
+        name: "made".to_owned(),
+        partitions: 4,
+        replication_factor: 1,
+        configs: vec![("retention.ms".to_owned(), "5".to_owned())],
+    };
+    admin.validate_topic(&new).await.unwrap();
+    let id = admin.create_topic(&new).await.unwrap();
+    let described = admin.describe_topic("made").await.unwrap();
+    assert_eq!((described.id, described.partitions.len()), (id, 4));
+    assert_eq!(described.partitions[3].shard, 1);
+    let names: Vec<_> = admin.list_topics().await.unwrap().into_iter().map(|topic| topic.name).collect();
+    assert_eq!(names, ["made", "t"]);
+    let sent = broker.calls().into_iter().any(
+        |call| matches!(call.request, Request::CreateTopic { topic, validate_only: false } if topic == new),
+    );
+    assert!(sent, "the topic travels whole");
+
+    admin.create_partitions("made", 6).await.unwrap();
+    assert_eq!(admin.describe_topic("made").await.unwrap().partitions.len(), 6);
+    admin.alter_configs("made", &[("a".to_owned(), "b".to_owned())], &["c".to_owned()]).await.unwrap();
+    let configs = admin.describe_configs("made").await.unwrap();
+    assert_eq!((configs[0].name.as_str(), configs[0].is_default), ("retention.ms", true));
+    let logs = admin.describe_logs("made").await.unwrap();
+    assert_eq!((logs[0].log_start, logs[0].high_watermark, logs[0].bytes), (4, 5, 8));
+    let status = admin.status().await.unwrap();
+    assert_eq!(status.uptime, Duration::from_millis(1500));
+    assert_eq!(status.shards[0].counters, [("flush_rounds_total".to_owned(), 9)]);
+    assert_eq!(status.notices, ["all is well"]);
+
+    let places = [(2, OffsetSpec::Latest), (1, OffsetSpec::Latest), (1, OffsetSpec::Earliest)];
+    let listed = admin.list_offsets("t", &places).await.unwrap();
+    let listed: Vec<_> = listed.iter().map(|listed| (listed.partition, listed.offset)).collect();
+    assert_eq!(listed, [(2, 0), (1, 2), (1, 0)]);
+
+    admin.delete_topic("made").await.unwrap();
+    assert!(matches!(admin.describe_topic("made").await, Err(ClientError::UnknownTopic { .. })));
+}
+
+#[tokio::test]
+async fn errors_say_what_to_do() {
+    let broker = FakeBroker::start(1).await;
+    let admin = broker.client().await.admin();
+    let missing = "there is no topic 'x'; create it: ringlog topic create x";
+    let rows = [
+        (admin.describe_topic("x").await.err(), missing),
+        (admin.delete_topic("x").await.err(), missing),
+        (admin.describe_configs("x").await.err(), missing),
+        (admin.describe_logs("x").await.err(), missing),
+        (admin.create_partitions("x", 2).await.err(), missing),
+        (admin.list_offsets("x", &[(0, OffsetSpec::Latest)]).await.err(), missing),
+        (admin.list_offsets("t", &[(5, OffsetSpec::Latest)]).await.err(), "there is no partition 5"),
+        (admin.create_topic(&NewTopic::named("t")).await.err(), "TOPIC_EXISTS: says the fake"),
+    ];
+    for (error, expect) in rows {
+        let error = error.unwrap().to_string();
+        assert!(error.contains(expect), "{error}, expected {expect}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_is_told_with_what_to_start() {
+    let address = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let error = Client::connect(ClientConfig::new(&address).unwrap()).await.err().unwrap().to_string();
+    let expect = format!("no broker answers at {address}: connection refused; start one with: ringlog serve");
+    assert_eq!(error, expect);
+}
+
+#[tokio::test]
+async fn a_request_without_effect_is_tried_again_and_a_lost_change_is_not() {
+    let broker = FakeBroker::start(1).await;
+    let admin = broker.client().await.admin();
+
+    let mut refusals = 3;
+    broker.hook(move |call| match call.request {
+        Request::Status if refusals > 0 => {
+            refusals -= 1;
+            Do::Refuse(ErrorCode::Overloaded, 15)
+        }
+        _ => Do::Serve,
+    });
+    let started = Instant::now();
+    admin.status().await.unwrap();
+    assert!(started.elapsed() >= Duration::from_millis(45), "the broker's wait is honoured");
+
+    let mut hang_up = true;
+    broker.hook(move |call| match call.request {
+        Request::Status if std::mem::take(&mut hang_up) => Do::HangUp,
+        Request::CreateTopic { .. } => Do::HangUp,
+        _ => Do::Serve,
+    });
+    admin.status().await.unwrap();
+    let error = admin.create_topic(&NewTopic::named("new")).await.unwrap_err();
+    assert!(matches!(error, ClientError::Connection(_)), "{error}");
+    let creations = broker.calls().into_iter().filter(|c| matches!(c.request, Request::CreateTopic { .. }));
+    assert_eq!(creations.count(), 1);
+}

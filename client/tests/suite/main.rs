@@ -1,0 +1,7 @@
+//! The client against a broker of its own making, which can be told to misbehave.
+
+mod admin;
+mod connection;
+mod consumer;
+mod fake_broker;
+mod producer;
