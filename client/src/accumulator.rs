@@ -10,7 +10,7 @@
 
 use crate::client::{ClientError, Home, Topic};
 use crate::delivery::{BatchReceipt, Outcome, ProduceError};
-use crate::producer::{Linger, ProducerConfig};
+use crate::producer::{BATCH_SIZE_MAX, Linger, ProducerConfig};
 use crate::request::TopicId;
 use bytes::Bytes;
 use schema::record_batch::BatchBuilder;
@@ -25,6 +25,12 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 const REQUEST_BYTES_HEAD: usize = 4 << 10;
 /// Bytes that an entry adds to a request besides its batch, a topic of its own included.
 const ENTRY_BYTES: usize = 96;
+
+/// Memory of settled batches kept for new ones, because fresh memory costs page faults.
+const SPARES_MAX: usize = 8;
+/// Bounds of what is worth keeping, bytes.
+const SPARE_BYTES_MIN: usize = 16 << 10;
+const SPARE_BYTES_MAX: usize = 2 * BATCH_SIZE_MAX;
 
 /// Memory of the producer's budget, given back when dropped.
 #[derive(Debug)]
@@ -89,6 +95,14 @@ impl Batch {
         match &self.payload {
             Payload::Encoded(bytes) => bytes.clone(),
             Payload::Building(_) => unreachable!("encoded just above"),
+        }
+    }
+
+    /// The memory of a batch that is done with, where nobody else holds it.
+    fn spare(&mut self) -> Option<Vec<u8>> {
+        match std::mem::replace(&mut self.payload, Payload::Encoded(Bytes::new())) {
+            Payload::Encoded(bytes) => bytes.try_into_mut().ok().map(Vec::from),
+            Payload::Building(_) => None,
         }
     }
 
@@ -212,6 +226,7 @@ pub(crate) struct Accumulator {
     unsettled: usize,
     closing: bool,
     first_failure: Option<ProduceError>,
+    spares: Vec<Vec<u8>>,
 }
 
 /// Whether something can leave a partition.
@@ -234,6 +249,7 @@ impl Accumulator {
             unsettled: 0,
             closing: false,
             first_failure: None,
+            spares: Vec::new(),
         }
     }
 
@@ -317,6 +333,11 @@ impl Accumulator {
         let opened = self.queue(route).open.is_none();
         if opened {
             let mut builder = BatchBuilder::new();
+            if self.queue(route).batch_bytes_last >= SPARE_BYTES_MIN
+                && let Some(spare) = self.spares.pop()
+            {
+                builder.recycle(spare);
+            }
             builder.reserve(self.queue(route).batch_bytes_last);
             self.queue_mut(route).open =
                 Some(self.make_batch(route, Payload::Building(builder), 0, memory, now));
@@ -510,7 +531,16 @@ impl Accumulator {
         let sequence = batch.sequence;
         self.queue_mut(route).in_flight.retain(|(flying, _)| *flying != sequence);
         match verdict {
-            Verdict::Acknowledged(receipt) => self.finish(&batch, Ok(receipt)),
+            Verdict::Acknowledged(receipt) => {
+                self.finish(&batch, Ok(receipt));
+                let worth = SPARE_BYTES_MIN..=SPARE_BYTES_MAX;
+                if self.spares.len() < SPARES_MAX
+                    && let Some(spare) = batch.spare()
+                    && worth.contains(&spare.capacity())
+                {
+                    self.spares.push(spare);
+                }
+            }
             Verdict::Failed(error) => self.finish(&batch, Err(error)),
             Verdict::Retry { wait, refresh, outcome_unknown, reason } => {
                 batch.attempts += 1;

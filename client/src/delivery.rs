@@ -83,7 +83,8 @@ pub enum ProduceError {
         "the broker's acknowledgement does not match the request; upgrade the older of client and broker"
     )]
     UnexpectedReply,
-    /// The producer was closed, or its runtime ended.
+    /// The producer was closed, or its runtime ended. From `send` itself: the record was not taken. From
+    /// its future: the record may or may not have been written.
     #[error("the producer is closed")]
     Closed,
 }

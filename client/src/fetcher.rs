@@ -417,7 +417,8 @@ impl Worker {
         mine.sort_by_key(|(key, _)| key.0 != first);
         let room = (share - lane.buffered_bytes.min(share)) as u32;
         // A reply above what the connection accepts would end it; a last batch comes on top.
-        let accepted = shared.cluster.config.max_response_bytes.saturating_sub(BATCH_BYTES_RESERVED) as u32;
+        let accepted = shared.cluster.config.max_response_bytes.saturating_sub(BATCH_BYTES_RESERVED);
+        let accepted = u32::try_from(accepted).unwrap_or(u32::MAX);
         let max_bytes = config.fetch_max_bytes.min(room).min(accepted).max(1);
         let entries = mine.iter().map(|(key, part)| FetchEntry {
             topic: part.topic_id,
