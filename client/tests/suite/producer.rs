@@ -439,3 +439,67 @@ async fn a_deleted_topic_fails_what_was_taken() {
     broker.create("t", 1);
     assert_eq!(producer.send(record("c")).await.unwrap().await.unwrap().offset, 0);
 }
+
+/// Clones on several threads, a broker that fails every few requests in turn: nothing acknowledged is
+/// lost; nothing is doubled while every failure is a clear refusal; and one in flight keeps the order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_lost_in_a_storm() {
+    const CLONES: u32 = 4;
+    const RECORDS: u32 = 1500;
+    for (in_flight, hang_up) in [(1, false), (5, false), (5, true), (1, true)] {
+        let broker = FakeBroker::start(3).await;
+        let config = ProducerConfig {
+            batch_size: 2_000,
+            buffer_memory: 60_000,
+            max_in_flight_requests_per_connection: in_flight,
+            ..Default::default()
+        };
+        let producer = broker.client().await.producer(config);
+        let mut calls = 0;
+        broker.hook(move |call| {
+            calls += u32::from(is_produce(call));
+            match calls % 11 {
+                _ if !is_produce(call) => Do::Serve,
+                3 => Do::Refuse(ErrorCode::Overloaded, 1),
+                6 => Do::RefuseEntries(ErrorCode::NotLeader),
+                8 => Do::RefuseEntries(ErrorCode::StorageFull),
+                9 if hang_up => Do::HangUp,
+                10 if hang_up => Do::ServeAndHangUp,
+                _ => Do::Serve,
+            }
+        });
+        let mut tasks = Vec::new();
+        for clone in 0..CLONES {
+            let producer = producer.clone();
+            tasks.push(tokio::spawn(async move {
+                let mut sent = Vec::new();
+                for at in 0..RECORDS {
+                    let record = record(format!("{clone} {at}")).to_partition(at % 3);
+                    sent.push(producer.send(record).await.unwrap());
+                }
+                assert!(join_all(sent).await.iter().all(Result::is_ok));
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        producer.close().await.unwrap();
+        for partition in 0..3 {
+            let values = broker.values(partition);
+            for clone in 0..CLONES {
+                let prefix = format!("{clone} ");
+                let numbers = values.iter().filter_map(|value| value.strip_prefix(&prefix));
+                let mut got: Vec<u32> = numbers.map(|number| number.parse().unwrap()).collect();
+                if in_flight == 1 && !hang_up {
+                    assert!(got.is_sorted(), "partition {partition} of {clone}");
+                }
+                got.sort_unstable();
+                if hang_up {
+                    got.dedup();
+                }
+                let expect: Vec<u32> = (0..RECORDS).filter(|at| at % 3 == partition as u32).collect();
+                assert_eq!(got, expect, "{in_flight} in flight, partition {partition} of {clone}");
+            }
+        }
+    }
+}
