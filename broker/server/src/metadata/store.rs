@@ -12,17 +12,21 @@
 //! Invariants: [`Store::append`] returns `Ok` only after the device has the commands. Commits have two
 //! phases, so that a damaged last commit cannot pass for one that was never finished: it is refused at the
 //! start instead of rolled back. A sync that failed is never repeated: the store stays closed until the
-//! broker starts again and reads what is really there.
+//! broker starts again and reads what is really there. The file is never closed cleanly, so every start checks
+//! all of it (see [`OpenFile`]).
 //!
 //! Absent on purpose: what the commands mean (`logic::metadata`), and a cache: the image is the cache.
 
 use logic::metadata::{Command, Image, snapshot};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 /// Commands in the log before a snapshot replaces them, at least.
 pub(super) const SNAPSHOT_EVERY: u64 = 1024;
@@ -84,10 +88,39 @@ pub(super) struct Store {
 }
 
 enum State {
-    Open(Database, Arc<Trouble>),
+    Open(OpenFile),
     /// After no space: to be opened again.
     Closed,
     Broken(String),
+}
+
+/// A database, and the word of its file on what failed.
+///
+/// It is never closed: dropped, it leaves the file as a crash would. There is then one way to start, which
+/// checks every page; after a clean close redb believes what the file says about its free space, and a
+/// flipped bit in there makes it panic.
+struct OpenFile {
+    database: Database,
+    trouble: Arc<Trouble>,
+}
+
+impl OpenFile {
+    /// `file` as a database, which is made if the file is empty.
+    fn new(path: &Path, file: File, gate: Gate) -> Result<Self, (redb::DatabaseError, Arc<Trouble>)> {
+        let trouble = Arc::new(Trouble::default());
+        let backend = StoreFile { file, gate, trouble: trouble.clone() };
+        let open = || Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+        match guarded(path, open).unwrap_or_else(|panic| Err(redb::StorageError::Corrupted(panic).into())) {
+            Ok(database) => Ok(Self { database, trouble }),
+            Err(error) => Err((error, trouble)),
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.trouble.sealed.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Store {
@@ -101,17 +134,16 @@ impl Store {
         };
         if !file.try_exists().map_err(at(&file))? {
             refuse_to_forget(data_directory, &file)?;
-            create(data_directory, &directory, &file).map_err(at(&directory))?;
+            create(data_directory, &directory, &file, &gate).map_err(at(&directory))?;
         }
         let mut store = Self { directory, gate, database: State::Closed, version: 0, snapshot_version: 0 };
         let opened = store.open_file().or_else(|failure| {
             if failure.no_space && store.release_reserve() { store.open_file() } else { Err(failure) }
         });
-        let (database, trouble) =
-            opened.map_err(|failure| StoreError { path: file, problem: failure.problem })?;
-        let image = store.recover(&database)?;
+        let file = opened.map_err(|failure| StoreError { path: file, problem: failure.problem })?;
+        let image = store.recover(&file.database)?;
         store.version = image.version();
-        store.database = State::Open(database, trouble);
+        store.database = State::Open(file);
         store.keep_reserve();
         Ok((store, image))
     }
@@ -165,7 +197,7 @@ impl Store {
             }
         }
         let (database, trouble) = match &self.database {
-            State::Open(database, trouble) => (database, trouble.clone()),
+            State::Open(file) => (&file.database, file.trouble.clone()),
             State::Broken(why) => {
                 return Err(AppendError::Refused(format!("it failed earlier: {why}; restart the broker")));
             }
@@ -191,15 +223,15 @@ impl Store {
 
     /// Opens the file after it was closed for want of space, and says which version it holds.
     fn open_again(&mut self) -> Result<u64, AppendError> {
-        let (database, trouble) = self.open_file().map_err(|failure| {
+        let file = self.open_file().map_err(|failure| {
             if failure.no_space {
                 AppendError::NoSpace(failure.problem)
             } else {
                 self.broken(failure.problem)
             }
         })?;
-        let image = self.recover(&database).map_err(|error| self.broken(error.problem))?;
-        self.database = State::Open(database, trouble);
+        let image = self.recover(&file.database).map_err(|error| self.broken(error.problem))?;
+        self.database = State::Open(file);
         Ok(image.version())
     }
 
@@ -209,7 +241,7 @@ impl Store {
         AppendError::Refused(why)
     }
 
-    fn open_file(&self) -> Result<(Database, Arc<Trouble>), OpenFailure> {
+    fn open_file(&self) -> Result<OpenFile, OpenFailure> {
         let failed =
             |error: io::Error| OpenFailure { no_space: no_space(error.kind()), problem: error.to_string() };
         let file = OpenOptions::new().read(true).write(true).open(self.file()).map_err(failed)?;
@@ -227,45 +259,21 @@ impl Store {
         if file.metadata().map_err(failed)?.len() == 0 {
             return Err(OpenFailure { no_space: false, problem: foreign("it is empty") });
         }
-        let trouble = Arc::new(Trouble::default());
-        let backend = StoreFile { file, gate: self.gate.clone(), trouble: trouble.clone() };
-        let open = || -> Result<Database, redb::DatabaseError> {
-            let mut database =
-                Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
-            if !database.check_integrity()? {
-                tracing::warn!("{}: its free space was not in order and is now", self.file().display());
-            }
-            Ok(database)
-        };
-        match open() {
-            Ok(database) => Ok((database, trouble)),
-            Err(error) => Err(match trouble.take() {
+        OpenFile::new(&self.file(), file, self.gate.clone()).map_err(|(error, trouble)| {
+            match trouble.take() {
                 Some((operation, kind, problem)) => {
                     OpenFailure { no_space: no_space(kind) && operation != Operation::Sync, problem }
                 }
                 None => OpenFailure { no_space: false, problem: foreign(&error.to_string()) },
-            }),
-        }
+            }
+        })
     }
 
     /// Snapshot + replay.
     fn recover(&mut self, database: &Database) -> Result<Image, StoreError> {
         let wrong = |problem: String| StoreError { path: self.file(), problem };
         let unreadable = |error: redb::Error| wrong(foreign(&error.to_string()));
-        let read = || -> Result<(Option<u64>, Option<(u64, Vec<u8>)>, Vec<(u64, Vec<u8>)>), redb::Error> {
-            let transaction = database.begin_read()?;
-            let about = transaction.open_table(ABOUT)?;
-            let format = about.get("format")?.map(|value| value.value());
-            let latest = transaction.open_table(SNAPSHOT)?;
-            let latest = latest.last()?.map(|(version, bytes)| (version.value(), bytes.value().to_vec()));
-            let mut log = Vec::new();
-            for entry in transaction.open_table(LOG)?.iter()? {
-                let (version, bytes) = entry?;
-                log.push((version.value(), bytes.value().to_vec()));
-            }
-            Ok((format, latest, log))
-        };
-        let (format, latest, log) = read().map_err(unreadable)?;
+        let Stored { format, latest, log } = read(database).map_err(unreadable)?;
         if format != Some(FORMAT) {
             let found = format.map_or("none".to_owned(), |format| format.to_string());
             return Err(wrong(format!("its format is {found}, this broker reads {FORMAT}")));
@@ -340,6 +348,37 @@ struct OpenFailure {
     problem: String,
 }
 
+thread_local! {
+    /// The file that this thread is opening.
+    static OPENING: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// Runs `open`, and turns a panic into its message: redb follows some fields of a damaged file before it
+/// has checked them. Where panics end the process, at least the message says which file it was.
+fn guarded<T>(path: &Path, open: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let inner = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let opening = OPENING.try_with(|opening| opening.borrow().clone()).ok().flatten();
+            match opening {
+                Some(path) => {
+                    let reason = panic.payload_as_str().unwrap_or("it makes redb panic");
+                    eprintln!("ringlog: {}: {}", path.display(), foreign(reason));
+                }
+                None => inner(panic),
+            }
+        }));
+    });
+    OPENING.set(Some(path.to_owned()));
+    let result = std::panic::catch_unwind(AssertUnwindSafe(open));
+    OPENING.set(None);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it makes redb panic").to_owned()
+    })
+}
+
 fn foreign(reason: &str) -> String {
     format!("it is not a metadata store of this broker, or it is damaged ({reason}); restore it from a copy")
 }
@@ -370,7 +409,7 @@ fn refuse_to_forget(data_directory: &Path, file: &Path) -> Result<(), StoreError
 }
 
 /// Makes a store aside and renames it, so that a crash leaves all of it or nothing.
-fn create(data_directory: &Path, directory: &Path, file: &Path) -> io::Result<()> {
+fn create(data_directory: &Path, directory: &Path, file: &Path, gate: &Gate) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
     let aside = directory.join("metadata.redb.new");
     match std::fs::remove_file(&aside) {
@@ -378,8 +417,10 @@ fn create(data_directory: &Path, directory: &Path, file: &Path) -> io::Result<()
         _ => {}
     }
     let make = || -> Result<(), redb::Error> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(&aside)?;
-        let transaction = database.begin_write()?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&aside)?;
+        let file = OpenFile::new(&aside, file, gate.clone()).map_err(|(error, _)| error)?;
+        let mut transaction = file.database.begin_write()?;
+        transaction.set_two_phase_commit(true);
         transaction.open_table(ABOUT)?.insert("format", FORMAT)?;
         transaction.open_table(LOG)?;
         transaction.open_table(SNAPSHOT)?;
@@ -388,7 +429,7 @@ fn create(data_directory: &Path, directory: &Path, file: &Path) -> io::Result<()
     };
     make().map_err(|error| match error {
         redb::Error::Io(error) => error,
-        other => io::Error::other(other.to_string()),
+        other => io::Error::other(other),
     })?;
     File::open(&aside)?.sync_all()?;
     std::fs::rename(&aside, file)?;
@@ -398,6 +439,27 @@ fn create(data_directory: &Path, directory: &Path, file: &Path) -> io::Result<()
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Everything in the tables.
+struct Stored {
+    format: Option<u64>,
+    latest: Option<(u64, Vec<u8>)>,
+    log: Vec<(u64, Vec<u8>)>,
+}
+
+fn read(database: &Database) -> Result<Stored, redb::Error> {
+    let transaction = database.begin_read()?;
+    let about = transaction.open_table(ABOUT)?;
+    let format = about.get("format")?.map(|value| value.value());
+    let latest = transaction.open_table(SNAPSHOT)?;
+    let latest = latest.last()?.map(|(version, bytes)| (version.value(), bytes.value().to_vec()));
+    let mut log = Vec::new();
+    for entry in transaction.open_table(LOG)?.iter()? {
+        let (version, bytes) = entry?;
+        log.push((version.value(), bytes.value().to_vec()));
+    }
+    Ok(Stored { format, latest, log })
 }
 
 /// One transaction: `commands` from version `first` on, and the image with which the log can be cut.
@@ -429,19 +491,23 @@ fn write(
 
 /// The first failure of the file, which redb does not tell apart.
 #[derive(Debug, Default)]
-struct Trouble(Mutex<Option<(Operation, ErrorKind, String)>>);
+struct Trouble {
+    first: Mutex<Option<(Operation, ErrorKind, String)>>,
+    /// The file takes nothing any more.
+    sealed: AtomicBool,
+}
 
 impl Trouble {
     fn note(&self, operation: Operation, result: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &result {
-            let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert_with(|| (operation, error.kind(), error.to_string()));
         }
         result
     }
 
     fn take(&self) -> Option<(Operation, ErrorKind, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -460,6 +526,9 @@ impl std::fmt::Debug for StoreFile {
 
 impl StoreFile {
     fn attempt(&self, operation: Operation, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.trouble.sealed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the store is left as it is"));
+        }
         self.trouble.note(operation, (self.gate)(operation).and_then(|()| act()))
     }
 }

@@ -226,7 +226,7 @@ fn an_unfinished_creation_is_no_store() {
 fn flipped_bits_are_found() {
     let commands: Vec<_> = std::iter::once(register()).chain((1..40).map(create)).collect();
     let (directory, image) = directory_with(&commands);
-    // As it is after a crash, too: not closed cleanly.
+    // As it is while a broker runs, too.
     let crashed = tempfile::tempdir().unwrap();
     std::fs::create_dir(crashed.path().join("metadata")).unwrap();
     {
@@ -405,6 +405,19 @@ fn a_failing_device_is_not_asked_twice() {
         from += 1;
     }
     assert!(unknown > 3, "only {unknown} operations were made to fail");
+}
+
+#[test]
+fn a_command_that_could_not_be_read_back_is_refused() {
+    let (directory, _) = directory_with(&[register(), create(1)]);
+    let (handle, thread) = run(directory.path()).unwrap();
+    let zeros = "0".repeat(COMMAND_BYTES_MAX);
+    let set = vec![("retention.ms".to_owned(), zeros)];
+    let alter = Command::AlterTopicConfigs { id: TopicId::new(1), set, unset: vec![] };
+    let error = block_on(handle.submit(alter)).unwrap_err();
+    assert_eq!(error.error_code(), ErrorCode::InvalidRequest, "{error}");
+    thread.stop();
+    assert_eq!(found(directory.path()).unwrap().version(), 2);
 }
 
 #[test]
