@@ -41,7 +41,7 @@ pub const REPLY_BYTES_PER_CONNECTION_MAX: usize = 32 * MIB;
 /// Reply bytes queued for all connections of a shard; fetches wait above it.
 pub const REPLY_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
 /// Bytes read from a socket at once for small frames: one buffer per shard, not per connection.
-pub const RECEIVE_SCRATCH_BYTES: usize = 256 * KIB;
+pub const RECEIVE_SCRATCH_BYTES: usize = 64 * KIB;
 /// Bodies from this size on are received straight into the buffer that goes to the device.
 pub const IN_PLACE_BODY_BYTES_MIN: usize = 32 * KIB;
 

@@ -1,9 +1,21 @@
 //! The broker that performs what `logic` decides: shards on cores, sockets, files.
 
+mod admin;
+pub mod broker;
+mod connection;
+mod data_directory;
+mod dispatch;
+mod error_code;
+mod fetch;
+mod mailbox;
 pub mod metadata;
 pub mod partition;
+mod produce;
+mod shard;
 pub mod storage;
 pub mod store;
+
+pub use broker::{Broker, BrokerConfig, StartError, StopError};
 
 /// Ends the process because an invariant is broken or the device is not to be trusted: a panic would
 /// only end one shard's thread, and the others would go on acknowledging.

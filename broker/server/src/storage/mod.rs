@@ -130,6 +130,7 @@ pub struct Storage<D: Disk> {
     notices: RefCell<Vec<String>>,
     dirty_bytes: Cell<usize>,
     full: Cell<bool>,
+    low: Cell<bool>,
 }
 
 /// The data directory's path for the segments of a log.
@@ -187,6 +188,7 @@ impl<D: Disk> Storage<D> {
             notices: RefCell::new(Vec::new()),
             dirty_bytes: Cell::new(0),
             full: Cell::new(false),
+            low: Cell::new(false),
         });
         // What is in spare/ has no owner; its written blocks are not known to be published, so it goes.
         for (name, _) in storage.disk.list(&own.join("spare")).await? {
@@ -237,9 +239,20 @@ impl<D: Disk> Storage<D> {
         self.dirty_bytes.set(self.dirty_bytes.get() - bytes);
     }
 
-    /// Whether the disk has no room for new data.
+    /// Whether the disk has no room for new data, or so little that it is kept for what must go on.
     pub fn is_full(&self) -> bool {
-        self.full.get()
+        self.full.get() || self.low.get()
+    }
+
+    /// Notes that free space is below the low-water mark, or above it again.
+    pub fn set_low(&self, low: bool) {
+        if low != self.low.replace(low) {
+            let root = self.root.display();
+            match low {
+                true => tracing::error!("{root} is almost full: produce is refused until space returns"),
+                false => tracing::info!("space has returned to {root}: produce goes on"),
+            }
+        }
     }
 
     /// Notes that the disk is full, or has room again.
@@ -384,7 +397,7 @@ impl<D: Disk> Storage<D> {
         let directory = self.own_directory();
         let temporary = directory.join("checkpoint.new");
         let target =
-            directory.join(if checkpoint.generation % 2 == 0 { "checkpoint.a" } else { "checkpoint.b" });
+            directory.join(if checkpoint.generation.is_multiple_of(2) { "checkpoint.a" } else { "checkpoint.b" });
         if self.disk.list(&directory).await?.iter().any(|(name, _)| name == "checkpoint.new") {
             self.disk.remove(&temporary).await?;
         }

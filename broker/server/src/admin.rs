@@ -1,0 +1,620 @@
+//! Requests about topics, offsets, logs and the broker itself.
+//!
+//! None is on the data path. Changes go to the metadata thread and are answered once they are durable
+//! and published; questions about partitions of other shards go through their mailboxes.
+
+use crate::connection::InFlight;
+use crate::error_code;
+use crate::mailbox::{DescribedLog, ListedOffset, Message, ShardReport};
+use crate::metadata::{MetadataError, new_topic_id};
+use crate::shard::{Location, Shard};
+use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
+use futures_channel::oneshot;
+use futures_util::future::join_all;
+use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::limits::TOPICS_PER_REQUEST_MAX;
+use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, Topic, topic_config};
+use schema::error_code::ErrorCode;
+use schema::wire;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Partitions of a topic that is created without saying how many.
+const PARTITIONS_DEFAULT: u32 = 1;
+
+/// A request, copied out of its frame.
+pub enum Request {
+    /// Which topics there are, and where.
+    Metadata(Option<Vec<String>>),
+    /// Offsets by time.
+    ListOffsets(Vec<(TopicId, Vec<(u32, i64)>)>),
+    /// New topics.
+    CreateTopics(Vec<AskedTopic>, bool),
+    /// Topics that go.
+    DeleteTopics(Vec<String>),
+    /// Settings of a topic.
+    AlterConfigs(String, Vec<(String, String)>, Vec<String>),
+    /// What the settings are.
+    DescribeConfigs(Vec<String>),
+    /// More partitions.
+    CreatePartitions(String, u32),
+    /// Logs of topics.
+    DescribeLogs(Vec<String>),
+    /// The broker.
+    Status,
+}
+
+/// A topic that is asked for.
+pub struct AskedTopic {
+    name: String,
+    partitions: u32,
+    replication_factor: u32,
+    configs: Vec<(String, String)>,
+}
+
+type Strings<'a> = flatbuffers::Vector<'a, flatbuffers::ForwardsUOffset<&'a str>>;
+type Configs<'a> = flatbuffers::Vector<'a, flatbuffers::ForwardsUOffset<wire::ConfigEntry<'a>>>;
+
+fn strings(list: Option<Strings<'_>>) -> Vec<String> {
+    list.iter().flatten().take(TOPICS_PER_REQUEST_MAX).map(str::to_owned).collect()
+}
+
+fn configs(list: Option<Configs<'_>>) -> Vec<(String, String)> {
+    list.iter()
+        .flatten()
+        .take(TOPICS_PER_REQUEST_MAX)
+        .map(|entry| (entry.name().unwrap_or("").to_owned(), entry.value().unwrap_or("").to_owned()))
+        .collect()
+}
+
+impl Request {
+    /// Copies a request out of its frame; `None` if it is none of these.
+    pub fn parse(request: &wire::Request<'_>) -> Option<Self> {
+        use wire::RequestApi as Api;
+        Some(match request.api_type() {
+            Api::MetadataRequest => {
+                let metadata = request.api_as_metadata_request()?;
+                Self::Metadata(metadata.topics().map(|topics| strings(Some(topics))))
+            }
+            Api::ListOffsetsRequest => {
+                let topics = request.api_as_list_offsets_request()?.topics();
+                let topics = topics.iter().flatten().take(TOPICS_PER_REQUEST_MAX).filter_map(|topic| {
+                    let id = TopicId::new(topic.id()?.as_u128());
+                    let entries = topic.entries()?.iter().map(|e| (e.partition(), e.timestamp_ms()));
+                    Some((id, entries.collect()))
+                });
+                Self::ListOffsets(topics.collect())
+            }
+            Api::CreateTopicsRequest => {
+                let create = request.api_as_create_topics_request()?;
+                let topics = create.topics();
+                let topics = topics.iter().flatten().take(TOPICS_PER_REQUEST_MAX).map(|topic| AskedTopic {
+                    name: topic.name().unwrap_or("").to_owned(),
+                    partitions: topic.partitions(),
+                    replication_factor: topic.replication_factor(),
+                    configs: configs(topic.configs()),
+                });
+                Self::CreateTopics(topics.collect(), create.validate_only())
+            }
+            Api::DeleteTopicsRequest => {
+                Self::DeleteTopics(strings(request.api_as_delete_topics_request()?.names()))
+            }
+            Api::AlterConfigsRequest => {
+                let alter = request.api_as_alter_configs_request()?;
+                let topic = alter.topic().unwrap_or("").to_owned();
+                Self::AlterConfigs(topic, configs(alter.set()), strings(alter.unset()))
+            }
+            Api::DescribeConfigsRequest => {
+                Self::DescribeConfigs(strings(request.api_as_describe_configs_request()?.topics()))
+            }
+            Api::CreatePartitionsRequest => {
+                let create = request.api_as_create_partitions_request()?;
+                Self::CreatePartitions(create.topic().unwrap_or("").to_owned(), create.count())
+            }
+            Api::DescribeLogsRequest => {
+                Self::DescribeLogs(strings(request.api_as_describe_logs_request()?.topics()))
+            }
+            Api::StatusRequest => Self::Status,
+            _ => return None,
+        })
+    }
+}
+
+/// Handles a request as a task of its own.
+pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight) {
+    let shard = shard.clone();
+    glommio::spawn_local(async move {
+        let reply = Reply { id, in_flight };
+        match request {
+            Request::Metadata(names) => reply.metadata(&shard, names),
+            Request::ListOffsets(topics) => reply.list_offsets(&shard, topics).await,
+            Request::CreateTopics(topics, validate_only) => {
+                reply.create_topics(&shard, topics, validate_only).await;
+            }
+            Request::DeleteTopics(names) => reply.delete_topics(&shard, names).await,
+            Request::AlterConfigs(topic, set, unset) => {
+                let outcome =
+                    change(&shard, &topic, |_, id| Ok(Command::AlterTopicConfigs { id, set, unset })).await;
+                reply.one_outcome(outcome, wire::ResponseApi::AlterConfigsResponse);
+            }
+            Request::DescribeConfigs(names) => reply.describe_configs(&shard, names),
+            Request::CreatePartitions(topic, count) => {
+                let outcome = change(&shard, &topic, |image, id| image.create_partitions(id, count)).await;
+                reply.one_outcome(outcome, wire::ResponseApi::CreatePartitionsResponse);
+            }
+            Request::DescribeLogs(names) => reply.describe_logs(&shard, names).await,
+            Request::Status => reply.status(&shard).await,
+        }
+    })
+    .detach();
+}
+
+/// What a change of one topic came to.
+struct TopicOutcome {
+    name: String,
+    id: TopicId,
+    failed: Option<(ErrorCode, String)>,
+}
+
+impl TopicOutcome {
+    fn new(name: &str, result: Result<TopicId, MetadataError>) -> Self {
+        match result {
+            Ok(id) => Self { name: name.to_owned(), id, failed: None },
+            Err(error) => Self {
+                name: name.to_owned(),
+                id: TopicId::default(),
+                failed: Some((error.error_code(), error.to_string())),
+            },
+        }
+    }
+
+    fn unknown(name: &str) -> Self {
+        let text = format!("there is no topic {name:?}; see ringlog topic list");
+        Self { name: name.to_owned(), id: TopicId::default(), failed: Some((ErrorCode::UnknownTopic, text)) }
+    }
+
+    fn encode<'f>(&self, builder: &mut FlatBufferBuilder<'f>) -> WIPOffset<wire::TopicOutcome<'f>> {
+        let name = builder.create_string(&self.name);
+        let message = self.failed.as_ref().map(|(_, text)| builder.create_string(text));
+        wire::TopicOutcome::create(
+            builder,
+            &wire::TopicOutcomeArgs {
+                name: Some(name),
+                id: Some(&wire::TopicId::from_u128(self.id.get())),
+                error: self.failed.as_ref().map_or(0, |(code, _)| code.to_wire()),
+                message,
+            },
+        )
+    }
+}
+
+/// Changes one topic by the command that `make` makes.
+async fn change(
+    shard: &Shard,
+    name: &str,
+    make: impl FnOnce(&Image, TopicId) -> Result<Command, CommandError>,
+) -> TopicOutcome {
+    let image = shard.metadata.image();
+    let Some(topic) = image.topic_by_name(name) else { return TopicOutcome::unknown(name) };
+    let result = match make(&image, topic.id) {
+        Ok(command) => shard.metadata.submit(command).await.map(|_| topic.id),
+        Err(error) => Err(error.into()),
+    };
+    TopicOutcome::new(name, result)
+}
+
+struct Reply {
+    id: u64,
+    in_flight: InFlight,
+}
+
+impl Reply {
+    fn send(
+        &self,
+        kind: wire::ResponseApi,
+        build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<UnionWIPOffset>,
+    ) {
+        self.in_flight.connection().reply(Vec::new(), |builder| {
+            let api = build(builder);
+            wire::Response::create(
+                builder,
+                &wire::ResponseArgs { id: self.id, api_type: kind, api: Some(api), ..Default::default() },
+            )
+        });
+    }
+
+    fn one_outcome(&self, outcome: TopicOutcome, kind: wire::ResponseApi) {
+        self.send(kind, |builder| {
+            let outcome = Some(outcome.encode(builder));
+            if kind == wire::ResponseApi::AlterConfigsResponse {
+                let args = wire::AlterConfigsResponseArgs { outcome };
+                return wire::AlterConfigsResponse::create(builder, &args).as_union_value();
+            }
+            let args = wire::CreatePartitionsResponseArgs { outcome };
+            wire::CreatePartitionsResponse::create(builder, &args).as_union_value()
+        });
+    }
+
+    fn metadata(&self, shard: &Shard, names: Option<Vec<String>>) {
+        let image = shard.metadata.image();
+        let topics: Vec<(String, Option<Arc<Topic>>)> = match names {
+            Some(names) => names
+                .into_iter()
+                .map(|name| {
+                    let found = image.topic_by_name(&name).cloned();
+                    (name, found)
+                })
+                .collect(),
+            None => {
+                image.topics_by_name().map(|topic| (topic.name.to_string(), Some(topic.clone()))).collect()
+            }
+        };
+        self.send(wire::ResponseApi::MetadataResponse, |builder| {
+            let brokers: Vec<_> = image
+                .brokers()
+                .map(|broker| {
+                    let registration = &broker.registration;
+                    let host = builder.create_string(&registration.host);
+                    wire::BrokerEndpoint::create(
+                        builder,
+                        &wire::BrokerEndpointArgs {
+                            id: registration.broker.get(),
+                            host: Some(host),
+                            port: registration.port,
+                            shards: u32::from(registration.shards),
+                        },
+                    )
+                })
+                .collect();
+            let topics: Vec<_> = topics
+                .iter()
+                .map(|(name, topic)| encode_topic(builder, &image, name, topic.as_deref()))
+                .collect();
+            let (brokers, topics) = (builder.create_vector(&brokers), builder.create_vector(&topics));
+            let args = wire::MetadataResponseArgs {
+                version: image.version(),
+                brokers: Some(brokers),
+                topics: Some(topics),
+            };
+            wire::MetadataResponse::create(builder, &args).as_union_value()
+        });
+    }
+
+    async fn create_topics(&self, shard: &Shard, topics: Vec<AskedTopic>, validate_only: bool) {
+        let mut outcomes = Vec::with_capacity(topics.len());
+        for asked in topics {
+            let image = shard.metadata.image();
+            let new = NewTopic {
+                id: new_topic_id(),
+                name: asked.name.clone(),
+                partitions: if asked.partitions == 0 { PARTITIONS_DEFAULT } else { asked.partitions },
+                replication_factor: asked.replication_factor.max(1),
+                configs: asked.configs,
+            };
+            let result = match image.create_topic(new) {
+                Err(error) => Err(MetadataError::from(error)),
+                Ok(command) if validate_only => match image.apply(&command) {
+                    Ok(_) => Ok(TopicId::default()),
+                    Err(error) => Err(error.into()),
+                },
+                Ok(command) => shard.metadata.submit(command).await.map(|outcome| match outcome {
+                    Outcome::TopicCreated { id, .. } => id,
+                    _ => TopicId::default(),
+                }),
+            };
+            outcomes.push(TopicOutcome::new(&asked.name, result));
+        }
+        self.send(wire::ResponseApi::CreateTopicsResponse, |builder| {
+            let outcomes: Vec<_> = outcomes.iter().map(|outcome| outcome.encode(builder)).collect();
+            let outcomes = Some(builder.create_vector(&outcomes));
+            wire::CreateTopicsResponse::create(builder, &wire::CreateTopicsResponseArgs { outcomes })
+                .as_union_value()
+        });
+    }
+
+    async fn delete_topics(&self, shard: &Shard, names: Vec<String>) {
+        let mut outcomes = Vec::with_capacity(names.len());
+        for name in &names {
+            outcomes.push(change(shard, name, |_, id| Ok(Command::DeleteTopic { id })).await);
+        }
+        self.send(wire::ResponseApi::DeleteTopicsResponse, |builder| {
+            let outcomes: Vec<_> = outcomes.iter().map(|outcome| outcome.encode(builder)).collect();
+            let outcomes = Some(builder.create_vector(&outcomes));
+            wire::DeleteTopicsResponse::create(builder, &wire::DeleteTopicsResponseArgs { outcomes })
+                .as_union_value()
+        });
+    }
+
+    fn describe_configs(&self, shard: &Shard, names: Vec<String>) {
+        let image = shard.metadata.image();
+        self.send(wire::ResponseApi::DescribeConfigsResponse, |builder| {
+            let topics: Vec<_> = names
+                .iter()
+                .map(|name| {
+                    let topic = image.topic_by_name(name);
+                    let described: Vec<topic_config::Described> =
+                        topic.map(|topic| topic.config.describe(&topic.overrides)).unwrap_or_default();
+                    let values: Vec<_> = described
+                        .iter()
+                        .map(|one| {
+                            let name = builder.create_string(one.name);
+                            let value = builder.create_string(&one.value);
+                            let documentation = builder.create_string(&one.documentation);
+                            wire::ConfigValue::create(
+                                builder,
+                                &wire::ConfigValueArgs {
+                                    name: Some(name),
+                                    value: Some(value),
+                                    is_default: one.is_default,
+                                    documentation: Some(documentation),
+                                },
+                            )
+                        })
+                        .collect();
+                    let values = builder.create_vector(&values);
+                    let name = builder.create_string(name);
+                    wire::TopicConfig::create(
+                        builder,
+                        &wire::TopicConfigArgs {
+                            name: Some(name),
+                            id: topic.map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
+                            error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
+                            values: Some(values),
+                        },
+                    )
+                })
+                .collect();
+            let topics = Some(builder.create_vector(&topics));
+            wire::DescribeConfigsResponse::create(builder, &wire::DescribeConfigsResponseArgs { topics })
+                .as_union_value()
+        });
+    }
+
+    async fn list_offsets(&self, shard: &Rc<Shard>, topics: Vec<(TopicId, Vec<(u32, i64)>)>) {
+        let mut by_shard: BTreeMap<ShardId, Vec<(TopicPartition, i64)>> = BTreeMap::new();
+        let mut listed = Vec::new();
+        let mut here = Vec::new();
+        for (topic, entries) in &topics {
+            for (partition, timestamp_ms) in entries {
+                let id = TopicPartition { topic: *topic, partition: PartitionIndex::new(*partition) };
+                match shard.locate(id) {
+                    Location::Here(_) => here.push((id, *timestamp_ms)),
+                    Location::Shard(home) => by_shard.entry(home).or_default().push((id, *timestamp_ms)),
+                    Location::Nowhere(code) => listed.push(ListedOffset { id, result: Err(code) }),
+                }
+            }
+        }
+        let elsewhere = by_shard.into_iter().map(|(home, asked)| async move {
+            let unanswered: Vec<_> = asked
+                .iter()
+                .map(|(id, _)| ListedOffset { id: *id, result: Err(ErrorCode::ShuttingDown) })
+                .collect();
+            ask(shard, home, |reply| Message::ListOffsets(asked, reply)).await.unwrap_or(unanswered)
+        });
+        listed.extend(list_offsets_here(shard, here).await);
+        listed.extend(join_all(elsewhere).await.into_iter().flatten());
+        let found: BTreeMap<TopicPartition, Vec<ListedOffset>> =
+            listed.into_iter().fold(BTreeMap::new(), |mut map, one| {
+                map.entry(one.id).or_insert_with(Vec::new).push(one);
+                map
+            });
+        let mut taken: BTreeMap<TopicPartition, usize> = BTreeMap::new();
+        self.send(wire::ResponseApi::ListOffsetsResponse, |builder| {
+            let topics: Vec<_> = topics
+                .iter()
+                .map(|(topic, entries)| {
+                    let results: Vec<wire::ListOffsetsResult> = entries
+                        .iter()
+                        .map(|(partition, _)| {
+                            let id =
+                                TopicPartition { topic: *topic, partition: PartitionIndex::new(*partition) };
+                            // A partition may be asked about twice, by different times.
+                            let turn = taken.entry(id).or_insert(0);
+                            let one = found.get(&id).and_then(|list| list.get(*turn));
+                            *turn += 1;
+                            let result = one.map_or(Err(ErrorCode::UnknownPartition), |one| one.result);
+                            let (offset, timestamp_ms) = result.unwrap_or((Offset::new(0), -1));
+                            let error = result.err().map_or(0, ErrorCode::to_wire);
+                            wire::ListOffsetsResult::new(*partition, error, 0, offset.get(), timestamp_ms)
+                        })
+                        .collect();
+                    let results = builder.create_vector(&results);
+                    wire::ListOffsetsTopicResult::create(
+                        builder,
+                        &wire::ListOffsetsTopicResultArgs {
+                            id: Some(&wire::TopicId::from_u128(topic.get())),
+                            results: Some(results),
+                        },
+                    )
+                })
+                .collect();
+            let topics = Some(builder.create_vector(&topics));
+            wire::ListOffsetsResponse::create(builder, &wire::ListOffsetsResponseArgs { topics })
+                .as_union_value()
+        });
+    }
+
+    async fn describe_logs(&self, shard: &Rc<Shard>, names: Vec<String>) {
+        let image = shard.metadata.image();
+        let mut described = Vec::with_capacity(names.len());
+        for name in names {
+            let topic = image.topic_by_name(&name).cloned();
+            let logs = match &topic {
+                Some(topic) => describe_topic(shard, &image, topic).await,
+                None => Vec::new(),
+            };
+            described.push((name, topic, logs));
+        }
+        self.send(wire::ResponseApi::DescribeLogsResponse, |builder| {
+            let topics: Vec<_> = described
+                .iter()
+                .map(|(name, topic, logs)| {
+                    let partitions: Vec<wire::PartitionLog> = logs
+                        .iter()
+                        .map(|log| {
+                            wire::PartitionLog::new(
+                                log.id.partition.get(),
+                                u32::from(log.shard.get()),
+                                log.leader_epoch,
+                                log.error.map_or(0, ErrorCode::to_wire),
+                                0,
+                                log.log_start,
+                                log.high_watermark,
+                                log.log_end,
+                                log.segments,
+                                log.bytes,
+                            )
+                        })
+                        .collect();
+                    let partitions = builder.create_vector(&partitions);
+                    let name = builder.create_string(name);
+                    wire::TopicLogs::create(
+                        builder,
+                        &wire::TopicLogsArgs {
+                            name: Some(name),
+                            id: topic.as_ref().map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
+                            error: topic.as_ref().map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
+                            partitions: Some(partitions),
+                        },
+                    )
+                })
+                .collect();
+            let topics = Some(builder.create_vector(&topics));
+            wire::DescribeLogsResponse::create(builder, &wire::DescribeLogsResponseArgs { topics })
+                .as_union_value()
+        });
+    }
+
+    async fn status(&self, shard: &Rc<Shard>) {
+        let others =
+            (0..shard.identity.shards).map(ShardId::new).filter(|other| *other != shard.identity.shard);
+        let asked = others.map(|other| ask(shard, other, Message::Status));
+        let mut reports: Vec<ShardReport> = join_all(asked).await.into_iter().flatten().collect();
+        reports.push(shard.report());
+        reports.sort_by_key(|report| report.shard);
+        self.send(wire::ResponseApi::StatusResponse, |builder| {
+            let shards: Vec<_> = reports
+                .iter()
+                .map(|report| {
+                    let counters: Vec<_> = report
+                        .counters
+                        .iter()
+                        .map(|(name, value)| {
+                            let name = Some(builder.create_string(name));
+                            wire::Counter::create(builder, &wire::CounterArgs { name, value: *value })
+                        })
+                        .collect();
+                    let counters = Some(builder.create_vector(&counters));
+                    let number = u32::from(report.shard.get());
+                    wire::ShardStatus::create(builder, &wire::ShardStatusArgs { shard: number, counters })
+                })
+                .collect();
+            let notices: Vec<_> = reports
+                .iter()
+                .flat_map(|report| &report.notices)
+                .map(|notice| builder.create_string(notice))
+                .collect();
+            let shards = builder.create_vector(&shards);
+            let notices = builder.create_vector(&notices);
+            let version = builder.create_string(env!("CARGO_PKG_VERSION"));
+            let directory = builder.create_string(&shard.store.storage.root().display().to_string());
+            let args = wire::StatusResponseArgs {
+                broker: shard.identity.broker.get(),
+                version: Some(version),
+                data_directory: Some(directory),
+                uptime_ms: shard.now_ms(),
+                shards: Some(shards),
+                notices: Some(notices),
+            };
+            wire::StatusResponse::create(builder, &args).as_union_value()
+        });
+    }
+}
+
+fn encode_topic<'f>(
+    builder: &mut FlatBufferBuilder<'f>,
+    image: &Image,
+    name: &str,
+    topic: Option<&Topic>,
+) -> WIPOffset<wire::TopicMetadata<'f>> {
+    let places: Vec<wire::PartitionPlace> = topic
+        .iter()
+        .flat_map(|topic| {
+            topic.partitions.iter().enumerate().map(|(index, partition)| (topic.id, index, partition))
+        })
+        .map(|(topic, index, partition)| {
+            let index = PartitionIndex::new(index as u32);
+            let home = image.home_shard(partition.leader, TopicPartition { topic, partition: index });
+            wire::PartitionPlace::new(
+                index.get(),
+                partition.leader.get(),
+                home.map_or(0, |shard| u32::from(shard.get())),
+                partition.leader_epoch.get(),
+            )
+        })
+        .collect();
+    let places = builder.create_vector(&places);
+    let name = builder.create_string(name);
+    wire::TopicMetadata::create(
+        builder,
+        &wire::TopicMetadataArgs {
+            name: Some(name),
+            id: topic.map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
+            error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
+            partitions: Some(places),
+        },
+    )
+}
+
+/// Asks another shard and waits for its answer; `None` if it is stopping.
+async fn ask<T>(
+    shard: &Shard,
+    to: ShardId,
+    message: impl FnOnce(oneshot::Sender<T>) -> Message,
+) -> Option<T> {
+    let (reply, answer) = oneshot::channel();
+    shard.mailboxes.send(to, message(reply)).await.ok()?;
+    answer.await.ok()
+}
+
+async fn describe_topic(shard: &Rc<Shard>, image: &Image, topic: &Topic) -> Vec<DescribedLog> {
+    let mut by_shard: BTreeMap<ShardId, Vec<TopicPartition>> = BTreeMap::new();
+    for index in 0..topic.partitions.len() as u32 {
+        let id = TopicPartition { topic: topic.id, partition: PartitionIndex::new(index) };
+        let home = image.home_shard(shard.identity.broker, id).unwrap_or(shard.identity.shard);
+        by_shard.entry(home).or_default().push(id);
+    }
+    let asked = by_shard.into_iter().map(|(home, ids)| async move {
+        if home == shard.identity.shard {
+            return ids.into_iter().map(|id| shard.describe_log(id)).collect();
+        }
+        ask(shard, home, |reply| Message::DescribeLogs(ids, reply)).await.unwrap_or_default()
+    });
+    let mut logs: Vec<DescribedLog> = join_all(asked).await.into_iter().flatten().collect();
+    logs.sort_by_key(|log| log.id);
+    logs
+}
+
+/// Offsets of this shard's partitions: -1 = the high watermark, -2 = the log's start, else by time.
+pub async fn list_offsets_here(shard: &Rc<Shard>, asked: Vec<(TopicPartition, i64)>) -> Vec<ListedOffset> {
+    let mut listed = Vec::with_capacity(asked.len());
+    for (id, timestamp_ms) in asked {
+        let result = match (shard.locate(id), timestamp_ms) {
+            (Location::Here(partition), -1) => Ok((partition.high_watermark(), -1)),
+            (Location::Here(partition), -2) => Ok((partition.with_log(|log| log.log_start()), -1)),
+            (Location::Here(partition), timestamp_ms) => {
+                match partition.offset_of_timestamp(&shard.store.chunks, timestamp_ms).await {
+                    Ok(Some(found)) => Ok(found),
+                    // Nothing so young: where the next record will be.
+                    Ok(None) => Ok((partition.high_watermark(), -1)),
+                    Err(error) => Err(error_code::of_read(&error)),
+                }
+            }
+            (Location::Shard(_), _) => Err(ErrorCode::NotLeader),
+            (Location::Nowhere(code), _) => Err(code),
+        };
+        listed.push(ListedOffset { id, result });
+    }
+    listed
+}

@@ -1,0 +1,619 @@
+//! A running broker: the metadata thread and one shard per core.
+//!
+//! [`Broker::start`] returns when every shard serves; [`Broker::stop`] makes everything pending durable,
+//! writes clean checkpoints and joins all threads. The same type is the embedded broker of tests, demo
+//! and bench. A panic in a shard ends the process: the others must not go on acknowledging.
+
+use crate::connection::Connection;
+use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
+use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
+use crate::shard::{Identity, Shard};
+use crate::storage::ring::RingDisk;
+use crate::storage::{DiskPolicy, Environment, Storage};
+use crate::store::Store;
+use crate::{admin, fetch, produce};
+use async_channel::{Receiver, Sender};
+use futures_util::io::AsyncReadExt;
+use futures_util::io::AsyncWriteExt;
+use glommio::net::{TcpListener, TcpStream};
+use glommio::{LocalExecutorBuilder, Placement};
+use logic::ids::{BrokerId, ShardId};
+use logic::limits::{
+    CONNECTIONS_BEFORE_HELLO_MAX, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO,
+    FRAME_TABLES_MAX, FREE_SPACE_LOW_BYTES, HELLO_TIMEOUT_MS, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
+};
+use logic::metadata::{BrokerRegistration, Command};
+use schema::error_code::ErrorCode;
+use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
+use schema::{PROTOCOL_VERSION, wire};
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The one broker there is until the cluster.
+const BROKER: BrokerId = BrokerId::new(0);
+/// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
+const RETENTION_TICKS: u64 = 10;
+
+/// What a broker is started with.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where its files are.
+    pub data_directory: PathBuf,
+    /// Where it listens; port 0 = any free one.
+    pub listen: SocketAddr,
+    /// The host that clients are told; else the address it listens on.
+    pub advertised_host: Option<String>,
+    /// Shards.
+    pub shards: usize,
+    /// Shard k runs on core `cores[k]`; `None` = wherever the kernel puts it.
+    pub cores: Option<Vec<usize>>,
+    /// Flush rounds in flight per shard, 1 to 4.
+    pub rounds_in_flight: usize,
+    /// How long a shard polls before it sleeps: lower latency for a whole core.
+    pub poll: Duration,
+    /// The data directory supports O_DIRECT.
+    pub direct: bool,
+    /// One sync of any file flushes the device for all.
+    pub one_flush_covers_all_files: bool,
+}
+
+impl BrokerConfig {
+    /// One unpinned shard, no polling, the safe choices for a disk that nothing is known of.
+    pub fn new(data_directory: impl Into<PathBuf>, listen: SocketAddr) -> Self {
+        Self {
+            data_directory: data_directory.into(),
+            listen,
+            advertised_host: None,
+            shards: 1,
+            cores: None,
+            rounds_in_flight: ROUNDS_IN_FLIGHT_DEFAULT,
+            poll: Duration::ZERO,
+            direct: true,
+            one_flush_covers_all_files: false,
+        }
+    }
+}
+
+/// Why a broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDirectory(#[from] DataDirectoryError),
+    /// The metadata.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// The port.
+    #[error(
+        "cannot listen on {address}: {error}; stop what listens there, or choose another port with --listen"
+    )]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A shard's thread or files.
+    #[error("shard {shard} cannot start: {error}")]
+    Shard {
+        /// Which one.
+        shard: usize,
+        /// Why.
+        error: String,
+    },
+    /// A setting that makes no sense.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Why a broker did not stop in order; what was acknowledged is safe all the same.
+#[derive(Debug, thiserror::Error)]
+#[error("shard {shard} did not stop in order: {error}; the next start recovers")]
+pub struct StopError {
+    shard: usize,
+    error: String,
+}
+
+/// A running broker.
+pub struct Broker {
+    address: SocketAddr,
+    mailboxes: Mailboxes,
+    stop: Vec<Sender<()>>,
+    threads: Vec<JoinHandle<Result<(), String>>>,
+    metadata: MetadataThread,
+    _directory: DataDirectory,
+}
+
+impl Broker {
+    /// Starts a broker; it serves when this returns.
+    pub fn start(config: BrokerConfig) -> Result<Self, StartError> {
+        check(&config)?;
+        let directory = DataDirectory::open(&config.data_directory)?;
+        let address = free_address(config.listen)?;
+        let (mailboxes, own) = mailboxes(config.shards);
+        let (signals, signalled): (Vec<_>, Vec<_>) =
+            (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
+        let publish = {
+            let signals = signals.clone();
+            Box::new(move |_| signals.iter().for_each(notify))
+        };
+        let (handle, metadata) = metadata::start(&directory.path, publish)?;
+        futures_executor::block_on(handle.submit(Command::RegisterBroker(BrokerRegistration {
+            broker: BROKER,
+            host: config.advertised_host.clone().unwrap_or_else(|| advertised(address.ip())),
+            port: address.port(),
+            shards: config.shards as u16,
+            storage_uuid: directory.uuid,
+        })))?;
+        let (ready, started) = async_channel::bounded(config.shards);
+        let (stop, stopped): (Vec<_>, Vec<_>) =
+            (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
+        let began = Instant::now();
+        let mut threads = Vec::with_capacity(config.shards);
+        for (number, ((mailbox, signal), stop)) in own.into_iter().zip(signalled).zip(stopped).enumerate() {
+            let setup = Setup {
+                number,
+                config: config.clone(),
+                address,
+                root: directory.path.clone(),
+                uuid: directory.uuid,
+                metadata: handle.clone(),
+                mailboxes: mailboxes.clone(),
+                mailbox,
+                signal,
+                stop,
+                ready: ready.clone(),
+                began,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("ringlog-{number}"))
+                .spawn(move || run_shard(setup))
+                .map_err(|error| StartError::Shard { shard: number, error: error.to_string() })?;
+            threads.push(thread);
+        }
+        drop(ready);
+        let mut broker = Self { address, mailboxes, stop, threads, metadata, _directory: directory };
+        for _ in 0..config.shards {
+            match started.recv_blocking() {
+                Ok((_, Ok(()))) => {}
+                Ok((shard, Err(error))) => {
+                    broker.abandon();
+                    return Err(StartError::Shard { shard, error });
+                }
+                Err(_) => {
+                    let error = "its thread ended".to_owned();
+                    return Err(StartError::Shard { shard: 0, error });
+                }
+            }
+        }
+        Ok(broker)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops in order: no new requests, everything pending durable, clean checkpoints.
+    pub fn stop(mut self) -> Result<(), StopError> {
+        self.stop.iter().for_each(notify);
+        let mut result = Ok(());
+        for (shard, thread) in self.threads.drain(..).enumerate() {
+            let ended = thread.join().unwrap_or_else(|_| Err("it panicked".to_owned()));
+            if let Err(error) = ended {
+                result = Err(StopError { shard, error });
+            }
+        }
+        self.mailboxes.close();
+        self.metadata.stop();
+        result
+    }
+
+    fn abandon(&mut self) {
+        self.stop.iter().for_each(notify);
+        for thread in self.threads.drain(..) {
+            // The first error is the one that is told.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Signals a shard; one that has a signal waiting needs no second.
+fn notify(signal: &Sender<()>) {
+    let _ = signal.try_send(());
+}
+
+fn check(config: &BrokerConfig) -> Result<(), StartError> {
+    let most = usize::from(u16::MAX);
+    if config.shards == 0 || config.shards > most {
+        return Err(StartError::Setting(format!("shards must be 1 to {most}, not {}", config.shards)));
+    }
+    if let Some(cores) = &config.cores
+        && cores.len() != config.shards
+    {
+        let (cores, shards) = (cores.len(), config.shards);
+        return Err(StartError::Setting(format!(
+            "{cores} cores named for {shards} shards; name one for each"
+        )));
+    }
+    if !(1..=logic::limits::ROUNDS_IN_FLIGHT_MAX).contains(&config.rounds_in_flight) {
+        let rounds = config.rounds_in_flight;
+        return Err(StartError::Setting(format!("rounds in flight must be 1 to 4, not {rounds}")));
+    }
+    Ok(())
+}
+
+/// The address to listen on, checked to be free: every shard's listener shares the port, so a second
+/// broker on it would be let in silently.
+fn free_address(listen: SocketAddr) -> Result<SocketAddr, StartError> {
+    std::net::TcpListener::bind(listen)
+        .and_then(|probe| probe.local_addr())
+        .map_err(|error| StartError::Listen { address: listen, error })
+}
+
+/// The host to tell clients: the address listened on; empty if that is every address, which clients
+/// take as the host they came by.
+fn advertised(ip: IpAddr) -> String {
+    if ip.is_unspecified() { String::new() } else { ip.to_string() }
+}
+
+struct Setup {
+    number: usize,
+    config: BrokerConfig,
+    address: SocketAddr,
+    root: PathBuf,
+    uuid: u128,
+    metadata: MetadataHandle,
+    mailboxes: Mailboxes,
+    mailbox: Mailbox,
+    signal: Receiver<()>,
+    stop: Receiver<()>,
+    ready: Sender<(usize, Result<(), String>)>,
+    began: Instant,
+}
+
+fn run_shard(setup: Setup) -> Result<(), String> {
+    let placement = match &setup.config.cores {
+        Some(cores) => Placement::Fixed(cores[setup.number]),
+        None => Placement::Unbound,
+    };
+    let executor = LocalExecutorBuilder::new(placement)
+        .name(&format!("shard-{}", setup.number))
+        .spin_before_park(setup.config.poll)
+        .preempt_timer(Duration::from_millis(1))
+        .make();
+    let executor = match executor {
+        Ok(executor) => executor,
+        Err(error) => {
+            let text = format!(
+                "its executor cannot be made: {error}; it needs io_uring and locked memory (ulimit -l)"
+            );
+            let _ = setup.ready.send_blocking((setup.number, Err(text)));
+            return Ok(());
+        }
+    };
+    let run = std::panic::AssertUnwindSafe(|| executor.run(shard_main(setup)));
+    match std::panic::catch_unwind(run) {
+        Ok(result) => result,
+        Err(_) => crate::fatal("a shard panicked: an invariant is broken, see the message above"),
+    }
+}
+
+/// Time and randomness of the running broker.
+struct System {
+    began: Instant,
+}
+
+impl Environment for System {
+    fn now_ms(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    }
+    fn monotonic_ns(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+    fn nonce(&self) -> u64 {
+        rand::random()
+    }
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(glommio::timer::sleep(duration))
+    }
+}
+
+async fn shard_main(setup: Setup) -> Result<(), String> {
+    let ready = setup.ready.clone();
+    let number = setup.number;
+    let stop = setup.stop.clone();
+    let opened = open_shard(&setup).await;
+    let (shard, listener) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let _ = ready.send((number, Err(error))).await;
+            return Ok(());
+        }
+    };
+    spawn_background(&shard, setup);
+    let accepting = shard.clone();
+    let accept = glommio::spawn_local(async move { accept(accepting, listener).await });
+    let _ = ready.send((number, Ok(()))).await;
+    drop(ready);
+    // A closed channel means that the broker was dropped without being stopped: stop all the same.
+    let _ = stop.recv().await;
+    shard.begin_stop();
+    accept.cancel().await;
+    for connection in shard.connections.borrow().values() {
+        connection.finish();
+    }
+    let mut parked = Vec::new();
+    shard.waiters.borrow_mut().drain(&mut parked);
+    parked.iter().for_each(|parked| parked.wake());
+    shard.store.shut_down().await.map_err(|error| error.to_string())
+}
+
+async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
+    let text = |error: io::Error| error.to_string();
+    let disk = RingDisk::new(setup.config.direct).map_err(|error| {
+        format!("its io_uring cannot be made: {error}; see kernel.io_uring_disabled and ulimit -l")
+    })?;
+    let policy = DiskPolicy { one_flush_covers_all_files: setup.config.one_flush_covers_all_files };
+    let environment = Rc::new(System { began: setup.began });
+    let shard_id = ShardId::new(setup.number as u16);
+    let (storage, checkpoint) =
+        Storage::open(disk, environment, policy, &setup.root, shard_id, setup.uuid).await.map_err(text)?;
+    let store = Store::new(storage, checkpoint, setup.config.rounds_in_flight);
+    let identity = Identity { broker: BROKER, shard: shard_id, shards: setup.config.shards as u16 };
+    let shard = Shard::new(identity, store, setup.metadata.clone(), setup.mailboxes.clone(), setup.began);
+    shard.follow_metadata().await;
+    shard.store.begin_service().await.map_err(text)?;
+    let listener = TcpListener::bind(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;
+    Ok((shard, listener))
+}
+
+fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
+    let follower = shard.clone();
+    let signal = setup.signal;
+    glommio::spawn_local(async move {
+        while signal.recv().await.is_ok() {
+            follower.follow_metadata().await;
+        }
+    })
+    .detach();
+    let receiver = shard.clone();
+    let mailbox = setup.mailbox;
+    glommio::spawn_local(async move {
+        while let Some(message) = mailbox.receive().await {
+            receive(&receiver, message);
+        }
+    })
+    .detach();
+    let keeper = shard.clone();
+    let low_bytes = low_space_bytes(&setup.root);
+    glommio::spawn_local(async move { keep_house(&keeper, low_bytes).await }).detach();
+}
+
+/// Below so much free space nothing is taken any more; less on small disks.
+fn low_space_bytes(root: &std::path::Path) -> u64 {
+    match rustix::fs::statvfs(root) {
+        Ok(stats) => FREE_SPACE_LOW_BYTES.min(stats.f_blocks * stats.f_frsize / 20),
+        Err(_) => FREE_SPACE_LOW_BYTES,
+    }
+}
+
+/// What a message from another core asks for.
+fn receive(shard: &Rc<Shard>, message: Message) {
+    match message {
+        Message::Connection(handed) => {
+            let stream = handed.stream.bind_to_executor();
+            let shard = shard.clone();
+            glommio::spawn_local(async move {
+                serve(shard, stream, handed.peer, handed.hello_id, handed.protocol_version).await;
+            })
+            .detach();
+        }
+        Message::Produce(remote, reply) => produce::handle_remote(shard, remote, reply),
+        Message::Fetch(remote, reply) => fetch::handle_remote(shard, remote, reply),
+        Message::ListOffsets(asked, reply) => {
+            let shard = shard.clone();
+            glommio::spawn_local(async move {
+                let _ = reply.send(admin::list_offsets_here(&shard, asked).await);
+            })
+            .detach();
+        }
+        Message::DescribeLogs(ids, reply) => {
+            let _ = reply.send(ids.into_iter().map(|id| shard.describe_log(id)).collect());
+        }
+        Message::Status(reply) => {
+            let _ = reply.send(shard.report());
+        }
+    }
+}
+
+/// Deadlines of fetches, slow connections, the store's housekeeping, retention, free space.
+async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
+    let expiring = shard.clone();
+    glommio::spawn_local(async move {
+        while !expiring.is_stopping() {
+            glommio::timer::sleep(Duration::from_millis(5)).await;
+            let mut woken = Vec::new();
+            expiring.waiters.borrow_mut().expire(expiring.now_ms(), &mut woken);
+            woken.iter().for_each(|parked| parked.wake());
+        }
+    })
+    .detach();
+    let mut tick = 0u64;
+    while !shard.is_stopping() {
+        glommio::timer::sleep(Duration::from_millis(IDLE_FLOOR_MS)).await;
+        tick += 1;
+        shard.store.tick().await;
+        if !tick.is_multiple_of(RETENTION_TICKS) {
+            continue;
+        }
+        shard.store.enforce_retention().await;
+        let now_ms = shard.now_ms();
+        let connections: Vec<Rc<Connection>> = shard.connections.borrow().values().cloned().collect();
+        connections.iter().for_each(|connection| connection.sweep(now_ms));
+        let free = {
+            use crate::storage::disk::Disk;
+            shard.store.storage.disk.free_bytes(shard.store.storage.root()).await
+        };
+        if let Ok(free) = free {
+            shard.store.storage.set_low(free < low_bytes);
+        }
+    }
+}
+
+async fn accept(shard: Rc<Shard>, listener: TcpListener) {
+    let greeting = Rc::new(Cell::new(0usize));
+    loop {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: what is open goes on, the next may find room.
+                tracing::warn!("cannot accept a connection: {error}");
+                glommio::timer::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let full = shard.connections.borrow().len() >= CONNECTIONS_PER_SHARD_MAX
+            || greeting.get() >= CONNECTIONS_BEFORE_HELLO_MAX;
+        let (shard, greeting) = (shard.clone(), greeting.clone());
+        greeting.set(greeting.get() + 1);
+        glommio::spawn_local(async move {
+            match full {
+                true => refuse(stream, 0, ErrorCode::TooManyConnections, "this shard has no room").await,
+                false => greet(shard, stream).await,
+            }
+            greeting.set(greeting.get() - 1);
+        })
+        .detach();
+    }
+}
+
+/// Reads Hello, exactly and not a byte more, and gives the connection to the shard that it asks for.
+async fn greet(shard: Rc<Shard>, mut stream: TcpStream) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    if stream.set_read_timeout(Some(Duration::from_millis(HELLO_TIMEOUT_MS))).is_err() {
+        return;
+    }
+    let mut prefix = [0; PREFIX_BYTES];
+    if stream.read_exact(&mut prefix).await.is_err() {
+        return;
+    }
+    let prefix = match Prefix::decode(prefix, FRAME_BYTES_MAX_BEFORE_HELLO) {
+        Ok(prefix) => prefix,
+        Err(error) => {
+            crate::storage::count(&shard.counters.invalid_frames, 1);
+            let code = crate::error_code::of_frame(&error);
+            return refuse(stream, 0, code, &error.to_string()).await;
+        }
+    };
+    let mut rest = vec![0; prefix.frame_bytes - PREFIX_BYTES];
+    if stream.read_exact(&mut rest).await.is_err() {
+        return;
+    }
+    let mut aligned = Aligned::default();
+    let metadata = aligned.align(&rest[..prefix.metadata_bytes]);
+    let (id, hello) = match frame::request(metadata, FRAME_TABLES_MAX) {
+        Ok(request) => {
+            let hello = request.api_as_hello_request().map(|hello| (hello.shard(), hello.protocol_version()));
+            (request.id(), hello)
+        }
+        Err(error) => {
+            crate::storage::count(&shard.counters.invalid_frames, 1);
+            let code = crate::error_code::of_frame(&error);
+            return refuse(stream, 0, code, &error.to_string()).await;
+        }
+    };
+    let Some((wanted, version)) = hello else {
+        return refuse(stream, id, ErrorCode::HelloRequired, "the first request of a connection is Hello")
+            .await;
+    };
+    if version == 0 {
+        let text = format!("protocol version 0; this broker speaks 1 to {PROTOCOL_VERSION}");
+        return refuse(stream, id, ErrorCode::UnsupportedVersion, &text).await;
+    }
+    let protocol_version = version.min(PROTOCOL_VERSION);
+    let shards = shard.identity.shards;
+    let target = match u16::try_from(wanted) {
+        Ok(number) if number < shards => ShardId::new(number),
+        Ok(number) => {
+            let text = format!("shard {number} of a broker with {shards}");
+            return refuse(stream, id, ErrorCode::InvalidRequest, &text).await;
+        }
+        Err(_) => shard.identity.shard,
+    };
+    if stream.set_read_timeout(None).is_err() {
+        return;
+    }
+    if target == shard.identity.shard {
+        return serve(shard, stream, peer, id, protocol_version).await;
+    }
+    let handed = HandedConnection { stream: stream.into_accepted(), peer, hello_id: id, protocol_version };
+    // A full mailbox: wait. A closed one: the socket must be bound again to be closed.
+    if let Err(Message::Connection(handed)) = shard.mailboxes.send(target, Message::Connection(handed)).await
+    {
+        drop(handed.stream.bind_to_executor());
+    }
+}
+
+async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello_id: u64, protocol_version: u32) {
+    let identity = shard.identity;
+    Connection::serve(shard, stream, peer, |connection| {
+        connection.reply(Vec::new(), |builder| {
+            let software = builder.create_string(concat!("ringlog ", env!("CARGO_PKG_VERSION")));
+            let hello = wire::HelloResponse::create(
+                builder,
+                &wire::HelloResponseArgs {
+                    protocol_version,
+                    broker: identity.broker.get(),
+                    shard: u32::from(identity.shard.get()),
+                    shards: u32::from(identity.shards),
+                    max_request_bytes: FRAME_BYTES_MAX as u32,
+                    software: Some(software),
+                },
+            );
+            wire::Response::create(
+                builder,
+                &wire::ResponseArgs {
+                    id: hello_id,
+                    api_type: wire::ResponseApi::HelloResponse,
+                    api: Some(hello.as_union_value()),
+                    ..Default::default()
+                },
+            )
+        });
+    })
+    .await;
+}
+
+/// Answers a connection that is not served, and closes it.
+async fn refuse(mut stream: TcpStream, id: u64, code: ErrorCode, message: &str) {
+    let mut builder = flatbuffers::FlatBufferBuilder::new();
+    let text = builder.create_string(message);
+    let response = wire::Response::create(
+        &mut builder,
+        &wire::ResponseArgs { id, error: code.to_wire(), message: Some(text), ..Default::default() },
+    );
+    let mut out = Vec::new();
+    frame::finish_response(&mut out, &mut builder, response, 0);
+    let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
+    // The peer may be gone already; then there is nobody to tell.
+    let _ = stream.write_all(&out).await;
+    let _ = stream.shutdown(std::net::Shutdown::Write).await;
+    // Bytes that were not read would turn the close into a reset, and the answer would be lost.
+    let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));
+    let mut ignored = [0; 4096];
+    while let Ok(bytes) = stream.read(&mut ignored).await {
+        if bytes == 0 {
+            break;
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! One client's connection on the shard that serves it: frames in, replies out.
+//!
+//! Owned by the shard, two tasks: one reads and handles requests in their order, one writes what is in
+//! the outbox. Small frames are handled where they lie in the shard's receive buffer; a large batch for
+//! a partition of this shard is received straight into the buffer that goes to the device.
+//!
+//! Every byte is accounted for before memory is taken: a connection above its share is not read
+//! (muted), so its client feels the back-pressure as a full socket. The sweep closes whoever takes too
+//! long over a frame or over its replies.
+
+use crate::error_code;
+use crate::partition::tail_cache::Slice;
+use crate::produce::{self, InPlaceProduce};
+use crate::shard::Shard;
+use bytes::Bytes;
+use flatbuffers::{FlatBufferBuilder, WIPOffset};
+use futures_util::io::{AsyncRead, AsyncWrite};
+use glommio::net::TcpStream;
+use logic::limits::{
+    FRAME_BYTES_MAX, FRAME_METADATA_BYTES_MAX, FRAME_TABLES_MAX, FRAME_TIMEOUT_MS,
+    IN_FLIGHT_BYTES_PER_CONNECTION_MAX, IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX, IN_PLACE_BODY_BYTES_MIN,
+    REPLY_BYTES_PER_CONNECTION_MAX, WRITE_TIMEOUT_MS,
+};
+use schema::error_code::ErrorCode;
+use schema::frame::{self, FrameError, PREFIX_BYTES, Prefix};
+use schema::wire;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::net::{Shutdown, SocketAddr};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+/// Bytes received at once into a batch's own buffer: small enough to be checksummed while in cache.
+const RECEIVE_STEP_BYTES: usize = 256 * 1024;
+/// Pieces handed to the socket at once.
+const WRITE_PIECES_MAX: usize = 64;
+
+/// One piece of a reply.
+pub enum Piece {
+    /// Bytes made here.
+    Owned(Vec<u8>),
+    /// Stored batches, unchanged.
+    Stored(Slice),
+    /// Stored batches that came from another core.
+    Copied(Bytes),
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Owned(bytes) => bytes,
+            Piece::Stored(slice) => slice.bytes(),
+            Piece::Copied(bytes) => bytes,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Outbox {
+    pieces: VecDeque<Piece>,
+    /// Bytes of the first piece that have been sent.
+    sent: usize,
+    bytes: usize,
+}
+
+/// A connection.
+pub struct Connection {
+    /// The shard that serves it.
+    pub shard: Rc<Shard>,
+    id: u64,
+    peer: SocketAddr,
+    stream: RefCell<TcpStream>,
+    outbox: RefCell<Outbox>,
+    writer: RefCell<Option<Waker>>,
+    reader: RefCell<Option<Waker>>,
+    in_flight_bytes: Cell<usize>,
+    in_flight_requests: Cell<usize>,
+    frame_began_ms: Cell<Option<u64>>,
+    write_stalled_ms: Cell<Option<u64>>,
+    ended: Cell<bool>,
+    dead: Cell<bool>,
+}
+
+/// A request that is not answered: holds its share of the budgets until dropped.
+pub struct InFlight {
+    connection: Rc<Connection>,
+    bytes: usize,
+}
+
+impl InFlight {
+    /// Whom to answer.
+    pub fn connection(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        connection.in_flight_bytes.set(connection.in_flight_bytes.get() - self.bytes);
+        connection.in_flight_requests.set(connection.in_flight_requests.get() - 1);
+        connection.shard.give_in_flight(self.bytes);
+        connection.wake_reader();
+        if connection.ended.get() {
+            connection.wake_writer();
+        }
+    }
+}
+
+/// When a frame came.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Its first byte was seen, nanoseconds of the broker's clock.
+    pub began_ns: u64,
+    /// All of it was there.
+    pub done_ns: u64,
+}
+
+/// What reading goes on with.
+enum Step {
+    /// Everything usable has been used.
+    More,
+    /// The shard has no budget for the next frame.
+    NoBudget(usize),
+    /// The connection has too much under way.
+    Muted,
+    /// A large batch follows.
+    InPlace(Box<InPlaceProduce>),
+    /// The peer does not speak this protocol: the answer is on its way, then close.
+    Close,
+}
+
+impl Connection {
+    /// Serves a connection that has said Hello until it ends.
+    pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello: impl FnOnce(&Rc<Self>)) {
+        let _ = stream.set_nodelay(true);
+        let connection = Rc::new(Self {
+            id: shard.connection_id(),
+            peer,
+            stream: RefCell::new(stream),
+            outbox: RefCell::default(),
+            writer: RefCell::default(),
+            reader: RefCell::default(),
+            in_flight_bytes: Cell::new(0),
+            in_flight_requests: Cell::new(0),
+            frame_began_ms: Cell::new(None),
+            write_stalled_ms: Cell::new(None),
+            ended: Cell::new(false),
+            dead: Cell::new(false),
+            shard,
+        });
+        let shard = connection.shard.clone();
+        shard.connections.borrow_mut().insert(connection.id, connection.clone());
+        crate::storage::count(&shard.counters.connections, 1);
+        hello(&connection);
+        let reading = connection.clone();
+        glommio::spawn_local(async move {
+            reading.read_requests().await;
+            reading.ended.set(true);
+            reading.wake_writer();
+        })
+        .detach();
+        connection.write_replies().await;
+        connection.close();
+        shard.connections.borrow_mut().remove(&connection.id);
+        let left = std::mem::take(&mut *connection.outbox.borrow_mut());
+        shard.add_reply_bytes(0, left.bytes);
+    }
+
+    /// Ends the connection: both tasks finish.
+    pub fn close(&self) {
+        self.dead.set(true);
+        self.ended.set(true);
+        // The reader's pending receive returns with the end of the stream.
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&*self.stream.borrow());
+        // SAFETY: the descriptor is the open stream's; shutdown takes no memory.
+        unsafe { libc::shutdown(descriptor, Shutdown::Both as i32) };
+        self.wake_reader();
+        self.wake_writer();
+    }
+
+    /// Takes no more requests; closes when those under way are answered.
+    pub fn finish(&self) {
+        self.ended.set(true);
+        self.wake_reader();
+        self.wake_writer();
+    }
+
+    /// Closes the connection if its peer is too slow.
+    pub fn sweep(&self, now_ms: u64) {
+        let slow_frame = self.frame_began_ms.get().is_some_and(|began| now_ms >= began + FRAME_TIMEOUT_MS);
+        let slow_peer = self.write_stalled_ms.get().is_some_and(|began| now_ms >= began + WRITE_TIMEOUT_MS);
+        if slow_frame || slow_peer {
+            let what = if slow_frame { "a frame" } else { "its replies" };
+            tracing::info!("connection from {} closed: took too long over {what}", self.peer);
+            crate::storage::count(&self.shard.counters.timed_out_connections, 1);
+            self.close();
+        }
+    }
+
+    fn wake_reader(&self) {
+        if let Some(waker) = self.reader.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_writer(&self) {
+        if let Some(waker) = self.writer.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    // ---- In ------------------------------------------------------------------------------------------
+
+    fn is_muted(&self) -> bool {
+        self.in_flight_bytes.get() >= IN_FLIGHT_BYTES_PER_CONNECTION_MAX
+            || self.in_flight_requests.get() >= IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX
+            || self.outbox.borrow().bytes >= REPLY_BYTES_PER_CONNECTION_MAX
+    }
+
+    async fn unmuted(&self) {
+        poll_fn(|context| {
+            if self.ended.get() || !self.is_muted() {
+                return Poll::Ready(());
+            }
+            *self.reader.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Reads and handles requests until the peer ends, errs or is closed.
+    async fn read_requests(self: &Rc<Self>) {
+        let mut partial: Vec<u8> = Vec::new();
+        let mut retry = false;
+        loop {
+            self.unmuted().await;
+            if self.ended.get() {
+                return;
+            }
+            let step = if std::mem::take(&mut retry) {
+                self.consume_partial(&mut partial)
+            } else {
+                match self.receive(&mut partial).await {
+                    Some(step) => step,
+                    None => return,
+                }
+            };
+            match step {
+                Step::More => {}
+                Step::Muted => retry = true,
+                Step::NoBudget(bytes) => {
+                    self.shard.wait_in_flight(bytes).await;
+                    self.shard.give_in_flight(bytes);
+                    retry = true;
+                }
+                Step::InPlace(body) => {
+                    if !self.receive_in_place(body).await {
+                        return;
+                    }
+                }
+                Step::Close => return,
+            }
+            let began = (!partial.is_empty()).then(|| self.shard.now_ms());
+            if began.is_none() || self.frame_began_ms.get().is_none() {
+                self.frame_began_ms.set(began);
+            }
+        }
+    }
+
+    /// Receives once, and handles what is complete before anything else can use the shard's buffer.
+    async fn receive(self: &Rc<Self>, partial: &mut Vec<u8>) -> Option<Step> {
+        poll_fn(|context| {
+            let mut scratch = self.shard.scratch.borrow_mut();
+            let polled = Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, &mut scratch);
+            match polled {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(_) | Ok(0)) => Poll::Ready(None),
+                Poll::Ready(Ok(bytes)) if partial.is_empty() => {
+                    let (used, step) = self.consume(&scratch[..bytes]);
+                    partial.extend_from_slice(&scratch[used..bytes]);
+                    Poll::Ready(Some(step))
+                }
+                Poll::Ready(Ok(bytes)) => {
+                    partial.extend_from_slice(&scratch[..bytes]);
+                    Poll::Ready(Some(self.consume_partial(partial)))
+                }
+            }
+        })
+        .await
+    }
+
+    fn consume_partial(self: &Rc<Self>, partial: &mut Vec<u8>) -> Step {
+        let (used, step) = self.consume(partial);
+        partial.drain(..used);
+        if partial.is_empty() && partial.capacity() > RECEIVE_STEP_BYTES {
+            *partial = Vec::new();
+        }
+        step
+    }
+
+    /// Handles the complete frames at the start of `bytes`; how many bytes were used.
+    fn consume(self: &Rc<Self>, bytes: &[u8]) -> (usize, Step) {
+        let began_ns = self.shard.now_ns();
+        let mut at = 0;
+        loop {
+            let rest = &bytes[at..];
+            let Some(prefix) = rest.first_chunk::<PREFIX_BYTES>() else { return (at, Step::More) };
+            let prefix = match Prefix::decode(*prefix, FRAME_BYTES_MAX) {
+                Ok(prefix) if prefix.metadata_bytes <= FRAME_METADATA_BYTES_MAX => prefix,
+                Ok(prefix) => {
+                    let length = prefix.frame_bytes;
+                    self.refuse_frame(&FrameError::MetadataTooLong {
+                        metadata: prefix.metadata_bytes,
+                        length,
+                    });
+                    return (at, Step::Close);
+                }
+                Err(error) => {
+                    self.refuse_frame(&error);
+                    return (at, Step::Close);
+                }
+            };
+            let complete = rest.len() >= prefix.frame_bytes;
+            let in_place =
+                prefix.body_bytes() >= IN_PLACE_BODY_BYTES_MIN && rest.len() >= prefix.body_start();
+            if !complete && !in_place {
+                return (at, Step::More);
+            }
+            if at > 0 && self.is_muted() {
+                return (at, Step::Muted);
+            }
+            if !self.shard.take_in_flight(prefix.frame_bytes) {
+                return (at, Step::NoBudget(prefix.frame_bytes));
+            }
+            let metadata = &rest[PREFIX_BYTES..PREFIX_BYTES + prefix.metadata_bytes];
+            let mut aligned = self.shard.aligned.borrow_mut();
+            let request = match frame::request(aligned.align(metadata), FRAME_TABLES_MAX) {
+                Ok(request) => request,
+                Err(error) => {
+                    self.shard.give_in_flight(prefix.frame_bytes);
+                    self.refuse_frame(&error);
+                    return (at, Step::Close);
+                }
+            };
+            let in_flight = self.begin(prefix.frame_bytes);
+            if in_place {
+                let received = Received { began_ns, done_ns: 0 };
+                let body = prefix.body_bytes();
+                match produce::in_place(&self.shard, &request, body, received, in_flight) {
+                    Ok(mut produce) => {
+                        let there = rest.len().min(prefix.frame_bytes);
+                        produce.take(&rest[prefix.body_start()..there]);
+                        at += there;
+                        return (at, Step::InPlace(produce));
+                    }
+                    // Not one batch for a partition of this shard: wait for the whole frame.
+                    Err(_in_flight) if !complete => return (at, Step::More),
+                    Err(in_flight) => {
+                        let body = &rest[prefix.body_start()..prefix.frame_bytes];
+                        self.handle(&request, body, began_ns, in_flight);
+                    }
+                }
+            } else {
+                let body = &rest[prefix.body_start()..prefix.frame_bytes];
+                self.handle(&request, body, began_ns, in_flight);
+            }
+            at += prefix.frame_bytes;
+        }
+    }
+
+    /// Takes the connection's share for a request whose bytes the shard has given already.
+    fn begin(self: &Rc<Self>, bytes: usize) -> InFlight {
+        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+        self.in_flight_requests.set(self.in_flight_requests.get() + 1);
+        InFlight { connection: self.clone(), bytes }
+    }
+
+    fn handle(self: &Rc<Self>, request: &wire::Request<'_>, body: &[u8], began_ns: u64, in_flight: InFlight) {
+        crate::storage::count(&self.shard.counters.requests, 1);
+        let received = Received { began_ns, done_ns: self.shard.now_ns() };
+        crate::dispatch::dispatch(&self.shard, request, body, received, in_flight);
+    }
+
+    /// Receives the rest of a large batch where it belongs, then appends it. `false` = the peer ended.
+    async fn receive_in_place(self: &Rc<Self>, mut produce: Box<InPlaceProduce>) -> bool {
+        self.frame_began_ms.set(Some(self.shard.now_ms()));
+        while produce.missing() > 0 {
+            let received = poll_fn(|context| {
+                let room = produce.room(RECEIVE_STEP_BYTES);
+                Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
+            })
+            .await;
+            match received {
+                Ok(bytes) if bytes > 0 => produce.received(bytes),
+                _ => return false,
+            }
+        }
+        self.frame_began_ms.set(None);
+        crate::storage::count(&self.shard.counters.requests, 1);
+        produce.finish(&self.shard);
+        true
+    }
+
+    fn refuse_frame(self: &Rc<Self>, error: &FrameError) {
+        crate::storage::count(&self.shard.counters.invalid_frames, 1);
+        tracing::debug!("connection from {}: {error}", self.peer);
+        self.reply_error(0, error_code::of_frame(error), &error.to_string(), 0);
+    }
+
+    // ---- Out -----------------------------------------------------------------------------------------
+
+    /// Queues a reply: `build` makes the response in the shard's builder, `body` follows it unchanged.
+    pub fn reply(
+        &self,
+        body: Vec<Piece>,
+        build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<wire::Response<'static>>,
+    ) {
+        if self.dead.get() {
+            return;
+        }
+        let body_bytes: usize = body.iter().map(|piece| piece.bytes().len()).sum();
+        let mut builder = self.shard.builder.borrow_mut();
+        builder.reset();
+        let root = build(&mut builder);
+        let mut outbox = self.outbox.borrow_mut();
+        if !matches!(outbox.pieces.back(), Some(Piece::Owned(_))) {
+            outbox.pieces.push_back(Piece::Owned(Vec::with_capacity(256)));
+        }
+        let mut head = 0;
+        if let Some(Piece::Owned(bytes)) = outbox.pieces.back_mut() {
+            let before = bytes.len();
+            frame::finish_response(bytes, &mut builder, root, body_bytes);
+            head = bytes.len() - before;
+        }
+        outbox.pieces.extend(body.into_iter().filter(|piece| !piece.bytes().is_empty()));
+        outbox.bytes += head + body_bytes;
+        drop(outbox);
+        self.shard.add_reply_bytes(head + body_bytes, 0);
+        self.wake_writer();
+    }
+
+    /// Queues an error for a whole request.
+    pub fn reply_error(&self, id: u64, code: ErrorCode, message: &str, retry_after_ms: u32) {
+        self.reply(Vec::new(), |builder| {
+            let message = builder.create_string(message);
+            wire::Response::create(
+                builder,
+                &wire::ResponseArgs {
+                    id,
+                    error: code.to_wire(),
+                    message: Some(message),
+                    retry_after_ms,
+                    ..Default::default()
+                },
+            )
+        });
+    }
+
+    /// Writes replies until everything is answered after the end, or the peer is gone.
+    async fn write_replies(&self) {
+        loop {
+            let wrote = poll_fn(|context| {
+                let mut outbox = self.outbox.borrow_mut();
+                if self.dead.get() {
+                    return Poll::Ready(None);
+                }
+                if outbox.pieces.is_empty() {
+                    if self.ended.get() && self.in_flight_requests.get() == 0 {
+                        return Poll::Ready(None);
+                    }
+                    *self.writer.borrow_mut() = Some(context.waker().clone());
+                    return Poll::Pending;
+                }
+                let mut slices = [IoSlice::new(&[]); WRITE_PIECES_MAX];
+                let mut pieces = 0;
+                for (slice, piece) in slices.iter_mut().zip(&outbox.pieces) {
+                    let bytes = piece.bytes();
+                    *slice = IoSlice::new(if pieces == 0 { &bytes[outbox.sent..] } else { bytes });
+                    pieces += 1;
+                }
+                let polled =
+                    Pin::new(&mut *self.stream.borrow_mut()).poll_write_vectored(context, &slices[..pieces]);
+                match polled {
+                    Poll::Pending => {
+                        if self.write_stalled_ms.get().is_none() {
+                            self.write_stalled_ms.set(Some(self.shard.now_ms()));
+                        }
+                        *self.writer.borrow_mut() = Some(context.waker().clone());
+                        Poll::Pending
+                    }
+                    Poll::Ready(Err(_) | Ok(0)) => Poll::Ready(None),
+                    Poll::Ready(Ok(bytes)) => {
+                        self.write_stalled_ms.set(None);
+                        outbox.advance(bytes);
+                        Poll::Ready(Some(bytes))
+                    }
+                }
+            })
+            .await;
+            let Some(bytes) = wrote else { return };
+            self.shard.add_reply_bytes(0, bytes);
+            self.wake_reader();
+        }
+    }
+}
+
+impl Outbox {
+    fn advance(&mut self, mut bytes: usize) {
+        self.bytes -= bytes;
+        while let Some(front) = self.pieces.front() {
+            let left = front.bytes().len() - self.sent;
+            if bytes < left {
+                self.sent += bytes;
+                return;
+            }
+            bytes -= left;
+            self.sent = 0;
+            self.pieces.pop_front();
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Inner errors to wire codes, in one place, exhaustively: nothing unknown ever leaves the broker.
+
+use crate::partition::reader::ReadError;
+use schema::error_code::ErrorCode;
+use schema::frame::FrameError;
+use schema::record_batch::BatchError;
+
+/// The code for a frame that cannot be decoded.
+pub fn of_frame(error: &FrameError) -> ErrorCode {
+    match error {
+        FrameError::TooLong { .. } => ErrorCode::FrameTooLarge,
+        FrameError::TooShort { .. }
+        | FrameError::MetadataTooLong { .. }
+        | FrameError::WrongIdentifier { .. }
+        | FrameError::InvalidMetadata => ErrorCode::InvalidFrame,
+    }
+}
+
+/// The code for a batch that is refused.
+pub fn of_batch(error: &BatchError) -> ErrorCode {
+    match error {
+        BatchError::TooLarge { .. } => ErrorCode::BatchTooLarge,
+        damage if damage.is_damage() => ErrorCode::CorruptBatch,
+        _ => ErrorCode::InvalidBatch,
+    }
+}
+
+/// The code for a read that gives nothing.
+pub fn of_read(error: &ReadError) -> ErrorCode {
+    match error {
+        ReadError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        ReadError::Damaged { .. } => ErrorCode::CorruptRange,
+        ReadError::Device(_) => ErrorCode::ReadFailed,
+        ReadError::Closed => ErrorCode::NotLeader,
+    }
+}

@@ -1,0 +1,174 @@
+//! Typed messages between cores: the only way across, bounded by credits.
+//!
+//! Every shard owns one mailbox; every other shard can reach it. A message takes a place in the queue
+//! and credit for its bytes; without either the sender keeps it and answers its client with a retriable
+//! `OVERLOADED`. Replies come back through a channel that the request brought along, so they never wait
+//! for room. Absent on purpose: closures, shared state, blocking.
+
+use crate::fetch::{FetchPart, RemoteFetch};
+use crate::produce::{EntryResult, RemoteProduce};
+use async_channel::{Receiver, Sender, TrySendError};
+use futures_channel::oneshot;
+use glommio::net::AcceptedTcpStream;
+use logic::ids::{Offset, ShardId, TopicPartition};
+use logic::limits::{MAILBOX_BYTES_MAX, MAILBOX_MESSAGES_MAX};
+use schema::error_code::ErrorCode;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What shards tell each other.
+pub enum Message {
+    /// A connection whose client asked for this shard.
+    Connection(HandedConnection),
+    /// Batches for partitions of this shard.
+    Produce(RemoteProduce, oneshot::Sender<Vec<EntryResult>>),
+    /// A fetch from partitions of this shard.
+    Fetch(RemoteFetch, oneshot::Sender<Vec<FetchPart>>),
+    /// Offsets of partitions of this shard.
+    ListOffsets(Vec<(TopicPartition, i64)>, oneshot::Sender<Vec<ListedOffset>>),
+    /// The logs of partitions of this shard.
+    DescribeLogs(Vec<TopicPartition>, oneshot::Sender<Vec<DescribedLog>>),
+    /// This shard's counters and notices.
+    Status(oneshot::Sender<ShardReport>),
+}
+
+/// A connection on its way from the core that accepted it.
+pub struct HandedConnection {
+    /// The socket.
+    pub stream: AcceptedTcpStream,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// The id of its Hello, to be answered by the new owner.
+    pub hello_id: u64,
+    /// The version agreed on.
+    pub protocol_version: u32,
+}
+
+/// An offset that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct ListedOffset {
+    /// The partition.
+    pub id: TopicPartition,
+    /// The offset and its timestamp (-1 = unknown), or why not.
+    pub result: Result<(Offset, i64), ErrorCode>,
+}
+
+/// A log as `DescribeLogs` shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct DescribedLog {
+    /// The partition.
+    pub id: TopicPartition,
+    /// Its owner.
+    pub shard: ShardId,
+    /// The leader's epoch.
+    pub leader_epoch: u32,
+    /// Damage that is known, or that it is not here.
+    pub error: Option<ErrorCode>,
+    /// First offset served.
+    pub log_start: u64,
+    /// First offset not visible.
+    pub high_watermark: u64,
+    /// Next offset.
+    pub log_end: u64,
+    /// Files.
+    pub segments: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+}
+
+/// A shard's counters.
+#[derive(Clone, Debug)]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: ShardId,
+    /// Name and value.
+    pub counters: Vec<(&'static str, u64)>,
+    /// What the operator should know.
+    pub notices: Vec<String>,
+}
+
+/// Why a message was not taken.
+pub enum Refused {
+    /// No place or no credit.
+    Full,
+    /// The shard has stopped.
+    Closed,
+}
+
+#[derive(Clone)]
+struct Address {
+    queue: Sender<(Message, usize)>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// The way to every shard.
+#[derive(Clone)]
+pub struct Mailboxes {
+    addresses: Vec<Address>,
+}
+
+/// A shard's own mailbox.
+pub struct Mailbox {
+    queue: Receiver<(Message, usize)>,
+    bytes: Arc<AtomicUsize>,
+}
+
+/// Mailboxes for `shards` shards.
+pub fn mailboxes(shards: usize) -> (Mailboxes, Vec<Mailbox>) {
+    let (addresses, own) = (0..shards)
+        .map(|_| {
+            let (queue, receiver) = async_channel::bounded(MAILBOX_MESSAGES_MAX);
+            let bytes = Arc::new(AtomicUsize::new(0));
+            (Address { queue, bytes: bytes.clone() }, Mailbox { queue: receiver, bytes })
+        })
+        .unzip();
+    (Mailboxes { addresses }, own)
+}
+
+impl Mailboxes {
+    /// Sends a message of `bytes`, at once or not at all.
+    pub fn try_send(&self, to: ShardId, message: Message, bytes: usize) -> Result<(), Refused> {
+        let Some(address) = self.addresses.get(usize::from(to.get())) else {
+            return Err(Refused::Closed);
+        };
+        if address.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAILBOX_BYTES_MAX {
+            address.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(Refused::Full);
+        }
+        address.queue.try_send((message, bytes)).map_err(|error| {
+            address.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(_) => Refused::Full,
+                TrySendError::Closed(_) => Refused::Closed,
+            }
+        })
+    }
+
+    /// Sends a small message, waiting for a place.
+    ///
+    /// # Errors
+    /// The shard has stopped; the message comes back.
+    pub async fn send(&self, to: ShardId, message: Message) -> Result<(), Message> {
+        match self.addresses.get(usize::from(to.get())) {
+            Some(address) => address.queue.send((message, 0)).await.map_err(|error| error.0.0),
+            None => Err(message),
+        }
+    }
+
+    /// Takes no more messages: every shard sees the end of its mailbox.
+    pub fn close(&self) {
+        self.addresses.iter().for_each(|address| {
+            address.queue.close();
+        });
+    }
+}
+
+impl Mailbox {
+    /// The next message; `None` when the broker stops.
+    pub async fn receive(&self) -> Option<Message> {
+        let (message, bytes) = self.queue.recv().await.ok()?;
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Some(message)
+    }
+}

@@ -1,0 +1,540 @@
+//! Produce, top to bottom: from a frame's entries to the receipt.
+//!
+//! ```text
+//! handle → per entry: locate → append (here) or forward (another core) → … durable → reply
+//! ```
+//!
+//! Runs on the shard that the connection is on; an entry for another core's partition is sent over and
+//! its result comes back. A request is one [`Job`], which counts its open entries and answers when the
+//! last one is durable. Nothing is acknowledged before its flush round is on the device.
+
+use crate::connection::{InFlight, Received};
+use crate::error_code;
+use crate::mailbox::{Message, Refused};
+use crate::partition::DurabilityWaiter;
+use crate::shard::{Location, Partition, Shard};
+use crate::storage::buffer::Buffer;
+use crate::storage::count;
+use futures_channel::oneshot;
+use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::limits::{DIRTY_BYTES_PER_SHARD_MAX, TOPICS_PER_REQUEST_MAX};
+use schema::error_code::ErrorCode;
+use schema::record_batch::{self, CRC_START, HEADER_BYTES, Header};
+use schema::segment::{GROUP_HEADER_BYTES as IN_PLACE_START, group_bytes};
+use schema::wire;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// How long a client should wait before it sends again what a full queue refused.
+const RETRY_AFTER_MS: u32 = 50;
+
+/// The outcome of one entry.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryResult {
+    /// The partition.
+    pub id: TopicPartition,
+    /// Why it was not appended.
+    pub error: Option<ErrorCode>,
+    /// First offset.
+    pub base_offset: u64,
+    /// When it was appended, milliseconds since 1970.
+    pub append_time_ms: i64,
+    /// Every offset below is on the device.
+    pub durable_end: u64,
+}
+
+impl EntryResult {
+    fn refused(id: TopicPartition, error: ErrorCode) -> Self {
+        Self { id, error: Some(error), base_offset: 0, append_time_ms: -1, durable_end: 0 }
+    }
+}
+
+/// Entries for the partitions of another shard.
+pub struct RemoteProduce {
+    /// The partitions, with the epoch that the client believes in, and their batches.
+    pub entries: Vec<(TopicPartition, u32, Vec<u8>)>,
+}
+
+/// Who gets the results.
+enum Answer {
+    /// The client, by this request id.
+    Client { id: u64, in_flight: InFlight, acks: Acks, explain: bool },
+    /// The shard that sent the entries on.
+    Shard(oneshot::Sender<Vec<EntryResult>>),
+}
+
+/// How sure the client wants to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acks {
+    None,
+    Leader,
+    All,
+}
+
+/// Where the time went, nanoseconds of the broker's clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Timing {
+    began_ns: u64,
+    received_ns: u64,
+    at_core_ns: u64,
+    appended_ns: u64,
+}
+
+/// A produce request that is not answered.
+struct Job {
+    shard: Rc<Shard>,
+    results: RefCell<Vec<EntryResult>>,
+    open: Cell<usize>,
+    answer: RefCell<Option<Answer>>,
+    /// (topic, number of its entries), in the order of the request.
+    topics: Vec<(TopicId, usize)>,
+    timing: Cell<Timing>,
+}
+
+impl DurabilityWaiter for Job {
+    fn durable(&self, token: u32, durable_end: Offset) {
+        self.results.borrow_mut()[token as usize].durable_end = durable_end.get();
+        self.close_one();
+    }
+
+    fn closed(&self, token: u32) {
+        self.results.borrow_mut()[token as usize].error = Some(ErrorCode::UnknownTopic);
+        self.close_one();
+    }
+}
+
+/// Handles a produce request whose body is all here.
+pub fn handle(
+    shard: &Rc<Shard>,
+    id: u64,
+    request: wire::ProduceRequest<'_>,
+    body: &[u8],
+    received: Received,
+    in_flight: InFlight,
+) {
+    let connection = in_flight.connection().clone();
+    let refuse = |message: &str| connection.reply_error(id, ErrorCode::InvalidRequest, message, 0);
+    let Some(acks) = parse_acks(request.acks()) else {
+        return refuse("acks must be 0, 1 or -1 (all)");
+    };
+    let mut entries = Vec::new();
+    let mut topics = Vec::new();
+    let mut at = 0usize;
+    for topic in request.topics().iter().flatten() {
+        let (Some(topic_id), Some(list)) = (topic.id(), topic.entries()) else {
+            return refuse("a topic without id or entries");
+        };
+        let topic_id = TopicId::new(topic_id.as_u128());
+        topics.push((topic_id, list.len()));
+        for entry in list {
+            let id = TopicPartition { topic: topic_id, partition: PartitionIndex::new(entry.partition()) };
+            let end = at + entry.body_length() as usize;
+            let Some(batch) = body.get(at..end) else {
+                return refuse("the entries name more bytes than the body has");
+            };
+            entries.push((id, entry.leader_epoch(), batch));
+            at = end;
+        }
+    }
+    if at != body.len() || entries.is_empty() || topics.len() > TOPICS_PER_REQUEST_MAX {
+        return refuse("the body must be the batches of the entries and nothing else");
+    }
+    let timing = Timing {
+        began_ns: received.began_ns,
+        received_ns: received.done_ns,
+        at_core_ns: received.done_ns,
+        appended_ns: 0,
+    };
+    let answer = Answer::Client { id, in_flight, acks, explain: request.explain() };
+    Job::run(shard, entries, topics, answer, timing);
+}
+
+/// Handles entries that another shard sent on.
+pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteProduce, reply: oneshot::Sender<Vec<EntryResult>>) {
+    let entries = remote.entries.iter().map(|(id, epoch, batch)| (*id, *epoch, &batch[..])).collect();
+    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), Timing::default());
+}
+
+fn parse_acks(acks: i8) -> Option<Acks> {
+    match acks {
+        0 => Some(Acks::None),
+        1 => Some(Acks::Leader),
+        -1 => Some(Acks::All),
+        _ => None,
+    }
+}
+
+impl Job {
+    fn run(
+        shard: &Rc<Shard>,
+        entries: Vec<(TopicPartition, u32, &[u8])>,
+        topics: Vec<(TopicId, usize)>,
+        answer: Answer,
+        timing: Timing,
+    ) {
+        let may_forward = matches!(answer, Answer::Client { .. });
+        let job = Rc::new(Job {
+            shard: shard.clone(),
+            results: RefCell::new(
+                entries
+                    .iter()
+                    .map(|(id, _, _)| EntryResult {
+                        id: *id,
+                        error: None,
+                        base_offset: 0,
+                        append_time_ms: -1,
+                        durable_end: 0,
+                    })
+                    .collect(),
+            ),
+            // One more than there are entries, so that nothing is answered before all have been looked at.
+            open: Cell::new(entries.len() + 1),
+            answer: RefCell::new(Some(answer)),
+            topics,
+            timing: Cell::new(timing),
+        });
+        let mut remote: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
+        for (token, (id, epoch, batch)) in entries.iter().enumerate() {
+            match shard.locate(*id) {
+                Location::Here(partition) => job.append(&partition, token, *epoch, batch),
+                Location::Shard(home) if may_forward => remote.entry(home).or_default().push(token),
+                Location::Shard(_) => job.refuse(token, ErrorCode::NotLeader),
+                Location::Nowhere(code) => job.refuse(token, code),
+            }
+        }
+        for (home, tokens) in remote {
+            let parts = tokens
+                .iter()
+                .map(|&token| {
+                    let (id, epoch, batch) = entries[token];
+                    (id, epoch, batch.to_vec())
+                })
+                .collect();
+            job.clone().forward(home, tokens, RemoteProduce { entries: parts });
+        }
+        job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
+        job.close_one();
+    }
+
+    fn stamp(&self, set: impl FnOnce(&mut Timing, u64)) {
+        let mut timing = self.timing.get();
+        set(&mut timing, self.shard.now_ns());
+        self.timing.set(timing);
+    }
+
+    fn refuse(&self, token: usize, error: ErrorCode) {
+        self.results.borrow_mut()[token].error = Some(error);
+        self.close_one();
+    }
+
+    fn append(self: &Rc<Self>, partition: &Rc<Partition>, token: usize, epoch: u32, batch: &[u8]) {
+        if let Err(code) = admit(&self.shard, partition, epoch) {
+            return self.refuse(token, code);
+        }
+        match record_batch::validate_produced(batch, partition.settings().max_message_bytes) {
+            Ok(header) => {
+                let appended = partition.append_copy(batch, &header);
+                self.appended(partition, token, &header, appended);
+            }
+            Err(error) => {
+                count(&self.shard.counters.invalid_batches, 1);
+                tracing::debug!("partition {}: batch refused: {error}", partition.id());
+                self.refuse(token, error_code::of_batch(&error));
+            }
+        }
+    }
+
+    fn appended(
+        self: &Rc<Self>,
+        partition: &Rc<Partition>,
+        token: usize,
+        header: &Header,
+        appended: crate::partition::Appended,
+    ) {
+        {
+            let mut results = self.results.borrow_mut();
+            results[token].base_offset = appended.base.get();
+            results[token].append_time_ms = appended.append_time_ms;
+        }
+        let counters = &self.shard.counters;
+        count(&counters.batches, 1);
+        count(&counters.records, u64::from(header.record_count));
+        count(&counters.produced_bytes, header.batch_bytes as u64);
+        partition.when_durable(appended.end, self.clone(), token as u32);
+        self.shard.store.mark_dirty(partition.id());
+    }
+
+    fn forward(self: Rc<Self>, home: ShardId, tokens: Vec<usize>, produce: RemoteProduce) {
+        count(&self.shard.counters.forwarded, 1);
+        let bytes = produce.entries.iter().map(|(_, _, batch)| batch.len()).sum();
+        let (reply, results) = oneshot::channel();
+        let sent = self.shard.mailboxes.try_send(home, Message::Produce(produce, reply), bytes);
+        if let Err(refused) = sent {
+            let code = match refused {
+                Refused::Full => ErrorCode::Overloaded,
+                Refused::Closed => ErrorCode::ShuttingDown,
+            };
+            tokens.into_iter().for_each(|token| self.refuse(token, code));
+            return;
+        }
+        glommio::spawn_local(async move {
+            // The other shard answers every entry or ends with the process.
+            let results = results.await.unwrap_or_default();
+            for (at, token) in tokens.into_iter().enumerate() {
+                let id = self.results.borrow()[token].id;
+                let result = results.get(at).copied();
+                self.results.borrow_mut()[token] =
+                    result.unwrap_or_else(|| EntryResult::refused(id, ErrorCode::TimedOut));
+                self.close_one();
+            }
+        })
+        .detach();
+    }
+
+    fn close_one(&self) {
+        self.open.set(self.open.get() - 1);
+        if self.open.get() > 0 {
+            return;
+        }
+        match self.answer.borrow_mut().take() {
+            Some(Answer::Shard(reply)) => {
+                // The asking connection may be gone; then nobody minds.
+                let _ = reply.send(std::mem::take(&mut *self.results.borrow_mut()));
+            }
+            Some(Answer::Client { acks: Acks::None, .. }) | None => {}
+            Some(Answer::Client { id, in_flight, acks, explain }) => {
+                self.reply(id, &in_flight, acks, explain);
+            }
+        }
+    }
+
+    fn reply(&self, id: u64, in_flight: &InFlight, acks: Acks, explain: bool) {
+        let results = self.results.borrow();
+        let busy = results
+            .iter()
+            .any(|result| matches!(result.error, Some(ErrorCode::Overloaded | ErrorCode::StorageFull)));
+        let anatomy = explain.then(|| self.anatomy());
+        let durability = match acks {
+            Acks::None => wire::Durability::None,
+            Acks::Leader => wire::Durability::LeaderDevice,
+            Acks::All => wire::Durability::AllInSyncDevice,
+        };
+        in_flight.connection().reply(Vec::new(), |builder| {
+            let mut at = 0;
+            let mut topics = Vec::with_capacity(self.topics.len());
+            for (topic, entries) in &self.topics {
+                let list: Vec<wire::ProduceResult> = results[at..at + entries]
+                    .iter()
+                    .map(|result| {
+                        wire::ProduceResult::new(
+                            result.id.partition.get(),
+                            result.error.map_or(0, ErrorCode::to_wire),
+                            if result.error.is_none() { durability } else { wire::Durability::None },
+                            0,
+                            result.base_offset,
+                            result.append_time_ms,
+                            result.durable_end,
+                        )
+                    })
+                    .collect();
+                at += entries;
+                let list = builder.create_vector(&list);
+                topics.push(wire::ProduceTopicResult::create(
+                    builder,
+                    &wire::ProduceTopicResultArgs {
+                        id: Some(&wire::TopicId::from_u128(topic.get())),
+                        results: Some(list),
+                    },
+                ));
+            }
+            let topics = builder.create_vector(&topics);
+            let api = wire::ProduceResponse::create(
+                builder,
+                &wire::ProduceResponseArgs { topics: Some(topics), anatomy: anatomy.as_ref() },
+            );
+            wire::Response::create(
+                builder,
+                &wire::ResponseArgs {
+                    id,
+                    retry_after_ms: if busy { RETRY_AFTER_MS } else { 0 },
+                    api_type: wire::ResponseApi::ProduceResponse,
+                    api: Some(api.as_union_value()),
+                    ..Default::default()
+                },
+            )
+        });
+    }
+
+    /// The parts follow each other: their sum is the broker's share of the request's time.
+    fn anatomy(&self) -> wire::Anatomy {
+        let timing = self.timing.get();
+        let durable_ns = self.shard.now_ns();
+        let reply_ns = self.shard.now_ns();
+        wire::Anatomy::new(
+            timing.received_ns.saturating_sub(timing.began_ns),
+            timing.at_core_ns.saturating_sub(timing.received_ns),
+            timing.appended_ns.saturating_sub(timing.at_core_ns),
+            durable_ns.saturating_sub(timing.appended_ns),
+            0,
+            reply_ns.saturating_sub(durable_ns),
+        )
+    }
+}
+
+/// Whether a partition takes an append now.
+fn admit(shard: &Shard, partition: &Partition, epoch: u32) -> Result<(), ErrorCode> {
+    if shard.is_stopping() {
+        return Err(ErrorCode::ShuttingDown);
+    }
+    if epoch != partition.leader_epoch().get() {
+        return Err(ErrorCode::FencedLeaderEpoch);
+    }
+    if shard.store.storage.is_full() {
+        return Err(ErrorCode::StorageFull);
+    }
+    if shard.store.storage.dirty_bytes() >= DIRTY_BYTES_PER_SHARD_MAX {
+        count(&shard.counters.overloaded, 1);
+        return Err(ErrorCode::Overloaded);
+    }
+    Ok(())
+}
+
+/// A produce of one large batch, on its way from the socket into the buffer that goes to the device.
+pub struct InPlaceProduce {
+    partition: Rc<Partition>,
+    epoch: u32,
+    id: u64,
+    acks: Acks,
+    explain: bool,
+    in_flight: InFlight,
+    received: Received,
+    buffer: Buffer,
+    length: usize,
+    have: usize,
+    crc: u32,
+}
+
+/// Prepares to receive a produce in place, if it is one batch for a partition of this shard; else gives
+/// the budget back unused.
+pub fn in_place(
+    shard: &Rc<Shard>,
+    request: &wire::Request<'_>,
+    body_bytes: usize,
+    received: Received,
+    in_flight: InFlight,
+) -> Result<Box<InPlaceProduce>, InFlight> {
+    let found = request.api_as_produce_request().and_then(|produce| {
+        let acks = parse_acks(produce.acks())?;
+        let topics = produce.topics().filter(|topics| topics.len() == 1)?;
+        let topic = topics.get(0);
+        let entries = topic.entries().filter(|entries| entries.len() == 1)?;
+        let entry = entries.get(0);
+        let id = TopicPartition {
+            topic: TopicId::new(topic.id()?.as_u128()),
+            partition: PartitionIndex::new(entry.partition()),
+        };
+        let Location::Here(partition) = shard.locate(id) else { return None };
+        let fits = entry.body_length() as usize == body_bytes
+            && body_bytes <= partition.settings().max_message_bytes;
+        fits.then_some((partition, entry.leader_epoch(), acks, produce.explain()))
+    });
+    let Some((partition, epoch, acks, explain)) = found else { return Err(in_flight) };
+    Ok(Box::new(InPlaceProduce {
+        partition,
+        epoch,
+        id: request.id(),
+        acks,
+        explain,
+        in_flight,
+        received,
+        buffer: shard.store.storage.pool.take(group_bytes(body_bytes)),
+        length: body_bytes,
+        have: 0,
+        crc: 0,
+    }))
+}
+
+impl InPlaceProduce {
+    /// Copies the first bytes, which came together with the request.
+    pub fn take(&mut self, bytes: &[u8]) {
+        let start = IN_PLACE_START + self.have;
+        self.buffer[start..start + bytes.len()].copy_from_slice(bytes);
+        self.received(bytes.len());
+    }
+
+    /// Bytes still to come.
+    pub fn missing(&self) -> usize {
+        self.length - self.have
+    }
+
+    /// Where the next bytes belong, at most `step` of them.
+    pub fn room(&mut self, step: usize) -> &mut [u8] {
+        let start = IN_PLACE_START + self.have;
+        let end = start + self.missing().min(step);
+        &mut self.buffer[start..end]
+    }
+
+    /// `bytes` more have been received: checksums them while they are in cache.
+    pub fn received(&mut self, bytes: usize) {
+        let from = self.have.max(CRC_START);
+        self.have += bytes;
+        if self.have > from {
+            let fresh = &self.buffer[IN_PLACE_START + from..IN_PLACE_START + self.have];
+            self.crc = crc32c::crc32c_append(self.crc, fresh);
+        }
+    }
+
+    /// All is here: checks and appends.
+    pub fn finish(mut self, shard: &Rc<Shard>) {
+        self.received.done_ns = shard.now_ns();
+        let id = self.partition.id();
+        let job = Rc::new(Job {
+            shard: shard.clone(),
+            results: RefCell::new(vec![EntryResult {
+                id,
+                error: None,
+                base_offset: 0,
+                append_time_ms: -1,
+                durable_end: 0,
+            }]),
+            open: Cell::new(1),
+            answer: RefCell::new(Some(Answer::Client {
+                id: self.id,
+                in_flight: self.in_flight,
+                acks: self.acks,
+                explain: self.explain,
+            })),
+            topics: vec![(id.topic, 1)],
+            timing: Cell::new(Timing {
+                began_ns: self.received.began_ns,
+                received_ns: self.received.done_ns,
+                at_core_ns: self.received.done_ns,
+                appended_ns: 0,
+            }),
+        });
+        // The partition may have been closed while the bytes came.
+        let admitted = match self.partition.is_closed() {
+            true => Err(ErrorCode::UnknownTopic),
+            false => admit(shard, &self.partition, self.epoch),
+        };
+        if let Err(code) = admitted {
+            return job.refuse(0, code);
+        }
+        let header = &self.buffer[IN_PLACE_START..IN_PLACE_START + HEADER_BYTES.min(self.length)];
+        let max_bytes = self.partition.settings().max_message_bytes;
+        match record_batch::validate_produced_with_crc(header, self.length, self.crc, max_bytes) {
+            Ok(header) => {
+                count(&shard.counters.in_place_batches, 1);
+                let appended = self.partition.append_in_place(self.buffer, &header);
+                job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
+                job.appended(&self.partition, 0, &header, appended);
+            }
+            Err(error) => {
+                count(&shard.counters.invalid_batches, 1);
+                tracing::debug!("partition {id}: batch refused: {error}");
+                job.refuse(0, error_code::of_batch(&error));
+            }
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! Everything one core owns: partitions, files, connections, caches, counters.
+//!
+//! One shard is one executor, pinned with its core if asked. Nothing of it is shared; other shards reach
+//! it through its mailbox, metadata reaches it as immutable images. It follows the image: partitions are
+//! opened, reconfigured and closed by `reconcile`, never by a request.
+
+use crate::connection::Connection;
+use crate::fetch::ParkedFetch;
+use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
+use crate::metadata::MetadataHandle;
+use crate::partition::{self, PartitionSettings};
+use crate::storage::disk::Disk;
+use crate::storage::ring::RingDisk;
+use crate::store::Store;
+use flatbuffers::FlatBufferBuilder;
+use logic::fetch_waiters::FetchWaiters;
+use logic::ids::{BrokerId, ShardId, TopicPartition};
+use logic::limits::{IN_FLIGHT_BYTES_PER_SHARD_MAX, RECEIVE_SCRATCH_BYTES};
+use logic::log::retention::RetentionSettings;
+use logic::log::{LogIdentity, LogSettings};
+use logic::metadata::reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
+use logic::metadata::topic_config::TimestampType;
+use logic::metadata::{Image, TopicConfig};
+use schema::error_code::ErrorCode;
+use schema::frame::Aligned;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+/// A partition of the running broker.
+pub type Partition = partition::Partition<RingDisk>;
+
+/// The generation of every replica until the cluster can reassign them.
+const GENERATION: u32 = 0;
+
+/// What a shard has done, read by `Status`.
+#[derive(Debug, Default)]
+pub struct ShardCounters {
+    /// Connections taken over.
+    pub connections: Cell<u64>,
+    /// Requests handled.
+    pub requests: Cell<u64>,
+    /// Batches appended.
+    pub batches: Cell<u64>,
+    /// Records appended.
+    pub records: Cell<u64>,
+    /// Bytes of batches appended.
+    pub produced_bytes: Cell<u64>,
+    /// Bytes of batches sent to consumers.
+    pub fetched_bytes: Cell<u64>,
+    /// Fetches served from memory.
+    pub fetches_from_memory: Cell<u64>,
+    /// Fetches that read the device.
+    pub fetches_from_device: Cell<u64>,
+    /// Requests, or parts of them, that were sent on to another core.
+    pub forwarded: Cell<u64>,
+    /// Requests refused because a queue or budget was full.
+    pub overloaded: Cell<u64>,
+    /// Batches received straight into the buffer that went to the device.
+    pub in_place_batches: Cell<u64>,
+    /// Frames that were not this protocol.
+    pub invalid_frames: Cell<u64>,
+    /// Batches refused.
+    pub invalid_batches: Cell<u64>,
+    /// Connections closed because they were too slow.
+    pub timed_out_connections: Cell<u64>,
+}
+
+/// Who this shard is.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The broker.
+    pub broker: BrokerId,
+    /// The shard.
+    pub shard: ShardId,
+    /// How many there are.
+    pub shards: u16,
+}
+
+/// A core's share of the broker.
+pub struct Shard {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its logs.
+    pub store: Rc<Store<RingDisk>>,
+    /// The way to the metadata thread.
+    pub metadata: MetadataHandle,
+    /// The way to the other shards.
+    pub mailboxes: Mailboxes,
+    /// What has been done.
+    pub counters: ShardCounters,
+    /// Fetches that wait for bytes.
+    pub waiters: RefCell<FetchWaiters<Rc<ParkedFetch>>>,
+    /// One receive buffer for all connections: what it holds is used up before the next await.
+    pub scratch: RefCell<Vec<u8>>,
+    /// Aligned room for metadata of frames.
+    pub aligned: RefCell<Aligned>,
+    /// One builder for all replies of the shard.
+    pub builder: RefCell<FlatBufferBuilder<'static>>,
+    /// Its connections.
+    pub connections: RefCell<HashMap<u64, Rc<Connection>>>,
+    image: RefCell<Arc<Image>>,
+    local: RefCell<LocalPartitions>,
+    in_flight_bytes: Cell<usize>,
+    reply_bytes: Cell<usize>,
+    room: RefCell<VecDeque<Waker>>,
+    next_connection: Cell<u64>,
+    started: Instant,
+    stopping: Cell<bool>,
+}
+
+impl Shard {
+    /// A shard over its store; it opens nothing yet.
+    pub fn new(
+        identity: Identity,
+        store: Rc<Store<RingDisk>>,
+        metadata: MetadataHandle,
+        mailboxes: Mailboxes,
+        started: Instant,
+    ) -> Rc<Self> {
+        let shard = Rc::new(Self {
+            identity,
+            store,
+            image: RefCell::new(metadata.image()),
+            metadata,
+            mailboxes,
+            counters: ShardCounters::default(),
+            waiters: RefCell::new(FetchWaiters::new(Default::default())),
+            scratch: RefCell::new(vec![0; RECEIVE_SCRATCH_BYTES]),
+            aligned: RefCell::default(),
+            builder: RefCell::new(FlatBufferBuilder::new()),
+            connections: RefCell::default(),
+            local: RefCell::default(),
+            in_flight_bytes: Cell::new(0),
+            reply_bytes: Cell::new(0),
+            room: RefCell::default(),
+            next_connection: Cell::new(0),
+            started,
+            stopping: Cell::new(false),
+        });
+        let weak = Rc::downgrade(&shard);
+        shard.store.on_advance(Rc::new(move |partition, advance| {
+            if let Some(shard) = weak.upgrade() {
+                let mut woken = Vec::new();
+                shard.waiters.borrow_mut().advanced(partition.id(), advance.bytes, &mut woken);
+                woken.iter().for_each(|parked| parked.wake());
+            }
+        }));
+        shard
+    }
+
+    /// Milliseconds since the broker started, the clock of deadlines.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// Nanoseconds since the broker started, the clock of measurements.
+    pub fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    /// Whether the broker is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// From now on no connection and no request is taken.
+    pub fn begin_stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Follows the newest image: one step at a time, closing before opening.
+    pub async fn follow_metadata(self: &Rc<Self>) {
+        loop {
+            let image = self.metadata.image();
+            *self.image.borrow_mut() = image.clone();
+            let here = Here { broker: self.identity.broker, shard: self.identity.shard };
+            let actions = reconcile(&self.local.borrow(), &image, here);
+            for action in &actions {
+                self.perform(action).await;
+                self.local.borrow_mut().record(action);
+                // Long lists of partitions must not keep requests from being served.
+                glommio::yield_if_needed().await;
+            }
+            self.local.borrow_mut().finish(&image);
+            if self.metadata.image().version() == image.version() {
+                return;
+            }
+        }
+    }
+
+    async fn perform(self: &Rc<Self>, action: &Action) {
+        match action {
+            Action::OpenPartition { partition, state } => {
+                let identity = LogIdentity { partition: *partition, generation: GENERATION };
+                let settings = partition_settings(&state.config);
+                let opened = self.store.open_partition(identity, settings, state.leader_epoch).await;
+                if let Err(error) = opened {
+                    self.store.storage.fail("opening its directory", Some(*partition), &error);
+                }
+            }
+            Action::Reconfigure { partition, state } => self.reconfigure(partition, state),
+            Action::ClosePartition { partition, delete } => {
+                let mut woken = Vec::new();
+                self.waiters.borrow_mut().disturb(*partition, &mut woken);
+                let closed = self.store.close_partition(partition);
+                woken.iter().for_each(|parked| parked.wake());
+                if let (Some(closed), true) = (closed, *delete) {
+                    let shard = self.clone();
+                    glommio::spawn_local(async move { shard.delete_files(&closed).await }).detach();
+                }
+            }
+        }
+    }
+
+    fn reconfigure(&self, id: &TopicPartition, state: &LocalPartition) {
+        if let Some(partition) = self.store.partition(id) {
+            partition.set_settings(partition_settings(&state.config));
+        }
+    }
+
+    async fn delete_files(&self, partition: &Rc<Partition>) {
+        let id = partition.id();
+        let topic = crate::storage::topic_directory(self.store.storage.root(), id.topic);
+        if let Err(error) = partition.delete_files().await {
+            self.store.storage.notice(format!("partition {id} is deleted but its files are not: {error}"));
+            return;
+        }
+        // The last of the topic's partitions takes the directory with it; others are still in it until then.
+        if self.store.storage.disk.remove_directory(&topic).await.is_ok()
+            && let Some(parent) = topic.parent()
+        {
+            let _ = self.store.storage.disk.sync_directory(parent).await;
+        }
+    }
+
+    /// Where a partition is to be found.
+    pub fn locate(&self, id: TopicPartition) -> Location {
+        if let Some(partition) = self.store.partition(&id) {
+            return Location::Here(partition);
+        }
+        let image = self.image.borrow();
+        let Some(topic) = image.topic(id.topic) else { return Location::Nowhere(ErrorCode::UnknownTopic) };
+        let Some(placed) = topic.partitions.get(id.partition.get() as usize) else {
+            return Location::Nowhere(ErrorCode::UnknownPartition);
+        };
+        if placed.leader != self.identity.broker {
+            return Location::Nowhere(ErrorCode::NotLeader);
+        }
+        match image.home_shard(self.identity.broker, id) {
+            Some(shard) if shard != self.identity.shard => Location::Shard(shard),
+            // Ours, and still being opened.
+            _ => Location::Nowhere(ErrorCode::NotLeader),
+        }
+    }
+
+    /// A number for a new connection.
+    pub fn connection_id(&self) -> u64 {
+        self.next_connection.set(self.next_connection.get() + 1);
+        self.next_connection.get()
+    }
+
+    /// Takes budget for request bytes; `false` if the shard has none left.
+    pub fn take_in_flight(&self, bytes: usize) -> bool {
+        let total = self.in_flight_bytes.get() + bytes;
+        if total > IN_FLIGHT_BYTES_PER_SHARD_MAX {
+            return false;
+        }
+        self.in_flight_bytes.set(total);
+        true
+    }
+
+    /// Waits until there is budget for `bytes`, then takes it.
+    pub async fn wait_in_flight(&self, bytes: usize) {
+        poll_fn(|context| {
+            if self.take_in_flight(bytes) {
+                return Poll::Ready(());
+            }
+            self.room.borrow_mut().push_back(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Gives request bytes back.
+    pub fn give_in_flight(&self, bytes: usize) {
+        self.in_flight_bytes.set(self.in_flight_bytes.get() - bytes);
+        let waiting = std::mem::take(&mut *self.room.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Bytes of requests that are not answered.
+    pub fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes.get()
+    }
+
+    /// Bytes of replies that wait for their sockets.
+    pub fn reply_bytes(&self) -> usize {
+        self.reply_bytes.get()
+    }
+
+    /// Accounts for reply bytes that were queued or sent.
+    pub fn add_reply_bytes(&self, queued: usize, sent: usize) {
+        self.reply_bytes.set(self.reply_bytes.get() + queued - sent);
+    }
+
+    /// A log as people see it.
+    pub fn describe_log(&self, id: TopicPartition) -> DescribedLog {
+        let mut described = DescribedLog {
+            id,
+            shard: self.identity.shard,
+            leader_epoch: 0,
+            error: Some(ErrorCode::NotLeader),
+            log_start: 0,
+            high_watermark: 0,
+            log_end: 0,
+            segments: 0,
+            bytes: 0,
+        };
+        let Some(partition) = self.store.partition(&id) else { return described };
+        described.leader_epoch = partition.leader_epoch().get();
+        partition.with_log(|log| {
+            described.error = (!log.damaged().is_empty()).then_some(ErrorCode::CorruptRange);
+            described.log_start = log.log_start().get();
+            described.high_watermark = log.high_watermark().get();
+            described.log_end = log.log_end().get();
+            described.segments = log.segments().len() as u64;
+            described.bytes = log.segments().iter().map(|segment| segment.end_position).sum();
+        });
+        described
+    }
+
+    /// Counters and notices.
+    pub fn report(&self) -> ShardReport {
+        let own = &self.counters;
+        let storage = &self.store.storage.counters;
+        let times = self.store.round_times();
+        let (rounds_in_flight, dirty) = self.store.load();
+        let counters = vec![
+            ("connections_open", self.connections.borrow().len() as u64),
+            ("connections_total", own.connections.get()),
+            ("requests_total", own.requests.get()),
+            ("batches_total", own.batches.get()),
+            ("records_total", own.records.get()),
+            ("produced_bytes_total", own.produced_bytes.get()),
+            ("fetched_bytes_total", own.fetched_bytes.get()),
+            ("fetches_from_memory_total", own.fetches_from_memory.get()),
+            ("fetches_from_device_total", own.fetches_from_device.get()),
+            ("forwarded_requests_total", own.forwarded.get()),
+            ("overloaded_total", own.overloaded.get()),
+            ("in_place_batches_total", own.in_place_batches.get()),
+            ("invalid_frames_total", own.invalid_frames.get()),
+            ("invalid_batches_total", own.invalid_batches.get()),
+            ("timed_out_connections_total", own.timed_out_connections.get()),
+            ("partitions", self.store.partitions().len() as u64),
+            ("flush_rounds_total", storage.rounds.get()),
+            ("flush_groups_total", storage.groups.get()),
+            ("flush_bytes_total", storage.group_bytes.get()),
+            ("flush_payload_bytes_total", storage.payload_bytes.get()),
+            ("device_flushes_total", storage.device_flushes.get()),
+            ("durable_writes_total", storage.durable_writes.get()),
+            ("unprepared_groups_total", storage.unprepared_groups.get()),
+            ("round_p50_us", times.value_at_quantile(0.5)),
+            ("round_p99_us", times.value_at_quantile(0.99)),
+            ("round_p999_us", times.value_at_quantile(0.999)),
+            ("rounds_in_flight", rounds_in_flight as u64),
+            ("dirty_partitions", dirty as u64),
+            ("dirty_bytes", self.store.storage.dirty_bytes() as u64),
+            ("in_flight_bytes", self.in_flight_bytes() as u64),
+            ("reply_bytes", self.reply_bytes() as u64),
+            ("tail_cache_bytes", self.store.tail_bytes() as u64),
+            ("buffer_bytes", self.store.storage.pool.live_bytes() as u64),
+            ("parked_fetches", self.waiters.borrow().len() as u64),
+            ("zeroed_bytes_total", storage.zeroed_bytes.get()),
+            ("segments_created_total", storage.segments_created.get()),
+            ("segments_recycled_total", storage.segments_recycled.get()),
+            ("device_reads_total", storage.reads.get()),
+            ("device_read_bytes_total", storage.read_bytes.get()),
+            ("checkpoints_total", storage.checkpoints.get()),
+        ];
+        ShardReport { shard: self.identity.shard, counters, notices: self.store.storage.notices() }
+    }
+}
+
+/// Where a partition is to be found.
+pub enum Location {
+    /// On this shard.
+    Here(Rc<Partition>),
+    /// On another shard of this broker.
+    Shard(ShardId),
+    /// Not on this broker, or not yet.
+    Nowhere(ErrorCode),
+}
+
+/// What a partition obeys of its topic's settings.
+fn partition_settings(config: &TopicConfig) -> PartitionSettings {
+    PartitionSettings {
+        log: LogSettings {
+            segment_bytes: config.segment_bytes,
+            segment_ms: i64::try_from(config.segment_ms).unwrap_or(i64::MAX),
+        },
+        retention: RetentionSettings {
+            retention_ms: config.retention_ms,
+            retention_bytes: config.retention_bytes,
+        },
+        max_message_bytes: config.max_message_bytes as usize,
+        log_append_time: config.message_timestamp_type == TimestampType::LogAppendTime,
+    }
+}

@@ -1,0 +1,340 @@
+//! The store over the real ring disk, end to end: append, wait for durability, read from memory and from
+//! the device, roll, drop and recycle segments, checkpoint, stop cleanly, start again, also without
+//! having stopped.
+//!
+//! Owns a directory under the target directory per test. Crashes are not played here (`crash_images`
+//! does): a store that is "left" is merely dropped, so that everything written is still there.
+
+use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::log::retention::RetentionSettings;
+use logic::log::{LogIdentity, LogSettings};
+use schema::record_batch::{self, BatchBuilder};
+use schema::segment::GROUP_HEADER_BYTES;
+use server::partition::reader::ReadError;
+use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
+use server::storage::ring::RingDisk;
+use server::storage::{DiskPolicy, Environment, Storage};
+use server::store::Store;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+const UUID: u128 = 77;
+const TOPIC: TopicId = TopicId::new(0xf00d);
+
+/// Real time and nonces that do not repeat within a test.
+struct Host {
+    began: Instant,
+    nonce: Cell<u64>,
+}
+
+impl Environment for Host {
+    fn now_ms(&self) -> i64 {
+        1_700_000_000_000 + self.began.elapsed().as_millis() as i64
+    }
+    fn monotonic_ns(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+    fn nonce(&self) -> u64 {
+        let nonce = self.nonce.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.nonce.set(nonce);
+        nonce
+    }
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(glommio::timer::sleep(duration))
+    }
+}
+
+/// Counts what became durable and wakes whoever waits for a number of it.
+#[derive(Default)]
+struct Acks {
+    durable: Cell<u64>,
+    closed: Cell<u64>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Acks {
+    fn more(&self, counter: &Cell<u64>) {
+        counter.set(counter.get() + 1);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    async fn wait(&self, count: u64) {
+        poll_fn(|context| {
+            if self.durable.get() + self.closed.get() >= count {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl DurabilityWaiter for Acks {
+    fn durable(&self, _: u32, _: Offset) {
+        self.more(&self.durable);
+    }
+    fn closed(&self, _: u32) {
+        self.more(&self.closed);
+    }
+}
+
+/// A store, what was appended to it, and what was acknowledged.
+struct Rig {
+    store: Rc<Store<RingDisk>>,
+    acks: Rc<Acks>,
+    expected: u64,
+    appended: Vec<Vec<Vec<u8>>>,
+}
+
+fn settings(retention_bytes: i64) -> PartitionSettings {
+    PartitionSettings {
+        log: LogSettings { segment_bytes: 1 << 20, segment_ms: i64::MAX },
+        retention: RetentionSettings { retention_ms: -1, retention_bytes },
+        max_message_bytes: 4 << 20,
+        log_append_time: false,
+    }
+}
+
+fn identity(partition: u32) -> LogIdentity {
+    LogIdentity {
+        partition: TopicPartition { topic: TOPIC, partition: PartitionIndex::new(partition) },
+        generation: 1,
+    }
+}
+
+/// A batch of `records` whose bytes tell who wrote them.
+fn batch(partition: u32, number: usize, records: usize, value_bytes: usize) -> Vec<u8> {
+    let mut builder = BatchBuilder::new();
+    for record in 0..records {
+        let mut value = format!("{partition}/{number}/{record}/").into_bytes();
+        value.resize(value_bytes.max(value.len()), b'a' + (number % 26) as u8);
+        builder.append(1_700_000_000_000 + number as i64, None, Some(&value), &[]);
+    }
+    builder.finish()
+}
+
+impl Rig {
+    async fn open(root: &Path, partitions: u32, retention_bytes: i64, service: bool) -> Self {
+        std::fs::create_dir_all(root.join("topics")).expect("the directory can be made");
+        if !root.join("flush").exists() {
+            std::fs::write(root.join("flush"), vec![0; 4096]).expect("the flush file can be made");
+        }
+        let disk = RingDisk::new(true).expect("a ring");
+        let host = Rc::new(Host { began: Instant::now(), nonce: Cell::new(std::process::id().into()) });
+        let policy = DiskPolicy { one_flush_covers_all_files: true };
+        let (storage, checkpoint) =
+            Storage::open(disk, host, policy, root, ShardId::new(0), UUID).await.expect("storage opens");
+        let store = Store::new(storage, checkpoint, 2);
+        for partition in 0..partitions {
+            store
+                .open_partition(identity(partition), settings(retention_bytes), LeaderEpoch::new(1))
+                .await
+                .expect("the partition opens");
+        }
+        if service {
+            store.begin_service().await.expect("the first checkpoint");
+        }
+        let appended = vec![Vec::new(); partitions as usize];
+        Self { store, acks: Rc::default(), expected: 0, appended }
+    }
+
+    fn partition(&self, partition: u32) -> Rc<Partition<RingDisk>> {
+        self.store.partition(&identity(partition).partition).expect("the partition is open")
+    }
+
+    fn append(&mut self, partition: u32, records: usize, value_bytes: usize, in_place: bool) {
+        let home = self.partition(partition);
+        let number = self.appended[partition as usize].len();
+        let mut bytes = batch(partition, number, records, value_bytes);
+        let header = record_batch::validate_produced(&bytes, 8 << 20).expect("a sound batch");
+        let appended = if in_place {
+            let mut buffer = self.store.storage.pool.take(GROUP_HEADER_BYTES + bytes.len());
+            buffer[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + bytes.len()].copy_from_slice(&bytes);
+            home.append_in_place(buffer, &header)
+        } else {
+            home.append_copy(&bytes, &header)
+        };
+        record_batch::set_base_offset(&mut bytes, appended.base.get());
+        record_batch::set_leader_epoch(&mut bytes, 1);
+        self.appended[partition as usize].push(bytes);
+        home.when_durable(appended.end, self.acks.clone(), 0);
+        self.expected += 1;
+        self.store.mark_dirty(home.id());
+    }
+
+    async fn settle(&self) {
+        self.acks.wait(self.expected).await;
+    }
+
+    /// Reads a partition from its start, and compares with what was appended; the bytes that were read.
+    async fn check(&self, partition: u32, appended: &[Vec<u8>], max_bytes: usize) -> usize {
+        let home = self.partition(partition);
+        let start = home.with_log(|log| log.log_start());
+        let expected: Vec<u8> = appended
+            .iter()
+            .filter(|batch| record_batch::Header::decode(batch).expect("sound").end_offset() > start.get())
+            .flatten()
+            .copied()
+            .collect();
+        let mut found = Vec::new();
+        let mut offset = start;
+        loop {
+            let slices = home.read(&self.store.chunks, offset, max_bytes).await.expect("readable");
+            if slices.is_empty() {
+                break;
+            }
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.bytes()).copied().collect();
+            for batch in record_batch::batches(&bytes) {
+                offset = Offset::new(batch.expect("whole batches").0.end_offset());
+            }
+            found.extend(bytes);
+        }
+        assert_eq!(offset, home.high_watermark(), "partition {partition}");
+        assert!(found == expected, "partition {partition}: {} of {} bytes", found.len(), expected.len());
+        found.len()
+    }
+}
+
+/// Runs a test on an executor of its own, with an empty directory.
+fn run<F: Future<Output = ()> + 'static>(test: impl FnOnce(std::path::PathBuf) -> F + Send + 'static) {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let root = directory.path().to_owned();
+    glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound)
+        .spawn(move || test(root))
+        .expect("an executor")
+        .join()
+        .expect("the test passes");
+}
+
+#[test]
+fn what_is_acknowledged_is_read_from_memory_and_from_the_device() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 3, -1, true).await;
+        for number in 0..40 {
+            for partition in 0..3 {
+                rig.append(partition, 1 + number % 5, 100 + 997 * number % 20_000, number % 7 == 3);
+            }
+            if number % 9 == 0 {
+                rig.settle().await;
+            }
+        }
+        rig.settle().await;
+        for partition in 0..3 {
+            rig.check(partition, &rig.appended[partition as usize], 100_000).await;
+        }
+        let reads = rig.store.storage.counters.reads.get();
+        assert_eq!(reads, 0, "the tail is served from memory");
+        assert_eq!(rig.store.storage.dirty_bytes(), 0);
+        let appended = rig.appended.clone();
+        rig.store.shut_down().await.expect("an orderly end");
+        drop(rig);
+
+        let rig = Rig::open(&root, 3, -1, true).await;
+        for partition in 0..3 {
+            let report = rig.partition(partition).report().clone();
+            assert!(report.bytes_read <= 8192, "a clean start reads {} bytes", report.bytes_read);
+            rig.check(partition, &appended[partition as usize], 50_000).await;
+        }
+        assert!(rig.store.storage.counters.reads.get() > 0);
+        assert_eq!(rig.store.storage.notices(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn segments_roll_and_are_recycled() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 2, 2 << 20, true).await;
+        for number in 0..200 {
+            for partition in 0..2 {
+                rig.append(partition, 3, 15_000 + number * 37, number % 3 == 0);
+            }
+            if number % 4 == 0 {
+                rig.settle().await;
+                rig.store.tick().await;
+            }
+            if number % 20 == 0 {
+                rig.store.enforce_retention().await;
+            }
+            if number % 50 == 0 {
+                rig.store.checkpoint(false).await.expect("a checkpoint");
+            }
+        }
+        rig.settle().await;
+        rig.store.tick().await;
+        assert!(rig.store.enforce_retention().await + rig.store.storage.counters.segments_created.get() > 10);
+        for partition in 0..2 {
+            let kept = rig.check(partition, &rig.appended[partition as usize], 1 << 20).await;
+            assert!((2 << 20..5 << 20).contains(&kept), "partition {partition} keeps {kept} bytes");
+            assert!(rig.partition(partition).with_log(|log| log.log_start()).get() > 0);
+        }
+        let appended = rig.appended.clone();
+        // Not shut down: the next start must recover.
+        drop(rig);
+        let mut rig = Rig::open(&root, 2, 2 << 20, true).await;
+        rig.appended = appended;
+        for partition in 0..2 {
+            rig.check(partition, &rig.appended[partition as usize], 300_000).await;
+            assert_eq!(rig.partition(partition).report().lost, vec![]);
+            assert_eq!(rig.partition(partition).report().unproven, None);
+        }
+        for number in 0..30 {
+            rig.append(0, 2, 40_000 + number, false);
+            rig.settle().await;
+        }
+        rig.check(0, &rig.appended[0], 1 << 20).await;
+        rig.store.shut_down().await.expect("an orderly end");
+    });
+}
+
+#[test]
+fn time_stamps_are_found_and_offsets_out_of_range_refused() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        for number in 0..120 {
+            rig.append(0, 2, 12_000 + number, false);
+            if number % 10 == 0 {
+                rig.settle().await;
+            }
+        }
+        rig.settle().await;
+        let home = rig.partition(0);
+        for number in [0i64, 1, 50, 119] {
+            let found = home.offset_of_timestamp(&rig.store.chunks, 1_700_000_000_000 + number).await;
+            let expected = (Offset::new(2 * number as u64), 1_700_000_000_000 + number);
+            assert_eq!(found.expect("readable"), Some(expected));
+        }
+        let late = home.offset_of_timestamp(&rig.store.chunks, 1_700_000_000_120).await;
+        assert_eq!(late.expect("readable"), None);
+        let beyond = home.read(&rig.store.chunks, Offset::new(241), 1000).await;
+        assert!(matches!(beyond, Err(ReadError::OutOfRange { .. })), "{beyond:?}");
+        assert!(home.read(&rig.store.chunks, Offset::new(240), 1000).await.expect("the end").is_empty());
+    });
+}
+
+#[test]
+fn a_partition_is_deleted_while_rounds_are_in_flight() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 2, -1, true).await;
+        for number in 0..20 {
+            rig.append(0, 1, 200_000 + number, true);
+            rig.append(1, 1, 1000, false);
+        }
+        // Let a round begin, then pull the partition away.
+        glommio::timer::sleep(Duration::from_micros(100)).await;
+        let closed = rig.store.close_partition(&identity(0).partition).expect("it was open");
+        rig.settle().await;
+        closed.delete_files().await.expect("its files go");
+        assert_eq!(rig.store.storage.dirty_bytes(), 0);
+        assert!(!root.join("topics").join(TOPIC.to_string()).join("0.1").exists());
+        rig.check(1, &rig.appended[1], 1 << 20).await;
+        rig.store.shut_down().await.expect("an orderly end");
+    });
+}
