@@ -23,7 +23,7 @@ use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -48,7 +48,12 @@ pub struct Store<D: Disk> {
     clean: Cell<bool>,
     rounds: RefCell<FlushRounds<TopicPartition>>,
     wake: RefCell<Option<Waker>>,
+    /// Blocked partitions that somebody else's work will queue again.
     waiting: RefCell<HashSet<TopicPartition>>,
+    /// Blocked partitions for which a task does what they wait for, and queues them again.
+    unblocking: RefCell<HashSet<TopicPartition>>,
+    /// Closed while groups of theirs were on the way.
+    closing: RefCell<Vec<Rc<Partition<D>>>>,
     tail_order: RefCell<VecDeque<TopicPartition>>,
     tail_bytes: Cell<usize>,
     advanced: RefCell<Option<Advanced<D>>>,
@@ -56,7 +61,10 @@ pub struct Store<D: Disk> {
     preparing: Cell<usize>,
     bytes_since_checkpoint: Cell<u64>,
     last_checkpoint_ms: Cell<i64>,
+    checkpointing: Cell<bool>,
     stopping: Cell<bool>,
+    /// No round begins any more: a clean checkpoint claims that nothing is written after it.
+    stopped: Cell<bool>,
     round_times: RefCell<RoundTimes>,
 }
 
@@ -85,6 +93,8 @@ impl<D: Disk> Store<D> {
             rounds: RefCell::new(FlushRounds::new(rounds_in_flight)),
             wake: RefCell::new(None),
             waiting: RefCell::default(),
+            unblocking: RefCell::default(),
+            closing: RefCell::default(),
             tail_order: RefCell::default(),
             tail_bytes: Cell::new(0),
             advanced: RefCell::new(None),
@@ -92,13 +102,14 @@ impl<D: Disk> Store<D> {
             preparing: Cell::new(0),
             bytes_since_checkpoint: Cell::new(0),
             last_checkpoint_ms: Cell::new(now_ms),
+            checkpointing: Cell::new(false),
             stopping: Cell::new(false),
+            stopped: Cell::new(false),
             round_times: RefCell::new(
                 RoundTimes::new_with_bounds(1, 60_000_000, 3).expect("the bounds are constants"),
             ),
         });
-        let rounds = store.clone();
-        glommio::spawn_local(async move { rounds.run_rounds().await }).detach();
+        glommio::spawn_local(Self::run_rounds(Rc::downgrade(&store))).detach();
         store
     }
 
@@ -117,8 +128,9 @@ impl<D: Disk> Store<D> {
         let id = identity.partition;
         let checkpoint = self
             .checkpointed
-            .borrow_mut()
-            .remove(&id)
+            .borrow()
+            .get(&id)
+            .cloned()
             .filter(|checkpoint| checkpoint.generation == identity.generation);
         let partition = Partition::open(
             self.storage.clone(),
@@ -129,6 +141,8 @@ impl<D: Disk> Store<D> {
             self.clean.get(),
         )
         .await?;
+        // Until here a checkpoint repeats what the last one said of it.
+        self.checkpointed.borrow_mut().remove(&id);
         self.partitions.borrow_mut().insert(id, partition.clone());
         Ok(partition)
     }
@@ -157,6 +171,9 @@ impl<D: Disk> Store<D> {
         self.tail_order.borrow_mut().retain(|other| other != id);
         self.tail_bytes.set(self.tail_bytes.get() - bytes);
         partition.close();
+        if partition.is_busy() {
+            self.closing.borrow_mut().push(partition.clone());
+        }
         Some(partition)
     }
 
@@ -184,18 +201,21 @@ impl<D: Disk> Store<D> {
     }
 
     /// Begins a round whenever one may begin. Woken by the first dirty partition, it runs after the
-    /// connections that were ready at the same time, so that their appends share the round.
-    async fn run_rounds(self: Rc<Self>) {
+    /// connections that were ready at the same time, so that their appends share the round. It does not
+    /// keep the store alive: it ends with it.
+    async fn run_rounds(store: Weak<Self>) {
         loop {
-            std::future::poll_fn(|context| {
-                if self.rounds.borrow().can_begin() {
-                    return Poll::Ready(());
+            let ready = std::future::poll_fn(|context| {
+                let Some(store) = store.upgrade() else { return Poll::Ready(None) };
+                if store.rounds.borrow().can_begin() && !store.stopped.get() {
+                    return Poll::Ready(Some(store));
                 }
-                *self.wake.borrow_mut() = Some(context.waker().clone());
+                *store.wake.borrow_mut() = Some(context.waker().clone());
                 Poll::Pending
             })
             .await;
-            self.begin_round();
+            let Some(store) = ready else { return };
+            store.begin_round();
         }
     }
 
@@ -290,8 +310,12 @@ impl<D: Disk> Store<D> {
                 if let Some(partition) = self.partition(&id) {
                     self.finish_partition(&partition, round);
                 }
+                for closed in self.closing.borrow().iter().filter(|closed| closed.id() == id) {
+                    closed.written(round);
+                }
             }
         }
+        self.closing.borrow_mut().retain(|closed| closed.is_busy());
         if let Some(waker) = self.wake.borrow_mut().take() {
             waker.wake();
         }
@@ -323,11 +347,17 @@ impl<D: Disk> Store<D> {
     /// Does what a partition waits for, then queues it again.
     fn unblock(self: &Rc<Self>, partition: &Rc<Partition<D>>, blocked: Blocked) {
         let id = partition.id();
-        if blocked == Blocked::Zeroing {
-            // The zeroing queues it again.
+        let placing = matches!(blocked, Blocked::Segment(_)) && partition.is_placing();
+        if self.unblocking.borrow().contains(&id) {
+            // That task queues it again.
+            return;
+        }
+        if blocked == Blocked::Zeroing || placing {
+            // Whoever zeroes or places queues it again.
             self.waiting.borrow_mut().insert(id);
             return;
         }
+        self.unblocking.borrow_mut().insert(id);
         let (store, partition) = (self.clone(), partition.clone());
         glommio::spawn_local(async move {
             loop {
@@ -337,11 +367,14 @@ impl<D: Disk> Store<D> {
                         store.storage.set_full(true);
                         store.storage.environment.sleep(FULL_DISK_RETRY).await;
                     }
-                    Err(_) if partition.is_closed() => return,
+                    Err(_) if partition.is_closed() => break,
                     Err(error) => store.storage.fail("opening a segment", Some(id), &error),
                 }
             }
-            store.storage.set_full(false);
+            if !partition.is_closed() {
+                store.storage.set_full(false);
+            }
+            store.unblocking.borrow_mut().remove(&id);
             store.queue(id);
         })
         .detach();
@@ -358,8 +391,9 @@ impl<D: Disk> Store<D> {
                     // Not needed yet: tried again when it is.
                     Err(error) if is_no_space(&error) || partition.is_closed() => {}
                     Err(error) => store.storage.fail("placing a segment", Some(id), &error),
-                    Ok(()) => store.queue(id),
+                    Ok(()) => {}
                 }
+                store.queue_waiting(id);
             })
             .detach();
         }
@@ -375,11 +409,15 @@ impl<D: Disk> Store<D> {
                     Ok(()) => {}
                 }
                 store.preparing.set(store.preparing.get() - 1);
-                if store.waiting.borrow_mut().remove(&id) {
-                    store.queue(id);
-                }
+                store.queue_waiting(id);
             })
             .detach();
+        }
+    }
+
+    fn queue_waiting(&self, id: TopicPartition) {
+        if self.waiting.borrow_mut().remove(&id) {
+            self.queue(id);
         }
     }
 
@@ -389,8 +427,9 @@ impl<D: Disk> Store<D> {
         let recent: Vec<TopicPartition> = self.active.borrow().iter().copied().collect();
         for id in recent {
             let Some(partition) = self.partition(&id) else { continue };
-            if self.waiting.borrow_mut().remove(&id) {
-                self.queue(id);
+            self.queue_waiting(id);
+            if self.stopping.get() {
+                continue;
             }
             self.prepare(&partition);
             if partition.attest_if_idle(now_ms - IDLE_FLOOR_MS as i64) {
@@ -402,6 +441,9 @@ impl<D: Disk> Store<D> {
             if let Err(error) = partition.write_footers().await {
                 self.storage.notice(format!("partition {id}: an index footer cannot be written: {error}"));
             }
+        }
+        if self.stopping.get() {
+            return;
         }
         let due = self.bytes_since_checkpoint.get() >= CHECKPOINT_BYTES
             || self.bytes_since_checkpoint.get() > 0
@@ -429,8 +471,18 @@ impl<D: Disk> Store<D> {
         dropped
     }
 
-    /// Writes a checkpoint of all partitions.
+    /// Writes a checkpoint of all partitions. One at a time: they share a temporary file, and the last one
+    /// begun must be the last one on the device.
     pub async fn checkpoint(&self, clean: bool) -> io::Result<()> {
+        while self.checkpointing.replace(true) {
+            self.storage.environment.sleep(Duration::from_millis(1)).await;
+        }
+        let result = self.write_checkpoint(clean).await;
+        self.checkpointing.set(false);
+        result
+    }
+
+    async fn write_checkpoint(&self, clean: bool) -> io::Result<()> {
         self.bytes_since_checkpoint.set(0);
         self.last_checkpoint_ms.set(self.storage.environment.now_ms());
         let mut checkpoint = Checkpoint { clean, ..Checkpoint::default() };
@@ -446,13 +498,21 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// An orderly end: everything pending becomes durable, then a clean checkpoint.
+    /// An orderly end: everything pending becomes durable, then a clean checkpoint. On a full disk what is
+    /// pending is given up (nobody was told that it is durable), and the next start recovers.
     pub async fn shut_down(self: &Rc<Self>) -> io::Result<()> {
         self.stopping.set(true);
-        while !self.rounds.borrow().is_idle() || self.partitions().iter().any(|p| p.is_busy()) {
+        while !self.is_idle() && !self.storage.is_full() {
             self.storage.environment.sleep(Duration::from_millis(1)).await;
         }
-        self.checkpoint(true).await
+        self.stopped.set(true);
+        self.checkpoint(self.is_idle()).await
+    }
+
+    /// Whether nothing waits for a round and nothing is under way.
+    fn is_idle(&self) -> bool {
+        let busy = |partition: &Rc<Partition<D>>| partition.is_busy() || partition.has_pending();
+        self.rounds.borrow().is_idle() && !self.partitions().iter().any(busy)
     }
 
     /// Rounds under way, partitions that wait for one.

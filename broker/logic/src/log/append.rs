@@ -337,6 +337,11 @@ impl Log {
         SegmentNeeded { sequence: self.next_sequence, bytes: self.settings.physical_bytes() }
     }
 
+    /// Whether `sequence` is the next file to be put in place, and none is.
+    pub fn awaits_segment(&self, sequence: u64) -> bool {
+        self.placed.is_none() && sequence == self.next_sequence
+    }
+
     /// The segment `sequence` is in place, durable, with this nonce.
     pub fn segment_placed(&mut self, sequence: u64, nonce: u64) {
         assert!(

@@ -146,6 +146,8 @@ pub struct OpenReport {
 pub struct OpenSegment<F> {
     /// The file.
     pub file: F,
+    /// Counted from before the file is opened: a file in use is neither recycled nor removed.
+    _used: Rc<()>,
 }
 
 /// A partition.
@@ -159,6 +161,8 @@ pub struct Partition<D: Disk> {
     pending: RefCell<VecDeque<PendingGroup>>,
     on_the_way: RefCell<VecDeque<OnTheWay>>,
     files: RefCell<HashMap<u64, Rc<OpenSegment<D::File>>>>,
+    /// Who uses a segment's file, by its number.
+    uses: RefCell<HashMap<u64, Rc<()>>>,
     preparation: RefCell<Preparation>,
     tail: RefCell<TailCache>,
     waiters: RefCell<VecDeque<Waiter>>,
@@ -198,6 +202,7 @@ impl<D: Disk> Partition<D> {
             pending: RefCell::default(),
             on_the_way: RefCell::default(),
             files: RefCell::default(),
+            uses: RefCell::default(),
             preparation: RefCell::new(Preparation::new(now_ms)),
             tail: RefCell::default(),
             waiters: RefCell::default(),
@@ -228,7 +233,6 @@ impl<D: Disk> Partition<D> {
             group,
             closed: true,
         });
-        self.storage.add_dirty(BLOCK_BYTES);
         let round = RoundId(0);
         let mut writes = RoundWrites { writes: Vec::new(), prepared: Vec::new(), bytes: 0, groups: 0 };
         while let SealOutcome::Blocked(blocked) = self.seal_into(round, &mut writes) {
@@ -482,8 +486,8 @@ impl<D: Disk> Partition<D> {
             return Some(Blocked::File);
         }
         let position = active.map_or(0, |active| active.end_position);
-        let zeroing = self.preparation.borrow().zeroing(position, group_bytes(payload_bytes as usize) as u64);
-        zeroing.then_some(Blocked::Zeroing)
+        let bytes = group_bytes(payload_bytes as usize) as u64;
+        self.preparation.borrow_mut().holds_back(position, bytes).then_some(Blocked::Zeroing)
     }
 
     /// Does what a blocked seal waits for, as far as it is this partition's to do.
@@ -496,8 +500,13 @@ impl<D: Disk> Partition<D> {
         }
     }
 
-    /// Puts the next segment in place.
+    /// Puts the next segment in place, unless that has been done or is being done.
     pub async fn place_segment(&self, needed: SegmentNeeded) -> io::Result<()> {
+        // What was needed when it was asked for may be in place by now: a second file of the same number
+        // would replace a segment that is written to.
+        if self.closed.get() || !self.log.borrow().awaits_segment(needed.sequence) {
+            return Ok(());
+        }
         if self.placing.replace(true) {
             return Ok(());
         }
@@ -505,10 +514,24 @@ impl<D: Disk> Partition<D> {
         let placed = self.storage.place_segment(&self.identity, incarnation, needed).await;
         self.placing.set(false);
         let placed = placed?;
-        self.files.borrow_mut().insert(needed.sequence, Rc::new(OpenSegment { file: placed.file }));
+        self.keep_open(needed.sequence, placed.file);
         self.preparation.borrow_mut().placed(needed.sequence, placed.prewritten_end);
         self.log.borrow_mut().segment_placed(needed.sequence, placed.nonce);
         Ok(())
+    }
+
+    /// Whether a segment is being put in place.
+    pub fn is_placing(&self) -> bool {
+        self.placing.get()
+    }
+
+    fn keep_open(&self, sequence: u64, file: D::File) {
+        let segment = Rc::new(OpenSegment { file, _used: self.begin_use(sequence) });
+        self.files.borrow_mut().insert(sequence, segment);
+    }
+
+    fn begin_use(&self, sequence: u64) -> Rc<()> {
+        self.uses.borrow_mut().entry(sequence).or_default().clone()
     }
 
     /// The segment that should be put in place ahead of need, if none is on its way.
@@ -522,21 +545,23 @@ impl<D: Disk> Partition<D> {
     async fn open_files(&self) -> io::Result<()> {
         let (active, placed) = {
             let log = self.log.borrow();
-            (log.segments().back().map(|active| active.sequence), log.placed().map(|(sequence, _)| sequence))
+            let active = log.segments().back().map(|active| (active.sequence, Some(active.end_position)));
+            (active, log.placed().map(|(sequence, _)| (sequence, None)))
         };
-        for (sequence, is_active) in active.map(|s| (s, true)).into_iter().chain(placed.map(|s| (s, false))) {
+        for (sequence, end_position) in active.into_iter().chain(placed) {
             if self.files.borrow().contains_key(&sequence) {
                 continue;
             }
             let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
-            // Whatever the file has now is published by this; groups and zeros left no holes.
             self.storage.disk.sync(&file).await?;
-            let length = self.storage.disk.length(&file)?;
-            self.files.borrow_mut().insert(sequence, Rc::new(OpenSegment { file }));
+            self.keep_open(sequence, file);
+            // The length says nothing: a crash leaves holes where a write was lost and a later one was
+            // not. What is sound up to the log's end is written, and so are the blocks that every
+            // segment has before it gets its name.
             let mut preparation = self.preparation.borrow_mut();
-            preparation.placed(sequence, length);
-            if is_active {
-                preparation.opened(sequence);
+            match end_position {
+                Some(end_position) => preparation.resumed(sequence, end_position),
+                None => preparation.found_placed(sequence),
             }
         }
         Ok(())
@@ -576,7 +601,7 @@ impl<D: Disk> Partition<D> {
                 let group = on_the_way.pop_front().expect("as many groups on the way as in flight");
                 bytes += group.payload_bytes;
                 self.storage.sub_dirty(group.payload_bytes as usize);
-                if group.payload_bytes > 0 {
+                if group.payload_bytes > 0 && !self.closed.get() {
                     tail.push(group.tail);
                 }
             }
@@ -611,6 +636,11 @@ impl<D: Disk> Partition<D> {
         self.last_append_ms.get() < since_ms && self.pending.borrow().is_empty() && !self.is_busy()
     }
 
+    /// Whether groups wait for a round.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.borrow().is_empty()
+    }
+
     /// Drops the oldest group of the tail cache; the bytes that it held.
     pub fn evict_tail(&self) -> usize {
         self.tail.borrow_mut().evict()
@@ -638,37 +668,30 @@ impl<D: Disk> Partition<D> {
 
     /// Moves the log's start and reclaims what lies below it; the number of segments that went.
     async fn advance_start(&self, start: Offset) -> io::Result<u64> {
-        let dropped = self.log.borrow_mut().advance_start(start);
         let want_bytes = self.settings.get().log.physical_bytes();
-        let dropped_count = dropped.len() as u64;
-        for sequence in dropped {
-            self.wait_for_readers(sequence).await;
-            let published_end = self.preparation.borrow_mut().forget(sequence);
-            let path = self.segment_path(sequence);
-            let published_end = match published_end {
-                Some(end) => end,
-                None => self.whole_length(&path).await?,
-            };
-            self.storage.reclaim(&path, published_end, want_bytes).await?;
+        let dropped: Vec<(u64, u64)> = {
+            let mut log = self.log.borrow_mut();
+            let ends: HashMap<u64, u64> =
+                log.segments().iter().map(|segment| (segment.sequence, segment.end_position)).collect();
+            log.advance_start(start).into_iter().map(|sequence| (sequence, ends[&sequence])).collect()
+        };
+        // Oldest first, each name gone for good before the next: a gap would look like a loss.
+        for (sequence, end_position) in &dropped {
+            self.wait_for_readers(*sequence).await;
+            let published_end = self.preparation.borrow_mut().forget(*sequence).unwrap_or(*end_position);
+            self.storage.reclaim(&self.segment_path(*sequence), published_end, want_bytes).await?;
         }
-        Ok(dropped_count)
-    }
-
-    /// The length of a file that was sealed in an earlier life: all of it was synced when it was opened.
-    async fn whole_length(&self, path: &std::path::Path) -> io::Result<u64> {
-        let file = self.storage.disk.open(path).await?;
-        self.storage.disk.sync(&file).await?;
-        self.storage.disk.length(&file)
+        Ok(dropped.len() as u64)
     }
 
     /// Takes a segment's handle out of use and waits until nobody reads through it.
     async fn wait_for_readers(&self, sequence: u64) {
-        let handle = self.files.borrow_mut().remove(&sequence);
-        if let Some(handle) = handle {
-            while Rc::strong_count(&handle) > 1 {
-                self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
-            }
+        self.files.borrow_mut().remove(&sequence);
+        let is_used = || self.uses.borrow().get(&sequence).is_some_and(|used| Rc::strong_count(used) > 1);
+        while is_used() {
+            self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
         }
+        self.uses.borrow_mut().remove(&sequence);
     }
 
     /// Stops serving: whoever waits is told, nothing is appended any more.
@@ -694,7 +717,7 @@ impl<D: Disk> Partition<D> {
         while self.is_busy() {
             self.storage.environment.sleep(std::time::Duration::from_millis(1)).await;
         }
-        let open: Vec<u64> = self.files.borrow().keys().copied().collect();
+        let open: Vec<u64> = self.uses.borrow().keys().copied().collect();
         for sequence in open {
             self.wait_for_readers(sequence).await;
         }

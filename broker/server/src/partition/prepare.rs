@@ -27,6 +27,8 @@ pub struct Preparation {
     /// Where appends stand in the active segment.
     end_position: u64,
     zeroing: Option<Range<u64>>,
+    /// A group waits for the place that is being zeroed.
+    held_back: bool,
     busy: bool,
     second_began_ms: i64,
     second_bytes: u64,
@@ -44,6 +46,7 @@ impl Preparation {
             sealed: Vec::new(),
             end_position: 0,
             zeroing: None,
+            held_back: false,
             busy: false,
             second_began_ms: now_ms,
             second_bytes: 0,
@@ -55,6 +58,23 @@ impl Preparation {
     /// A segment is in place, published up to `published_end`.
     pub fn placed(&mut self, sequence: u64, published_end: u64) {
         self.ahead = Some((sequence, published_end));
+    }
+
+    /// An unopened segment that was found in place: only what is written before it gets its name is
+    /// known to be published.
+    pub fn found_placed(&mut self, sequence: u64) {
+        if self.ahead.is_none_or(|(ahead, _)| ahead != sequence) {
+            self.ahead = Some((sequence, PREWRITE_BYTES_MIN));
+        }
+    }
+
+    /// The active segment's file is open again, the log ends at `end_position`; published up to there
+    /// unless more is known from before.
+    pub fn resumed(&mut self, sequence: u64, end_position: u64) {
+        if self.active.is_none_or(|(active, _)| active != sequence) {
+            self.active = Some((sequence, end_position));
+            self.end_position = end_position;
+        }
     }
 
     /// The log has rolled into the placed segment.
@@ -80,9 +100,13 @@ impl Preparation {
         self.active.is_some_and(|(_, published)| end_position <= published)
     }
 
-    /// Whether the given place is being zeroed at this moment.
-    pub fn zeroing(&self, position: u64, bytes: u64) -> bool {
-        self.zeroing.as_ref().is_some_and(|range| position < range.end && range.start < position + bytes)
+    /// Whether a group must wait because its place is being zeroed at this moment. The zeroing ends with
+    /// the chunk that it is at.
+    pub fn holds_back(&mut self, position: u64, bytes: u64) -> bool {
+        let holds_back =
+            self.zeroing.as_ref().is_some_and(|range| position < range.end && range.start < position + bytes);
+        self.held_back |= holds_back;
+        holds_back
     }
 
     /// Whether a preparation is under way.
@@ -137,14 +161,18 @@ impl<D: Disk> Partition<D> {
             Duration::from_nanos(PREWRITE_CHUNK_BYTES as u64 * 1_000_000_000 / PREWRITE_BYTES_PER_SECOND);
         let mut from = range.start;
         let mut result = Ok(());
-        self.preparation.borrow_mut().busy = true;
+        {
+            let mut preparation = self.preparation.borrow_mut();
+            preparation.busy = true;
+            preparation.held_back = false;
+        }
         while from < range.end && result.is_ok() {
             let to = range.end.min(from + PREWRITE_CHUNK_BYTES as u64);
             {
                 let mut preparation = self.preparation.borrow_mut();
                 let overtaken = preparation.active.is_none_or(|(active, _)| active != sequence)
                     || preparation.end_position > from;
-                if overtaken || self.closed.get() {
+                if overtaken || preparation.held_back || self.closed.get() {
                     break;
                 }
                 preparation.zeroing = Some(from..to);
@@ -153,7 +181,7 @@ impl<D: Disk> Partition<D> {
             from = to;
             // Between chunks nothing is being zeroed: groups may pass.
             self.preparation.borrow_mut().zeroing = None;
-            if from < range.end {
+            if from < range.end && !self.preparation.borrow().held_back {
                 self.storage.environment.sleep(pause).await;
             }
         }

@@ -57,6 +57,8 @@ pub enum ReadError {
 struct ChunkKey {
     partition: TopicPartition,
     sequence: u64,
+    /// A partition that is removed and added again begins with the same numbers.
+    nonce: u64,
     chunk: u64,
 }
 
@@ -104,8 +106,12 @@ impl ChunkCache {
         }
     }
 
+    /// Forgets a chunk that has not been loaded.
     fn failed(&self, key: &ChunkKey) {
-        if let Some(Entry::Loading(wakers)) = self.entries.borrow_mut().remove(key) {
+        let mut entries = self.entries.borrow_mut();
+        if matches!(entries.get(key), Some(Entry::Loading(_)))
+            && let Some(Entry::Loading(wakers)) = entries.remove(key)
+        {
             wakers.into_iter().for_each(Waker::wake);
         }
     }
@@ -220,13 +226,7 @@ impl<D: Disk> Partition<D> {
         }
         match self.plan(cache, |log| log.plan_read(offset)).await? {
             ReadPlan::Wait => return Ok(Vec::new()),
-            ReadPlan::OutOfRange => {
-                return Err(self.with_log(|log| ReadError::OutOfRange {
-                    offset,
-                    start: log.log_start(),
-                    end: log.high_watermark(),
-                }));
-            }
+            ReadPlan::OutOfRange => return Err(self.out_of_range(offset)),
             ReadPlan::Damaged { from, until } => return Err(ReadError::Damaged { from, until }),
             ReadPlan::LoadIndex { .. } | ReadPlan::At(_) => {}
         }
@@ -236,7 +236,21 @@ impl<D: Disk> Partition<D> {
         let ReadPlan::At(from) = self.with_log(|log| log.plan_read(offset)) else {
             return Ok(Vec::new());
         };
-        self.read_device(cache, from, offset, max_bytes).await
+        match self.read_device(cache, from, offset, max_bytes).await {
+            // Retention took the segment away meanwhile.
+            Err(ReadError::Device(_)) if self.with_log(|log| log.log_start()) > offset => {
+                Err(self.out_of_range(offset))
+            }
+            other => other,
+        }
+    }
+
+    fn out_of_range(&self, offset: Offset) -> ReadError {
+        self.with_log(|log| ReadError::OutOfRange {
+            offset,
+            start: log.log_start(),
+            end: log.high_watermark(),
+        })
     }
 
     /// Plans, loading indexes as needed.
@@ -267,40 +281,50 @@ impl<D: Disk> Partition<D> {
         let mut walk = Walk::new(self, cache, from);
         let mut out = Vec::new();
         let mut taken = 0;
+        // One past the last offset that is known sound, as far as the walk has come.
         let mut expected = None;
+        let mut damaged = false;
         while taken < max_bytes {
             let header = match walk.next_header().await? {
-                Step::Group(header) => Some(header),
-                Step::End => break,
-                Step::Damaged => None,
-            };
-            // A sound group that does not follow the one before has lost its neighbours.
-            let header = header.filter(|header| expected.is_none_or(|end| header.base_offset == end));
-            if let Some(header) = header {
-                if Offset::new(header.base_offset) >= self.high_watermark() {
-                    break;
+                Step::Group(header) => header,
+                // What was found is served; the next read meets the damage.
+                Step::Damaged | Step::End if !out.is_empty() => break,
+                Step::End if damaged && self.with_log(|log| log.log_start()) <= offset => {
+                    let until = self.high_watermark();
+                    return Err(self.damage(walk.from.sequence, expected, offset, until));
                 }
-                if header.end_offset <= offset.get() || header.batch_count == 0 {
-                    expected = Some(header.end_offset);
-                    walk.skip(&header);
+                Step::End => break,
+                Step::Damaged => {
+                    damaged = true;
+                    walk.from.position += BLOCK_BYTES as u64;
                     continue;
                 }
-            }
-            let checked = match header {
-                Some(header) => walk
-                    .payload(&header)
-                    .await?
-                    .filter(|rope| rope.crc() == header.payload_crc)
-                    .map(|rope| (header, rope)),
-                None => None,
             };
-            let Some((header, rope)) = checked else {
+            let base = Offset::new(header.base_offset);
+            // A sound group that does not follow the one before has lost its neighbours.
+            if base >= self.high_watermark() || !out.is_empty() && expected != Some(header.base_offset) {
+                break;
+            }
+            if header.end_offset <= offset.get() || header.batch_count == 0 {
+                expected = Some(header.end_offset).filter(|end| *end <= offset.get() || !out.is_empty());
+                walk.skip(&header);
+                continue;
+            }
+            let rope = walk.payload(&header).await?.filter(|rope| rope.crc() == header.payload_crc);
+            let Some(rope) = rope else {
                 if !out.is_empty() {
                     break;
                 }
-                let from = expected.map_or(offset, |expected| offset.max(Offset::new(expected)));
-                return Err(self.damage(&mut walk, from).await?);
+                if base <= offset {
+                    expected = Some(header.base_offset);
+                }
+                damaged = true;
+                walk.skip(&header);
+                continue;
             };
+            if base > offset && out.is_empty() {
+                return Err(self.damage(walk.from.sequence, expected, offset, base));
+            }
             expected = Some(header.end_offset);
             let mut range = 0..rope.length;
             while let Some(batch) = rope.batch_header(range.start) {
@@ -330,33 +354,18 @@ impl<D: Disk> Partition<D> {
         Ok(out)
     }
 
-    /// Finds how far the damage at the walk's place reaches, notes and reports it.
-    async fn damage(self: &Rc<Self>, walk: &mut Walk<'_, D>, from: Offset) -> Result<ReadError, ReadError> {
-        let sequence = walk.from.sequence;
-        let until = loop {
-            match walk.next_header().await? {
-                Step::Group(header) if header.base_offset > from.get() => {
-                    let sound = match walk.payload(&header).await? {
-                        Some(rope) => rope.crc() == header.payload_crc,
-                        None => false,
-                    };
-                    if sound {
-                        break Offset::new(header.base_offset);
-                    }
-                }
-                Step::Group(_) | Step::Damaged => {}
-                Step::End => break self.high_watermark(),
-            }
-            walk.from.position += BLOCK_BYTES as u64;
-        };
+    /// Notes and reports that the group of `offset` is gone: lost from the end of the sound group before
+    /// it, if that is known, until the next sound one.
+    fn damage(&self, sequence: u64, sound_end: Option<u64>, offset: Offset, until: Offset) -> ReadError {
+        let from = sound_end.map_or(offset, Offset::new).min(offset);
         let id = self.id();
         self.log.borrow_mut().note_damage(from.get()..until.get());
         self.storage.notice(format!(
-            "CORRUPT: topic {} partition {}: offsets {from}..{until} in segment {sequence} fail their checksum \
-             and are not served; the rest is",
+            "CORRUPT: topic {} partition {}: offsets {from}..{until} in or before segment {sequence} fail their \
+             checksum and are not served; the rest is",
             id.topic, id.partition
         ));
-        Ok(ReadError::Damaged { from, until })
+        ReadError::Damaged { from, until }
     }
 
     /// The first offset at or after `timestamp_ms` with its timestamp; `None` if there is none.
@@ -480,8 +489,10 @@ impl<D: Disk> Partition<D> {
         if let Some(file) = self.files.borrow().get(&sequence) {
             return Ok(file.clone());
         }
+        // Counted before it is open: whoever reclaims the segment waits.
+        let used = self.begin_use(sequence);
         let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
-        Ok(Rc::new(OpenSegment { file }))
+        Ok(Rc::new(OpenSegment { file, _used: used }))
     }
 }
 
@@ -607,23 +618,16 @@ impl<'a, D: Disk> Walk<'a, D> {
 
     /// A chunk that holds at least its first `needed` bytes.
     async fn chunk(&mut self, chunk: u64, needed: usize) -> Result<Chunk, ReadError> {
-        let file = match &self.file {
-            Some((sequence, file)) if *sequence == self.from.sequence => file.clone(),
-            _ => {
-                let file = self.partition.segment_file(self.from.sequence).await?;
-                self.file = Some((self.from.sequence, file.clone()));
-                file
-            }
-        };
-        let key = ChunkKey { partition: self.partition.id(), sequence: self.from.sequence, chunk };
+        let (sequence, nonce) = (self.from.sequence, self.from.nonce);
+        let key = ChunkKey { partition: self.partition.id(), sequence, nonce, chunk };
         let chunk_bytes = READ_BYTES_MAX as u64;
         // Whoever reads here reads on: the next chunk is fetched meanwhile.
         if (chunk + 1) * chunk_bytes < self.from.end_position && !self.one_segment {
             let next = ChunkKey { chunk: chunk + 1, ..key };
             let absent = !self.cache.entries.borrow().contains_key(&next);
             let whole = (chunk + 2) * chunk_bytes <= self.from.end_position;
-            if absent && whole {
-                let (partition, cache, file) = (self.partition.clone(), self.cache.clone(), file.clone());
+            if let Some(file) = self.file().filter(|_| absent && whole) {
+                let (partition, cache) = (self.partition.clone(), self.cache.clone());
                 self.cache.entries.borrow_mut().insert(next, Entry::Loading(Vec::new()));
                 glommio::spawn_local(async move {
                     // An error shows again when the chunk is asked for.
@@ -641,6 +645,10 @@ impl<'a, D: Disk> Walk<'a, D> {
             match found {
                 Some(Some(chunk)) if chunk.bytes >= needed => return Ok(chunk),
                 Some(Some(stale)) => {
+                    let Some(file) = self.file() else {
+                        self.open_file().await?;
+                        continue;
+                    };
                     let before = stale.bytes;
                     self.cache.forget(&key);
                     self.cache.entries.borrow_mut().insert(key, Entry::Loading(Vec::new()));
@@ -651,12 +659,29 @@ impl<'a, D: Disk> Walk<'a, D> {
                 }
                 Some(None) => self.loaded(&key).await,
                 None => {
+                    let Some(file) = self.file() else {
+                        self.open_file().await?;
+                        continue;
+                    };
                     self.cache.entries.borrow_mut().insert(key, Entry::Loading(Vec::new()));
                     let fresh = load(self.partition, self.cache, &file, key).await?;
                     return Ok(fresh);
                 }
             }
         }
+    }
+
+    /// The file of the segment that the walk is in, if it is open.
+    fn file(&self) -> Option<Rc<OpenSegment<D::File>>> {
+        self.file.as_ref().filter(|(open, _)| *open == self.from.sequence).map(|(_, file)| file.clone())
+    }
+
+    /// Opens it, for what the cache does not have. The cache is asked again afterwards: two who load the
+    /// same chunk would forget who waits for it.
+    async fn open_file(&mut self) -> io::Result<()> {
+        let file = self.partition.segment_file(self.from.sequence).await?;
+        self.file = Some((self.from.sequence, file));
+        Ok(())
     }
 
     async fn loaded(&self, key: &ChunkKey) {
@@ -682,6 +707,7 @@ async fn load<D: Disk>(
     file: &Rc<OpenSegment<D::File>>,
     key: ChunkKey,
 ) -> io::Result<Chunk> {
+    let loading = Loading { cache, key: &key };
     let result = async {
         let _admission = cache.admit().await;
         let start = key.chunk * READ_BYTES_MAX as u64;
@@ -699,9 +725,21 @@ async fn load<D: Disk>(
         Ok(Chunk { buffer: Rc::new(buffer), bytes: read.min(bytes) })
     }
     .await;
-    match &result {
-        Ok(chunk) => cache.store(key, chunk.clone()),
-        Err(_) => cache.failed(&key),
+    if let Ok(chunk) = &result {
+        cache.store(key, chunk.clone());
     }
+    drop(loading);
     result
+}
+
+/// A load under way: if it fails or is given up, whoever waits for it tries by himself.
+struct Loading<'a> {
+    cache: &'a ChunkCache,
+    key: &'a ChunkKey,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        self.cache.failed(self.key);
+    }
 }

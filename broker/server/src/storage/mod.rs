@@ -295,35 +295,56 @@ impl<D: Disk> Storage<D> {
             opened_ms: 0,
         };
         let spare = self.spares.borrow_mut().pop();
-        let (path, file, prewritten_end) = match spare {
+        let path = match &spare {
+            Some(spare) => spare.path.clone(),
+            None => {
+                let number = self.spare_number.replace(self.spare_number.get() + 1);
+                self.own_directory().join("spare").join(format!("new-{number}"))
+            }
+        };
+        let placed = self.make_segment(identity, &header, needed, spare, &path).await;
+        if placed.is_err() {
+            // The name may be gone already; what is left behind goes at the next start.
+            let _ = self.disk.remove(&path).await;
+        }
+        placed
+    }
+
+    async fn make_segment(
+        &self,
+        identity: &LogIdentity,
+        header: &SegmentHeader,
+        needed: SegmentNeeded,
+        spare: Option<Spare>,
+        path: &Path,
+    ) -> io::Result<PlacedSegment<D::File>> {
+        let (file, prewritten_end) = match spare {
             Some(spare) => {
-                let file = self.disk.open(&spare.path).await?;
+                let file = self.disk.open(path).await?;
                 let mut block = self.pool.take(BLOCK_BYTES);
                 block.fill(0);
                 header.encode(&mut block);
                 self.write_all(&file, Rc::new(block), 0, false).await?;
                 count(&self.counters.segments_recycled, 1);
-                (spare.path, file, spare.bytes)
+                (file, spare.bytes)
             }
             None => {
-                let number = self.spare_number.replace(self.spare_number.get() + 1);
-                let path = self.own_directory().join("spare").join(format!("new-{number}"));
-                let file = self.disk.create(&path).await?;
+                let file = self.disk.create(path).await?;
                 let bytes = PREWRITE_BYTES_MIN.min(needed.bytes);
                 let mut blocks = self.pool.take(bytes as usize);
                 blocks.fill(0);
                 header.encode(&mut blocks);
                 self.write_all(&file, Rc::new(blocks), 0, false).await?;
                 count(&self.counters.segments_created, 1);
-                (path, file, bytes)
+                (file, bytes)
             }
         };
         self.disk.sync(&file).await?;
         let directory = partition_directory(&self.root, identity);
-        self.disk.rename(&path, &directory.join(segment_name(needed.sequence))).await?;
+        self.disk.rename(path, &directory.join(segment_name(needed.sequence))).await?;
         self.disk.sync_directory(&directory).await?;
         self.disk.sync_directory(&self.own_directory().join("spare")).await?;
-        Ok(PlacedSegment { file, nonce, prewritten_end })
+        Ok(PlacedSegment { file, nonce: header.nonce, prewritten_end })
     }
 
     /// Writes a buffer in permitted pieces.
@@ -385,7 +406,11 @@ impl<D: Disk> Storage<D> {
             self.disk.truncate(&file, length).await?;
             self.environment.sleep(Duration::from_millis(1)).await;
         }
-        self.disk.remove(path).await
+        self.disk.remove(path).await?;
+        match path.parent() {
+            Some(directory) => self.disk.sync_directory(directory).await,
+            None => Ok(()),
+        }
     }
 
     /// Writes a checkpoint: temporary file, sync, rename over the older of the two, sync of the
@@ -396,8 +421,11 @@ impl<D: Disk> Storage<D> {
         let bytes = checkpoint.encode();
         let directory = self.own_directory();
         let temporary = directory.join("checkpoint.new");
-        let target =
-            directory.join(if checkpoint.generation.is_multiple_of(2) { "checkpoint.a" } else { "checkpoint.b" });
+        let target = directory.join(if checkpoint.generation.is_multiple_of(2) {
+            "checkpoint.a"
+        } else {
+            "checkpoint.b"
+        });
         if self.disk.list(&directory).await?.iter().any(|(name, _)| name == "checkpoint.new") {
             self.disk.remove(&temporary).await?;
         }
@@ -417,6 +445,7 @@ impl<D: Disk> Storage<D> {
     async fn read_checkpoint(&self) -> io::Result<Option<Checkpoint>> {
         let directory = self.own_directory();
         let mut newest: Option<Checkpoint> = None;
+        let mut damaged = false;
         for (name, length) in self.disk.list(&directory).await? {
             if name != "checkpoint.a" && name != "checkpoint.b" {
                 continue;
@@ -436,13 +465,17 @@ impl<D: Disk> Storage<D> {
                     newest = Some(found);
                 }
                 Ok(_) => {}
-                Err(error) => self.notice(format!(
-                    "checkpoint {} cannot be used ({error}): recovery reads more",
-                    path.display()
-                )),
+                Err(error) => {
+                    damaged = true;
+                    self.notice(format!(
+                        "checkpoint {} cannot be used ({error}): recovery reads more",
+                        path.display()
+                    ));
+                }
             }
         }
-        Ok(newest)
+        // The unreadable one may have been the newer, and then something was written after an orderly end.
+        Ok(newest.map(|newest| Checkpoint { clean: newest.clean && !damaged, ..newest }))
     }
 
     /// The error text for a failed write or sync: names the file, and what happens now.
