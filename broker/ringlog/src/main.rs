@@ -1,2 +1,117 @@
-//! x
-fn main() {}
+//! The one binary `ringlog`: subcommands, and nothing else.
+//!
+//! Each subcommand has a file of its own: its arguments, what it does, what it prints. What they share:
+//! [`client`] (how a broker is reached), [`output`] (tables and JSON), [`failure`] (errors and exit status).
+//! Exit status: 0 done, 1 the operation failed, 2 wrong usage or a broker that cannot start.
+//! Invariants: standard output carries results only; progress, warnings, logs and errors go to standard
+//! error; every error says what to do. A reader that hangs up (`| head`) is no error.
+//! Absent on purpose: knowledge of the log, the wire or the disk.
+
+mod client;
+mod consume;
+mod demo;
+mod failure;
+mod load;
+mod output;
+mod perf;
+mod produce;
+mod serve;
+mod status;
+mod topic;
+
+use clap::{Parser, Subcommand};
+use failure::Failure;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A commit log broker: topics, partitions, offsets, and acknowledgements that say what they mean.
+///
+/// First message: `ringlog serve`, then in a second terminal `echo hello | ringlog produce greetings` and
+/// `ringlog consume greetings`.
+#[derive(Parser)]
+#[command(name = "ringlog", version, propagate_version = true, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a broker until SIGINT or SIGTERM
+    Serve(serve::ServeArguments),
+    /// Produce, consume and verify a few hundred MB with a broker inside this process
+    Demo(demo::DemoArguments),
+    /// Create, list, describe, alter and delete topics
+    Topic(topic::TopicArguments),
+    /// Send lines as records, and say what was acknowledged
+    Produce(produce::ProduceArguments),
+    /// Print records
+    Consume(consume::ConsumeArguments),
+    /// What the broker is and does: counters of each core, and notices
+    Status(status::StatusArguments),
+    /// Load a broker and measure it
+    #[command(subcommand)]
+    Bench(load::BenchCommand),
+    /// What this machine could do without a broker
+    #[command(subcommand)]
+    Perf(perf::PerfCommand),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(matches!(arguments.command, Command::Serve(_)));
+    let done = match arguments.command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Topic(arguments) => topic::run(arguments),
+        Command::Produce(arguments) => produce::run(arguments),
+        Command::Consume(arguments) => consume::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Bench(command) => load::run(command),
+        Command::Perf(command) => perf::run(command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                eprintln!("ringlog: {message}");
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+/// Logs go to standard error; `RINGLOG_LOG` chooses them as `RUST_LOG` does elsewhere.
+fn start_logging(serving: bool) {
+    let default = if serving { "info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(default.parse().expect("a level is a directive"))
+        .with_env_var("RINGLOG_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+/// Runs a client's work on this thread, until it ends or the user interrupts it.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::operation(format!("cannot start the client's runtime: {error}")))?;
+    let done = runtime.block_on(work);
+    // A thread that waits for a line of standard input may never end.
+    runtime.shutdown_background();
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,197 @@
+//! `ringlog consume`: prints records.
+//!
+//! Lifecycle: connect → learn where each partition starts and, with `--until-end`, ends → read and print
+//! until enough, the end, SIGINT or SIGTERM. Without `--max` and `--until-end` it follows the topic.
+//! Invariants: output is flushed whenever nothing more is at hand, so that a follower sees a record at once;
+//! a partition that cannot be read is named on standard error, the others go on, and the exit status is 1.
+//! Absent on purpose: committed offsets; whoever consumes remembers where it was.
+
+mod record;
+mod start;
+
+use crate::client::BrokersArguments;
+use crate::failure::Failure;
+use crate::output::{FormatArguments, Output, counted};
+use ringlog_client::{
+    AutoOffsetReset, Client, ConsumeError, Consumer, ConsumerConfig, FetchedBatch, OffsetSpec, StartFrom,
+};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// `ringlog consume`
+#[derive(clap::Args)]
+pub struct ConsumeArguments {
+    /// The topic
+    topic: String,
+    /// earliest, latest, an offset, or @TIME: the first record at or after it (RFC 3339, or milliseconds
+    /// since 1970)
+    #[arg(long, value_name = "PLACE", value_parser = start::parse, default_value = "earliest", allow_hyphen_values = true)]
+    offset: StartFrom,
+    /// Only this partition; may be repeated
+    #[arg(long, value_name = "P")]
+    partition: Vec<u32>,
+    /// End after so many records
+    #[arg(long, value_name = "N")]
+    max: Option<u64>,
+    /// End where the topic ended when the command began
+    #[arg(long)]
+    until_end: bool,
+    /// Text: print the key and a tab before each value
+    #[arg(long)]
+    keys: bool,
+    #[command(flatten)]
+    brokers: BrokersArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+/// Runs it.
+pub fn run(arguments: &ConsumeArguments) -> Result<(), Failure> {
+    let output = Output::new(arguments.format.format);
+    crate::block_on(consume(arguments, output))
+}
+
+async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Failure> {
+    let client = arguments.brokers.connect().await?;
+    let partitions = partitions(&client, arguments).await?;
+    let ends = match arguments.until_end {
+        true => Some(ends(&client, arguments, &partitions).await?),
+        false => None,
+    };
+    let mut consumer = client.consumer(ConsumerConfig {
+        // An offset that is not there is the user's mistake, not to be guessed away.
+        auto_offset_reset: match arguments.offset {
+            StartFrom::Offset(_) => AutoOffsetReset::Error,
+            _ => AutoOffsetReset::Earliest,
+        },
+        ..ConsumerConfig::default()
+    });
+    let assigned: Vec<_> = partitions.iter().map(|partition| (*partition, arguments.offset)).collect();
+    consumer.assign(&arguments.topic, &assigned).await?;
+    let mut printer = Printer { arguments, output, left: arguments.max, refused: false };
+    let ended = tokio::select! {
+        ended = printer.print_all(&mut consumer, ends.as_ref()) => ended,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+        () = terminated() => Ok(()),
+    };
+    printer.output.flush()?;
+    ended?;
+    if let (Some(max), Some(left @ 1..)) = (arguments.max, printer.left) {
+        eprintln!("{} of {}", counted(max - left, "record"), counted(max, "record"));
+    }
+    if printer.refused { Err(Failure::Reported) } else { Ok(()) }
+}
+
+/// SIGTERM.
+async fn terminated() {
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        // Then the signal ends the process as it always does.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn partitions(client: &Client, arguments: &ConsumeArguments) -> Result<Vec<u32>, Failure> {
+    let known = client.admin().describe_topic(&arguments.topic).await?.partitions;
+    Ok(match arguments.partition.is_empty() {
+        true => known.iter().map(|place| place.partition).collect(),
+        false => arguments.partition.clone(),
+    })
+}
+
+/// Where each partition ends now.
+async fn ends(
+    client: &Client,
+    arguments: &ConsumeArguments,
+    partitions: &[u32],
+) -> Result<BTreeMap<u32, u64>, Failure> {
+    let places: Vec<_> = partitions.iter().map(|partition| (*partition, OffsetSpec::Latest)).collect();
+    let listed = client.admin().list_offsets(&arguments.topic, &places).await?;
+    Ok(listed.into_iter().map(|listed| (listed.partition, listed.offset)).collect())
+}
+
+struct Printer<'a> {
+    arguments: &'a ConsumeArguments,
+    output: Output,
+    /// Records that are still wanted.
+    left: Option<u64>,
+    /// Whether some partition could not be read.
+    refused: bool,
+}
+
+impl Printer<'_> {
+    async fn print_all(
+        &mut self,
+        consumer: &mut Consumer,
+        ends: Option<&BTreeMap<u32, u64>>,
+    ) -> Result<(), Failure> {
+        // Partitions that stopped with an error never reach their end.
+        let mut stopped = Vec::new();
+        loop {
+            let at_end = |(partition, end): (&u32, &u64)| {
+                stopped.contains(partition)
+                    || consumer.position(&self.arguments.topic, *partition).is_none_or(|at| at >= *end)
+            };
+            if self.left == Some(0) || ends.is_some_and(|ends| ends.iter().all(at_end)) {
+                return Ok(());
+            }
+            // What is at hand is printed before anything is waited for.
+            let next = tokio::time::timeout(Duration::ZERO, consumer.next_batch()).await;
+            let next = match next {
+                Ok(next) => next,
+                Err(_) => {
+                    self.output.flush()?;
+                    consumer.next_batch().await
+                }
+            };
+            match next {
+                None => return Ok(()),
+                Some(Ok(fetched)) => self.print(&fetched, ends)?,
+                Some(Err(error)) => {
+                    self.output.flush()?;
+                    eprintln!("ringlog: {error}");
+                    match error {
+                        ConsumeError::Refused { partition, .. }
+                        | ConsumeError::CorruptBatch { partition, .. } => {
+                            stopped.push(partition);
+                            self.refused = true;
+                        }
+                        ConsumeError::Unreachable { .. } if ends.is_none() && self.left.is_none() => {}
+                        _ => return Err(Failure::Reported),
+                    }
+                }
+            }
+        }
+    }
+
+    fn print(&mut self, fetched: &FetchedBatch, ends: Option<&BTreeMap<u32, u64>>) -> Result<(), Failure> {
+        let end = ends.and_then(|ends| ends.get(&fetched.partition())).copied().unwrap_or(u64::MAX);
+        for record in fetched.records() {
+            let record = match record {
+                Ok(record) => record,
+                // A compressed batch, or one whose checksum is right over nonsense. Its partition goes on
+                // with the next fetch.
+                Err(error) => {
+                    eprintln!("ringlog: {error}");
+                    self.refused = true;
+                    return Ok(());
+                }
+            };
+            if record.offset >= end || self.left == Some(0) {
+                return Ok(());
+            }
+            if self.output.is_json() {
+                self.output.json(&record::Json::of(fetched.topic(), fetched.partition(), &record))?;
+            } else if self.arguments.keys {
+                let key = record.key.unwrap_or(b"null");
+                self.output.bytes(&[key, b"\t", record.value.unwrap_or(b"null")])?;
+            } else {
+                self.output.bytes(&[record.value.unwrap_or(b"null")])?;
+            }
+            self.left = self.left.map(|left| left - 1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! `ringlog serve`: a broker until it is told to stop.
+//!
+//! Lifecycle: settings → a look at the host (what is fatal ends here) → the broker starts, recovers and says
+//! `ready ADDRESS` on standard output → SIGINT or SIGTERM → orderly stop. A second signal ends the process
+//! at once; the next start recovers.
+//! Invariant: the first lines of output name data directory, shards, cores and address.
+//! Absent on purpose: daemonising, log files, restarting; the service manager does that.
+
+mod settings;
+
+use crate::failure::Failure;
+use server::broker::{Broker, BrokerConfig};
+pub use settings::ServeArguments;
+use settings::{Settings, pinning};
+use std::io::Write;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tuning::{Finding, HostFacts, Severity};
+
+/// Runs it.
+pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
+    let settings = arguments.settings()?;
+    // Before the directory is made, so that the error is about what the user gave.
+    report(&tuning::preflight(&settings.data, settings.listen, settings.shards))?;
+    std::fs::create_dir_all(&settings.data)
+        .map_err(|error| cannot_start(format!("the data directory {}: {error}", settings.data.display())))?;
+    let facts = tuning::host_facts(&settings.data)
+        .map_err(|error| cannot_start(format!("the data directory {}: {error}", settings.data.display())))?;
+    announce(&settings, &facts);
+    // Before anybody can know that the broker is there: a signal must not find the default action.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| cannot_start(format!("no runtime for signals: {error}")))?;
+    let signals = runtime.block_on(async { Signals::listen() });
+    let signals = signals.map_err(|error| cannot_start(format!("cannot wait for signals: {error}")))?;
+    let broker =
+        Broker::start(settings.broker_config(&facts)).map_err(|error| cannot_start(error.to_string()))?;
+    say(&format!("ready {}", broker.address()));
+    runtime.block_on(serve(broker, signals))
+}
+
+/// Waits for a signal and stops.
+async fn serve(broker: Broker, mut signals: Signals) -> Result<(), Failure> {
+    let name = signals.next().await;
+    say(&format!("stopping on {name}: everything pending becomes durable; once more ends at once"));
+    let stopping = tokio::task::spawn_blocking(|| broker.stop());
+    tokio::select! {
+        stopped = stopping => match stopped {
+            Ok(Ok(())) => {
+                say("stopped in order");
+                Ok(())
+            }
+            Ok(Err(error)) => Err(Failure::operation(error.to_string())),
+            Err(error) => Err(Failure::operation(format!("the broker did not stop: {error}"))),
+        },
+        name = signals.next() => {
+            say(&format!("ended by a second {name}: the next start recovers"));
+            // The stop is still running on its thread; returning would wait for it.
+            std::process::exit(1);
+        }
+    }
+}
+
+/// What ends a broker.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// Says what the host is like; fatal findings end the start.
+fn report(findings: &[Finding]) -> Result<(), Failure> {
+    let mut fatal = Vec::new();
+    for finding in findings {
+        let Finding { name, found, cost, fix, .. } = finding;
+        match finding.severity {
+            Severity::Fatal => fatal.push(format!("{found}: {cost}\n  fix: {fix}")),
+            Severity::Warning => eprintln!("warning ({name}): {found}: {cost}\n  fix: {fix}"),
+            Severity::Note => {}
+        }
+    }
+    if fatal.is_empty() { Ok(()) } else { Err(cannot_start(fatal.join("\n"))) }
+}
+
+fn announce(settings: &Settings, facts: &HostFacts) {
+    let path = settings.data.canonicalize().unwrap_or_else(|_| settings.data.clone());
+    let io = if facts.o_direct { "direct" } else { "buffered" };
+    let flush = if facts.one_flush_covers_all_files { "one flush per round" } else { "one flush per file" };
+    let file_system = if facts.filesystem.is_empty() { "unknown" } else { &facts.filesystem };
+    say(&format!("ringlog {}", env!("CARGO_PKG_VERSION")));
+    say(&format!("data directory {} ({file_system}, {io} files, {flush})", path.display()));
+    say(&format!("{}, {}", crate::output::counted(settings.shards as u64, "shard"), pinning(settings)));
+    say(&format!("listening on {}", settings.listen));
+}
+
+/// One line on standard output, now. Nobody reading it is no reason not to serve.
+fn say(line: &str) {
+    let mut output = std::io::stdout().lock();
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+fn cannot_start(reason: String) -> Failure {
+    Failure::usage(format!("cannot start: {reason}"))
+}
+
+impl Settings {
+    fn broker_config(&self, facts: &HostFacts) -> BrokerConfig {
+        BrokerConfig {
+            advertised_host: self.advertise.clone(),
+            shards: self.shards,
+            cores: self.cores.clone(),
+            rounds_in_flight: self.rounds_in_flight,
+            poll: self.poll,
+            direct: facts.o_direct,
+            one_flush_covers_all_files: facts.one_flush_covers_all_files,
+            ..BrokerConfig::new(&self.data, self.listen)
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The settings of a broker: arguments over file over defaults.
+//!
+//! Owner: `ringlog serve`. The file has the arguments' names, and a name that it does not know is an error.
+//! Absent on purpose: settings of topics, which are the metadata's.
+
+use crate::failure::Failure;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `ringlog serve`
+#[derive(clap::Args)]
+pub struct ServeArguments {
+    /// Where the log is kept; made if missing [default: ./ringlog-data]
+    #[arg(long, value_name = "DIR", env = "RINGLOG_DATA")]
+    data: Option<PathBuf>,
+    /// Where to listen; port 0 takes any free one [default: 127.0.0.1:9644]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// How many shards, each a thread of its own [default: one per core]
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
+    /// The cores that the shards run on, as 0,1, or none for wherever the kernel puts them
+    /// [default: the first ones, if there is more than one]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<Cores>,
+    /// A TOML file with these settings, under the same names
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How long an idle shard looks for work before it sleeps: less latency, a busy core [default: 0]
+    #[arg(long, value_name = "N")]
+    poll_us: Option<u64>,
+    /// Flush rounds in flight per shard, 1 to 4 [default: 2]
+    #[arg(long, value_name = "N")]
+    rounds_in_flight: Option<usize>,
+    /// The host that clients are told to connect to [default: the address that it listens on]
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+}
+
+/// `--cores`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "CoresInFile")]
+enum Cores {
+    NotPinned,
+    Pinned(Vec<usize>),
+}
+
+/// In a file a list of numbers is natural; text as on the command line is fine too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CoresInFile {
+    List(Vec<usize>),
+    Text(String),
+}
+
+impl TryFrom<CoresInFile> for Cores {
+    type Error = String;
+
+    fn try_from(cores: CoresInFile) -> Result<Self, String> {
+        match cores {
+            CoresInFile::List(list) => Cores::pinned(list),
+            CoresInFile::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl std::str::FromStr for Cores {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Cores::NotPinned);
+        }
+        let list: Result<Vec<usize>, _> = text.split(',').map(|core| core.trim().parse()).collect();
+        Cores::pinned(list.map_err(|_| "write cores as 0,1,2, or none".to_owned())?)
+    }
+}
+
+impl Cores {
+    fn pinned(list: Vec<usize>) -> Result<Self, String> {
+        let mut sorted = list.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        match list.len() {
+            0 => Err("name at least one core, or write none".to_owned()),
+            count if count != sorted.len() => Err("a core is named twice".to_owned()),
+            _ => Ok(Cores::Pinned(list)),
+        }
+    }
+}
+
+/// The file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+struct File {
+    data: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    shards: Option<usize>,
+    cores: Option<Cores>,
+    poll_us: Option<u64>,
+    rounds_in_flight: Option<usize>,
+    advertise: Option<String>,
+}
+
+/// What is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Data directory.
+    pub data: PathBuf,
+    /// Listening address.
+    pub listen: SocketAddr,
+    /// Shards, at least 1.
+    pub shards: usize,
+    /// One per shard.
+    pub cores: Option<Vec<usize>>,
+    /// Spinning before sleeping.
+    pub poll: Duration,
+    /// 1 to 4.
+    pub rounds_in_flight: usize,
+    /// The host that clients are told.
+    pub advertise: Option<String>,
+}
+
+impl ServeArguments {
+    /// Arguments over file over defaults.
+    pub fn settings(self) -> Result<Settings, Failure> {
+        let file = match &self.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let usable = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+        self.resolve(file, usable)
+    }
+
+    /// `usable`: the cores that this process may run on.
+    fn resolve(self, file: File, usable: Vec<usize>) -> Result<Settings, Failure> {
+        let listen = self.listen.or(file.listen);
+        let default_listen = SocketAddr::from(([127, 0, 0, 1], schema::DEFAULT_PORT));
+        let (shards, cores) = place(self.shards.or(file.shards), self.cores.or(file.cores), usable)?;
+        let rounds_in_flight = self.rounds_in_flight.or(file.rounds_in_flight).unwrap_or(2);
+        if !(1..=4).contains(&rounds_in_flight) {
+            return Err(Failure::usage(format!("rounds-in-flight is 1 to 4, not {rounds_in_flight}")));
+        }
+        let poll_us = self.poll_us.or(file.poll_us).unwrap_or(0);
+        if poll_us > 1_000_000 {
+            return Err(Failure::usage(format!("poll-us is at most 1000000, not {poll_us}")));
+        }
+        Ok(Settings {
+            data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from("ringlog-data")),
+            listen: listen.unwrap_or(default_listen),
+            shards,
+            cores,
+            poll: Duration::from_micros(poll_us),
+            rounds_in_flight,
+            advertise: self.advertise.or(file.advertise),
+        })
+    }
+}
+
+/// How many shards, and on which cores.
+fn place(
+    shards: Option<usize>,
+    cores: Option<Cores>,
+    usable: Vec<usize>,
+) -> Result<(usize, Option<Vec<usize>>), Failure> {
+    let listed = |list: &[usize]| list.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    if shards == Some(0) || shards.is_some_and(|shards| shards > usize::from(u16::MAX)) {
+        return Err(Failure::usage("shards is 1 to 65535; without it there is one per core"));
+    }
+    match cores {
+        Some(Cores::NotPinned) => Ok((shards.unwrap_or(usable.len().max(1)), None)),
+        Some(Cores::Pinned(list)) => {
+            if let Some(core) = list.iter().find(|core| !usable.contains(core)) {
+                let usable = listed(&usable);
+                return Err(Failure::usage(format!("core {core} cannot be used; cores are {usable}")));
+            }
+            match shards {
+                Some(shards) if shards != list.len() => Err(Failure::usage(format!(
+                    "{shards} shards on cores {}: name one core for each shard, or leave one of the two out",
+                    listed(&list)
+                ))),
+                _ => Ok((list.len(), Some(list))),
+            }
+        }
+        None => {
+            let shards = shards.unwrap_or(usable.len().max(1));
+            let pinned = usable.len() > 1 && shards <= usable.len();
+            Ok((shards, pinned.then(|| usable[..shards].to_vec())))
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<File, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    toml::from_str(&text).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+}
+
+/// The cores in words.
+pub fn pinning(settings: &Settings) -> String {
+    match &settings.cores {
+        None => "not pinned to cores".to_owned(),
+        Some(cores) => {
+            let s = if cores.len() == 1 { "" } else { "s" };
+            let cores: Vec<String> = cores.iter().map(usize::to_string).collect();
+            format!("pinned to core{s} {}", cores.join(","))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        serve: ServeArguments,
+    }
+
+    fn settings(line: &str, file: &str, usable: &[usize]) -> Result<Settings, String> {
+        let file = toml::from_str(file).map_err(|error| error.to_string())?;
+        let words = std::iter::once("serve").chain(line.split_whitespace());
+        let command = Command::try_parse_from(words).map_err(|error| error.to_string())?;
+        let settings = command.serve.resolve(file, usable.to_vec());
+        settings.map_err(|failure| failure.message().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn shards_and_cores() {
+        type Expect<'a> = Result<(usize, Option<&'a [usize]>), &'a str>;
+        let rows: [(&str, &str, &[usize], Expect<'_>); 15] = [
+            ("", "", &[0, 1], Ok((2, Some(&[0, 1])))),
+            ("", "", &[3], Ok((1, None))),
+            ("", "", &[], Ok((1, None))),
+            ("--shards 1", "", &[4, 5], Ok((1, Some(&[4])))),
+            ("--shards 3", "", &[0, 1], Ok((3, None))),
+            ("--cores none", "", &[0, 1], Ok((2, None))),
+            ("--cores 1", "", &[0, 1], Ok((1, Some(&[1])))),
+            ("--cores 1,0", "", &[0, 1], Ok((2, Some(&[1, 0])))),
+            ("--cores 2", "", &[0, 1], Err("core 2 cannot be used; cores are 0,1")),
+            ("--cores 0,0", "", &[0, 1], Err("named twice")),
+            ("--cores all", "", &[0, 1], Err("write cores as 0,1,2, or none")),
+            ("--shards 2 --cores 0", "", &[0, 1], Err("one core for each shard")),
+            ("--shards 0", "", &[0, 1], Err("1 to 65535")),
+            ("", "cores = [1]", &[0, 1], Ok((1, Some(&[1])))),
+            ("--cores none", "cores = '1'\nshards = 1", &[0, 1], Ok((1, None))),
+        ];
+        for (line, file, usable, expect) in rows {
+            match (settings(line, file, usable), expect) {
+                (Ok(got), Ok((shards, cores))) => {
+                    assert_eq!((got.shards, got.cores.as_deref()), (shards, cores), "'{line}' '{file}'");
+                }
+                (Err(error), Err(expect)) => assert!(error.contains(expect), "'{line}' '{file}': {error}"),
+                (got, expect) => panic!("'{line}' '{file}': {got:?}, expected {expect:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn arguments_over_file_over_defaults() {
+        let file = "data = '/f'\nlisten = '127.0.0.1:1'\npoll-us = 7\nrounds-in-flight = 3\nadvertise = 'f'";
+        let defaults = settings("", "", &[0]).unwrap();
+        assert_eq!(defaults.listen.to_string(), "127.0.0.1:9644");
+        assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, 2));
+        let from_file = settings("", file, &[0]).unwrap();
+        let expect = Settings {
+            data: "/f".into(),
+            listen: "127.0.0.1:1".parse().unwrap(),
+            shards: 1,
+            cores: None,
+            poll: Duration::from_micros(7),
+            rounds_in_flight: 3,
+            advertise: Some("f".into()),
+        };
+        assert_eq!(from_file, expect);
+        let line = "--data /a --listen 127.0.0.1:2 --poll-us 8 --rounds-in-flight 4 --advertise a";
+        let from_line = settings(line, file, &[0]).unwrap();
+        let expect = Settings {
+            data: "/a".into(),
+            listen: "127.0.0.1:2".parse().unwrap(),
+            poll: Duration::from_micros(8),
+            rounds_in_flight: 4,
+            advertise: Some("a".into()),
+            ..expect
+        };
+        assert_eq!(from_line, expect);
+    }
+
+    #[test]
+    fn values_that_cannot_be() {
+        let rows = [
+            ("--rounds-in-flight 5", "", "1 to 4"),
+            ("--poll-us 1000001", "", "at most 1000000"),
+            ("--listen here", "", "invalid"),
+            ("", "port = 1", "unknown field"),
+            ("", "listen = 'here'", "invalid"),
+            ("", "shards = -1", "invalid"),
+        ];
+        for (line, file, expect) in rows {
+            let error = settings(line, file, &[0]).expect_err(&format!("'{line}' '{file}'"));
+            assert!(error.contains(expect), "'{line}' '{file}': {error}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! `ringlog topic`: create, list, describe, alter, delete.
+//!
+//! Each is one or two admin requests and their answer as a table or JSON lines; nothing is kept.
+
+use crate::client::{BrokersArguments, setting};
+use crate::failure::Failure;
+use crate::output::{FormatArguments, Output, Table, bytes, counted, grouped};
+use ringlog_client::{Admin, NewTopic};
+use serde_json::json;
+
+/// `ringlog topic …`
+#[derive(clap::Args)]
+pub struct TopicArguments {
+    #[command(flatten)]
+    brokers: BrokersArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+    #[command(subcommand)]
+    command: TopicCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum TopicCommand {
+    /// Make a topic
+    Create {
+        /// 1 to 249 of a-z A-Z 0-9 . _ -
+        name: String,
+        /// How many partitions; without it the broker decides
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        partitions: Option<u32>,
+        /// A setting, as retention.ms=7d; may be repeated. See them with: ringlog topic describe NAME
+        #[arg(long = "config", value_name = "NAME=VALUE", value_parser = setting)]
+        configs: Vec<(String, String)>,
+    },
+    /// Every topic
+    List,
+    /// A topic's partitions and settings
+    Describe {
+        /// The topic
+        name: String,
+    },
+    /// Change settings, or add partitions
+    #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
+        .args(["set", "unset", "partitions"])))]
+    Alter {
+        /// The topic
+        name: String,
+        /// A setting to change; may be repeated
+        #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+        set: Vec<(String, String)>,
+        /// A setting to return to its default; may be repeated
+        #[arg(long, value_name = "NAME")]
+        unset: Vec<String>,
+        /// The new number of partitions; keys may land in another one from then on
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        partitions: Option<u32>,
+    },
+    /// Delete a topic with all its records
+    Delete {
+        /// The topic
+        name: String,
+    },
+}
+
+/// Runs it.
+pub fn run(arguments: TopicArguments) -> Result<(), Failure> {
+    let mut output = Output::new(arguments.format.format);
+    crate::block_on(async {
+        let admin = arguments.brokers.connect().await?.admin();
+        match arguments.command {
+            TopicCommand::Create { name, partitions, configs } => {
+                let partitions = partitions.unwrap_or(0);
+                let topic = NewTopic { name, partitions, replication_factor: 0, configs };
+                create(&admin, &topic, &mut output).await?;
+            }
+            TopicCommand::List => list(&admin, &mut output).await?,
+            TopicCommand::Describe { name } => describe(&admin, &name, &mut output).await?,
+            TopicCommand::Alter { name, set, unset, partitions } => {
+                // Settings first: they are refused as a whole, and partitions cannot be taken back.
+                if !set.is_empty() || !unset.is_empty() {
+                    admin.alter_configs(&name, &set, &unset).await?;
+                }
+                if let Some(total) = partitions {
+                    admin.create_partitions(&name, total).await?;
+                }
+                done(&mut output, "altered", &name)?;
+            }
+            TopicCommand::Delete { name } => {
+                admin.delete_topic(&name).await?;
+                done(&mut output, "deleted", &name)?;
+            }
+        }
+        output.flush()
+    })
+}
+
+async fn create(admin: &Admin, topic: &NewTopic, output: &mut Output) -> Result<(), Failure> {
+    admin.create_topic(topic).await?;
+    let made = admin.describe_topic(&topic.name).await?;
+    let partitions = made.partitions.len() as u64;
+    if output.is_json() {
+        return output
+            .json(&json!({ "topic": made.name, "id": made.id.to_string(), "partitions": partitions }));
+    }
+    output.line(&format!("created topic {} with {}", made.name, counted(partitions, "partition")))
+}
+
+async fn list(admin: &Admin, output: &mut Output) -> Result<(), Failure> {
+    let topics = admin.list_topics().await?;
+    if output.is_json() {
+        return topics.iter().try_for_each(|topic| {
+            let partitions = topic.partitions.len();
+            output.json(&json!({ "topic": topic.name, "id": topic.id.to_string(), "partitions": partitions }))
+        });
+    }
+    if topics.is_empty() {
+        return output.line("no topics; make one: ringlog topic create NAME");
+    }
+    let mut table = Table::new(&["TOPIC", ">PARTITIONS", "ID"]);
+    for topic in &topics {
+        table.row([topic.name.clone(), topic.partitions.len().to_string(), topic.id.to_string()]);
+    }
+    output.table(&table)
+}
+
+async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), Failure> {
+    let topic = admin.describe_topic(name).await?;
+    let logs = admin.describe_logs(name).await?;
+    let settings = admin.describe_configs(name).await?;
+    if output.is_json() {
+        for log in &logs {
+            output.json(&json!({
+                "kind": "partition", "topic": name, "id": topic.id.to_string(), "partition": log.partition,
+                "shard": log.shard, "leader_epoch": log.leader_epoch, "log_start": log.log_start,
+                "high_watermark": log.high_watermark, "log_end": log.log_end, "segments": log.segments,
+                "bytes": log.bytes, "error": log.error.map(|code| code.name()),
+            }))?;
+        }
+        return settings.iter().try_for_each(|setting| {
+            output.json(&json!({
+                "kind": "setting", "topic": name, "name": setting.name, "value": setting.value,
+                "is_default": setting.is_default, "documentation": setting.documentation,
+            }))
+        });
+    }
+    output.line(&format!("topic {name}, id {}", topic.id))?;
+    output.line("")?;
+    let mut table = Table::new(&[
+        ">PARTITION",
+        ">SHARD",
+        ">EPOCH",
+        ">FIRST",
+        ">END",
+        ">RECORDS",
+        ">SEGMENTS",
+        ">ON DISK",
+        "STATE",
+    ]);
+    for log in &logs {
+        table.row([
+            log.partition.to_string(),
+            log.shard.to_string(),
+            log.leader_epoch.to_string(),
+            log.log_start.to_string(),
+            log.high_watermark.to_string(),
+            grouped(log.high_watermark.saturating_sub(log.log_start)),
+            log.segments.to_string(),
+            bytes(log.bytes),
+            log.error.map_or("ok", |code| code.name()).to_owned(),
+        ]);
+    }
+    output.table(&table)?;
+    output.line("")?;
+    let mut table = Table::new(&["SETTING", "VALUE", "SET BY", "MEANING"]);
+    for setting in settings {
+        let by = if setting.is_default { "default" } else { "topic" };
+        table.row([setting.name, setting.value, by.to_owned(), setting.documentation]);
+    }
+    output.table(&table)
+}
+
+fn done(output: &mut Output, what: &str, name: &str) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.json(&json!({ "topic": name, "done": what }));
+    }
+    output.line(&format!("{what} topic {name}"))
+}

@@ -1,0 +1,74 @@
+//! The demo finds nothing wrong, and the measuring commands give figures. No figure is judged.
+
+use crate::process::{Broker, directory, run};
+
+#[test]
+fn the_demo_verifies_every_record() {
+    let directory = directory();
+    let path = directory.path().to_str().unwrap();
+    let ran = run(&["demo", "--megabytes", "5", "--data", path, "--format", "json"]).ok();
+    let report = ran.json().pop().unwrap();
+    let number =
+        |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name} is no number in {report}"));
+    // Two repetitions of 27,004 flights are 5.3 MB.
+    assert_eq!(report["produced"], 54_008);
+    for name in ["consumed", "consumed_live"] {
+        assert_eq!(report[name], report["produced"], "{name}");
+    }
+    let late = number("consumed_from_timestamp");
+    assert!(late > 0.0 && late < number("produced"), "{report}");
+    for name in ["lost", "duplicated", "out_of_order", "unexpected", "differing_partitions", "wrong_receipts"]
+    {
+        assert_eq!(report[name], 0, "{name} in {report}");
+    }
+    for name in ["produce_mb_s", "consume_mb_s", "ack_p50_us", "ack_p99_us", "ack_p999_us", "e2e_p99_us"] {
+        assert!(number(name) > 0.0, "{name} in {report}");
+    }
+    for name in ["flush_rounds", "bytes_per_round"] {
+        assert!(number(name) > 0.0, "{name} in {report}");
+    }
+    assert_eq!(report["forwarded_requests"], 0, "the client knows the owning core");
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 0, "the temporary directory is gone");
+
+    let ran = run(&["demo", "--megabytes", "1", "--data", path, "--shards", "2"]).ok();
+    for part in ["produced, durable", "send to live reader", "flush rounds", "every record"] {
+        assert!(ran.text().contains(part), "'{part}' is not in:\n{}", ran.text());
+    }
+}
+
+#[test]
+fn load_reports_its_settings_and_leaves_nothing() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let rows = [
+        "--record-bytes 100 --records-per-request 1 --connections 4 --acks 1",
+        "--record-bytes 1000 --records-per-request 100 --in-flight 4 --connections 2 --partitions 1",
+        "--mode consume --records-per-request 100 --connections 2 --fill-bytes 1000000 --verify",
+        "--record-bytes 100 --records-per-request 10 --acks 0",
+    ];
+    for row in rows {
+        let common = ["--seconds", "0.2", "--warmup", "0.05", "--format", "json"];
+        let line: Vec<&str> = ["bench", "load"].into_iter().chain(row.split(' ')).chain(common).collect();
+        let report = broker.run(&line).ok().json().remove(0);
+        for name in ["requests", "requests_s", "records_s", "mb_s", "p50_us", "max_us"] {
+            assert!(report[name].as_f64().is_some_and(|value| value > 0.0), "{row}: {name} in {report}");
+        }
+        assert_eq!((report["seconds"].as_f64(), report["broker_shards"].as_u64()), (Some(0.2), Some(2)));
+    }
+    assert!(broker.run(&["topic", "list", "--format", "json"]).ok().text().is_empty());
+    broker.run(&["bench", "load", "--in-flight", "0"]).failed(2, &["in flight"]);
+
+    let text = broker.run(&["status"]).ok().text();
+    assert!(text.contains("COUNTER") && text.contains("flush_rounds_total"), "{text}");
+}
+
+#[test]
+fn ceilings_are_measured_in_the_given_directory() {
+    let directory = directory();
+    let path = directory.path().to_str().unwrap();
+    let line = ["perf", "ceilings", path, "--seconds", "0.02", "--only", "CRC-32C", "--format", "json"];
+    let lines = run(&line).ok().json();
+    assert!(lines.len() == 1 && lines[0]["value"].as_f64().is_some_and(|value| value > 0.0), "{lines:?}");
+    run(&["perf", "ceilings", path, "--seconds", "0"]).failed(2, &["--seconds"]);
+    run(&["perf", "ceilings", "/no/such/directory"]).failed(1, &["/no/such/directory"]);
+}

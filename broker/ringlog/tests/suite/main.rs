@@ -1,0 +1,11 @@
+//! The real binary, end to end: a broker process per test, commands against it, what they print and how they
+//! exit. One test binary, because it links once.
+//!
+//! Absent on purpose: the inside of the broker and crashes, which have suites of their own.
+
+mod demo_and_bench;
+mod errors;
+mod first_message;
+mod process;
+mod records;
+mod topics;

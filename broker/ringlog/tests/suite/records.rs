@@ -1,0 +1,166 @@
+//! Records in and out: keys, places, ends, formats.
+
+use crate::process::{Broker, directory, file};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Every record of a topic, as JSON.
+fn all(broker: &Broker, topic: &str) -> Vec<Value> {
+    broker.run(&["consume", topic, "--until-end", "--format", "json"]).ok().json()
+}
+
+#[test]
+fn keys_land_where_kafka_puts_them() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run(&["topic", "create", "keyed", "--partitions", "10"]).ok();
+    // murmur2 with Kafka's seed, without its sign bit, modulo 10; the hashes are those of
+    // `UtilsTest.testMurmur2` of Kafka's clients.
+    let expect = BTreeMap::from([("21", 0), ("foobar", 6), ("a-little-bit-long-string", 2), ("abc", 7)]);
+    let csv = "number,key\n1,21\n2,foobar\n3,a-little-bit-long-string\n4,abc\n5,\"abc\"\n";
+    let path = file(data.path(), "keys.csv", csv.as_bytes());
+    let line = ["produce", "keyed", "--file", path.to_str().unwrap(), "--header", "--key-field", "2"];
+    broker.run(&line).ok();
+    let pairs = "foobar=>6\nabc=>7\n";
+    broker.run_with(&["produce", "keyed", "--key-separator", "=>"], pairs.as_bytes()).ok();
+    let records = all(&broker, "keyed");
+    assert_eq!(records.len(), 7);
+    for record in &records {
+        let key = record["key"].as_str().unwrap();
+        assert_eq!(record["partition"], json!(expect[key]), "{record}");
+    }
+    let of = |key: &str| -> Vec<&str> {
+        let of = records.iter().filter(|record| record["key"] == key);
+        of.map(|record| record["value"].as_str().unwrap()).collect()
+    };
+    assert_eq!(of("foobar"), ["2,foobar", "6"]);
+    assert_eq!(of("abc"), ["4,abc", "5,\"abc\"", "7"]);
+
+    let said = broker.run(&["consume", "keyed", "--partition", "6", "--until-end", "--keys"]).ok();
+    assert_eq!(said.text(), "foobar\t2,foobar\nfoobar\t6\n");
+    broker.run_with(&["produce", "keyed", "--key-field", "3"], b"a,b\n").failed(1, &["line 1", "2 fields"]);
+    broker.run_with(&["produce", "keyed", "--key-separator", "="], b"a\n").failed(1, &["line 1", "'='"]);
+}
+
+#[test]
+fn places_to_start_from() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run_with(&["produce", "t"], b"a\nb\n").ok();
+    let before = all(&broker, "t");
+    let last_ms = before.iter().map(|record| record["timestamp_ms"].as_u64().unwrap()).max().unwrap();
+    // Timestamps are the producer's clock in whole milliseconds: the next must differ.
+    while SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64 <= last_ms {
+        std::hint::spin_loop();
+    }
+    broker.run_with(&["produce", "t"], b"c\n").ok();
+    let record = all(&broker, "t").pop().unwrap();
+    assert_eq!(record["value"], "c");
+    let at_ms = format!("@{}", record["timestamp_ms"]);
+    let at_time = format!("@{}", record["timestamp"].as_str().unwrap());
+    let after_last = format!("@{}", last_ms + 1);
+    let rows: [(&str, &str); 9] = [
+        ("earliest", "a\nb\nc\n"),
+        ("latest", ""),
+        ("0", "a\nb\nc\n"),
+        ("2", "c\n"),
+        ("3", ""),
+        ("@0", "a\nb\nc\n"),
+        (&at_ms, "c\n"),
+        (&at_time, "c\n"),
+        (&after_last, "c\n"),
+    ];
+    for (place, expect) in rows {
+        let ran = broker.run(&["consume", "t", "--offset", place, "--until-end"]).ok();
+        assert_eq!(ran.text(), expect, "from {place}");
+    }
+    let future = broker.run(&["consume", "t", "--offset", "@2100-01-01T00:00:00Z", "--until-end"]).ok();
+    assert_eq!(future.text(), "");
+    let limited = broker.run(&["consume", "t", "--offset", "1", "--max", "1"]).ok();
+    assert_eq!(limited.text(), "b\n");
+    broker.run(&["consume", "t", "--offset", "9", "--max", "1"]).failed(1, &["offset 9", "earliest"]);
+}
+
+#[test]
+fn a_large_file_comes_back_as_it_was() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run(&["topic", "create", "large", "--partitions", "4"]).ok();
+    let mut text = String::new();
+    for line in 0..50_000 {
+        text.push_str(&format!("key-{},{line},some words to make the line longer\n", line % 97));
+    }
+    let path = file(data.path(), "large.csv", text.as_bytes());
+    let line = ["produce", "large", "--file", path.to_str().unwrap(), "--key-field", "1", "--format", "json"];
+    let produced = broker.run(&line).ok().json().remove(0);
+    assert_eq!((&produced["acknowledged"], &produced["failed"]), (&json!(50_000), &json!(0)));
+    let partitions = produced["partitions"].as_array().unwrap();
+    let records: u64 = partitions.iter().map(|partition| partition["records"].as_u64().unwrap()).sum();
+    assert_eq!((partitions.len(), records), (4, 50_000));
+
+    let consumed = broker.run(&["consume", "large", "--until-end"]).ok().text();
+    let number = |line: &str| line.split(',').nth(1).unwrap().parse::<u64>().unwrap();
+    // Order per key: that of the file.
+    let mut last = BTreeMap::new();
+    for line in consumed.lines() {
+        let key = line.split(',').next().unwrap();
+        let before = last.insert(key, number(line));
+        assert!(before.is_none_or(|before| before < number(line)), "{line} after {before:?}");
+    }
+    let mut lines: Vec<&str> = consumed.lines().collect();
+    lines.sort_by_key(|line| number(line));
+    assert!(lines == text.lines().collect::<Vec<_>>(), "{} lines differ from the file", lines.len());
+
+    // A reader that hangs up, as `head` does.
+    let mut child =
+        broker.command(&["consume", "large"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut String::new()).unwrap();
+    drop(output);
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn bytes_acks_and_anatomy() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run(&["topic", "create", "b"]).ok();
+    broker.run_with(&["produce", "b"], b"\xff\xfe\r\n\nlast").ok();
+    let values: Vec<_> = all(&broker, "b")
+        .into_iter()
+        .map(|record| (record["value"].clone(), record["value_base64"].clone()))
+        .collect();
+    let expect = [(Value::Null, json!("//4=")), (json!(""), Value::Null), (json!("last"), Value::Null)];
+    assert_eq!(values, expect);
+    let raw = broker.run(&["consume", "b", "--until-end"]).ok();
+    assert_eq!(raw.stdout, b"\xff\xfe\n\nlast\n");
+
+    for (acks, durability, offset) in
+        [("1", "leader-device", json!(3)), ("all", "all-in-sync-device", json!(4))]
+    {
+        let line = ["produce", "b", "--acks", acks, "--explain", "--format", "json"];
+        let report = broker.run_with(&line, b"x\n").ok().json().remove(0);
+        let partition = &report["partitions"][0];
+        assert_eq!(partition["first_offset"], offset);
+        assert!(
+            ["leader-device", durability].contains(&partition["durability"].as_str().unwrap()),
+            "{report}"
+        );
+        let device_ns = report["explain"]["device"]["p50_ns"].as_u64().unwrap();
+        let round_trip_ns = report["explain"]["round_trip"]["p50_ns"].as_u64().unwrap();
+        assert!(device_ns > 0 && device_ns <= round_trip_ns, "{report}");
+    }
+    let report =
+        broker.run_with(&["produce", "b", "--acks", "0", "--format", "json"], b"y\n").ok().json().remove(0);
+    assert_eq!(report["partitions"][0]["durability"], "none");
+    assert_eq!(report["partitions"][0]["first_offset"], Value::Null);
+    let partition = broker.run_with(&["produce", "b", "--partition", "0"], b"z\n").ok();
+    assert!(partition.text().contains("partition 0"), "{}", partition.text());
+    broker
+        .run_with(&["produce", "b", "--partition", "1"], b"z\n")
+        .failed(1, &["no partition 1", "topic describe b"]);
+}
