@@ -191,17 +191,33 @@ impl TopicOutcome {
 
 /// Changes one topic by the command that `make` makes.
 async fn change(
-    shard: &Shard,
+    shard: &Rc<Shard>,
     name: &str,
     make: impl FnOnce(&Image, TopicId) -> Result<Command, CommandError>,
 ) -> TopicOutcome {
     let image = shard.metadata.image();
     let Some(topic) = image.topic_by_name(name) else { return TopicOutcome::unknown(name) };
     let result = match make(&image, topic.id) {
-        Ok(command) => shard.metadata.submit(command).await.map(|_| topic.id),
+        Ok(command) => submit(shard, command).await.map(|_| topic.id),
         Err(error) => Err(error.into()),
     };
     TopicOutcome::new(name, result)
+}
+
+/// Changes the metadata, and waits until every shard acts by it: whoever is told of a new topic can use it
+/// at once.
+async fn submit(shard: &Rc<Shard>, command: Command) -> Result<Outcome, MetadataError> {
+    let outcome = shard.metadata.submit(command).await?;
+    let version = shard.metadata.image().version();
+    let others = other_shards(shard).map(|other| ask(shard, other, |reply| Message::Settle(version, reply)));
+    join_all(others).await;
+    shard.settled(version).await;
+    Ok(outcome)
+}
+
+fn other_shards(shard: &Shard) -> impl Iterator<Item = ShardId> {
+    let own = shard.identity.shard;
+    (0..shard.identity.shards).map(ShardId::new).filter(move |other| *other != own)
 }
 
 struct Reply {
@@ -281,7 +297,7 @@ impl Reply {
         });
     }
 
-    async fn create_topics(&self, shard: &Shard, topics: Vec<AskedTopic>, validate_only: bool) {
+    async fn create_topics(&self, shard: &Rc<Shard>, topics: Vec<AskedTopic>, validate_only: bool) {
         let mut outcomes = Vec::with_capacity(topics.len());
         for asked in topics {
             let image = shard.metadata.image();
@@ -298,7 +314,7 @@ impl Reply {
                     Ok(_) => Ok(TopicId::default()),
                     Err(error) => Err(error.into()),
                 },
-                Ok(command) => shard.metadata.submit(command).await.map(|outcome| match outcome {
+                Ok(command) => submit(shard, command).await.map(|outcome| match outcome {
                     Outcome::TopicCreated { id, .. } => id,
                     _ => TopicId::default(),
                 }),
@@ -313,7 +329,7 @@ impl Reply {
         });
     }
 
-    async fn delete_topics(&self, shard: &Shard, names: Vec<String>) {
+    async fn delete_topics(&self, shard: &Rc<Shard>, names: Vec<String>) {
         let mut outcomes = Vec::with_capacity(names.len());
         for name in &names {
             outcomes.push(change(shard, name, |_, id| Ok(Command::DeleteTopic { id })).await);

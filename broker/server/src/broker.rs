@@ -430,6 +430,14 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         Message::DescribeLogs(ids, reply) => {
             let _ = reply.send(ids.into_iter().map(|id| shard.describe_log(id)).collect());
         }
+        Message::Settle(version, reply) => {
+            let shard = shard.clone();
+            glommio::spawn_local(async move {
+                shard.settled(version).await;
+                let _ = reply.send(());
+            })
+            .detach();
+        }
         Message::Status(reply) => {
             let _ = reply.send(shard.report());
         }

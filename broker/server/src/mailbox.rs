@@ -29,6 +29,8 @@ pub enum Message {
     ListOffsets(Vec<(TopicPartition, i64)>, oneshot::Sender<Vec<ListedOffset>>),
     /// The logs of partitions of this shard.
     DescribeLogs(Vec<TopicPartition>, oneshot::Sender<Vec<DescribedLog>>),
+    /// Answer once the image of this version has been followed.
+    Settle(u64, oneshot::Sender<()>),
     /// This shard's counters and notices.
     Status(oneshot::Sender<ShardReport>),
 }

@@ -108,6 +108,7 @@ pub struct Shard {
     in_flight_bytes: Cell<usize>,
     reply_bytes: Cell<usize>,
     room: RefCell<VecDeque<Waker>>,
+    settling: RefCell<Vec<Waker>>,
     next_connection: Cell<u64>,
     started: Instant,
     stopping: Cell<bool>,
@@ -138,6 +139,7 @@ impl Shard {
             in_flight_bytes: Cell::new(0),
             reply_bytes: Cell::new(0),
             room: RefCell::default(),
+            settling: RefCell::default(),
             next_connection: Cell::new(0),
             started,
             stopping: Cell::new(false),
@@ -173,7 +175,19 @@ impl Shard {
         self.stopping.set(true);
     }
 
-    /// Follows the newest image: one step at a time, closing before opening.
+    /// Waits until everything that the image of `version` asks of this shard has been done.
+    pub async fn settled(&self, version: u64) {
+        poll_fn(|context| {
+            if self.local.borrow().version() >= version {
+                return Poll::Ready(());
+            }
+            self.settling.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Follows the newest image: one step at a time, closing before opening. Run by one task only.
     pub async fn follow_metadata(self: &Rc<Self>) {
         loop {
             let image = self.metadata.image();
@@ -187,6 +201,7 @@ impl Shard {
                 glommio::yield_if_needed().await;
             }
             self.local.borrow_mut().finish(&image);
+            std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
             if self.metadata.image().version() == image.version() {
                 return;
             }

@@ -387,6 +387,13 @@ impl<D: Disk> Store<D> {
             let partition = partition.clone();
             let store = self.clone();
             glommio::spawn_local(async move {
+                // A segment that retention gives back now becomes the one that is placed: its blocks are
+                // written already.
+                if let Err(error) = partition.enforce_retention().await
+                    && !partition.is_closed()
+                {
+                    store.storage.notice(format!("partition {id}: retention cannot remove files: {error}"));
+                }
                 match partition.place_segment(needed).await {
                     // Not needed yet: tried again when it is.
                     Err(error) if is_no_space(&error) || partition.is_closed() => {}

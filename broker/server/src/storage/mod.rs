@@ -387,7 +387,9 @@ impl<D: Disk> Storage<D> {
     /// Reclaims a segment file that nobody reads any more: as a spare if one is wanted and all its
     /// blocks up to `published_end` are worth keeping, else in steps.
     pub async fn reclaim(&self, path: &Path, published_end: u64, want_bytes: u64) -> io::Result<()> {
-        let recycle = published_end >= want_bytes && self.spares.borrow().len() < SPARE_SEGMENTS_MAX;
+        // A segment ends with the last group that fitted: what is missing behind it is not worth a new file.
+        let worth = want_bytes / 8 * 7;
+        let recycle = published_end >= worth && self.spares.borrow().len() < SPARE_SEGMENTS_MAX;
         if recycle {
             let number = self.spare_number.replace(self.spare_number.get() + 1);
             let spare = self.own_directory().join("spare").join(format!("spare-{number}"));

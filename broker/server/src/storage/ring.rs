@@ -112,7 +112,11 @@ impl RingDisk {
     /// # Errors
     /// The kernel refuses an io_uring: not permitted, or not enough locked memory.
     pub fn new(direct: bool) -> io::Result<Self> {
-        let ring = IoUring::builder().setup_clamp().setup_cqsize(RING_ENTRIES * 4).build(RING_ENTRIES)?;
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_clamp()
+            .setup_cqsize(RING_ENTRIES * 4)
+            .build(RING_ENTRIES)?;
         let descriptor = RingDescriptor(ring.as_raw_fd());
         let ring = Rc::new(Ring { ring: RefCell::new(ring), operations: RefCell::new(slab::Slab::new()) });
         let pollable = PollableFd::new(descriptor).map_err(io::Error::from)?;
