@@ -58,6 +58,14 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
         true => Some(ends(&client, arguments, &partitions).await?),
         false => None,
     };
+    if let (StartFrom::Offset(offset), Some(ends)) = (arguments.offset, &ends)
+        && ends.values().all(|end| *end < offset)
+    {
+        let last = ends.values().max().copied().unwrap_or(0);
+        return Err(Failure::operation(format!(
+            "offset {offset} is not there yet: the topic ends at {last}"
+        )));
+    }
     let mut consumer = client.consumer(ConsumerConfig {
         // An offset that is not there is the user's mistake, not to be guessed away.
         auto_offset_reset: match arguments.offset {

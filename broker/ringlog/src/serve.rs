@@ -19,6 +19,7 @@ use tuning::{Finding, HostFacts, Severity};
 /// Runs it.
 pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
     let settings = arguments.settings()?;
+    raise_open_files();
     // Before the directory is made, so that the error is about what the user gave.
     report(&tuning::preflight(&settings.data, settings.listen, settings.shards))?;
     std::fs::create_dir_all(&settings.data)
@@ -76,6 +77,15 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
         }
     }
+}
+
+/// Takes as many open files as this process may have: every connection is one. The check of the host says
+/// what is still missing.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Refused: then it stays as it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Says what the host is like; fatal findings end the start.

@@ -81,6 +81,7 @@ fn places_to_start_from() {
     assert_eq!(future.text(), "");
     let limited = broker.run(&["consume", "t", "--offset", "1", "--max", "1"]).ok();
     assert_eq!(limited.text(), "b\n");
+    broker.run(&["consume", "t", "--offset", "9", "--until-end"]).failed(1, &["offset 9", "ends at 3"]);
     broker.run(&["consume", "t", "--offset", "9", "--max", "1"]).failed(1, &["offset 9", "earliest"]);
 }
 
@@ -122,6 +123,33 @@ fn a_large_file_comes_back_as_it_was() {
     drop(output);
     let ended = child.wait_with_output().unwrap();
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn a_follower_sees_records_as_they_come() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run(&["topic", "create", "t", "--partitions", "2"]).ok();
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut follower = broker.command(&["consume", "t", "--offset", "latest", "--format", "json"]);
+        let mut child = follower.stdout(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let reader = std::thread::spawn(move || {
+            let mut line = String::new();
+            output.read_line(&mut line).map(|_| (line, output))
+        });
+        // It starts at the end, wherever that is when it gets there: until it has seen something, more comes.
+        while !reader.is_finished() {
+            broker.run_with(&["produce", "t", "--key-separator", ":"], b"k:v\n").ok();
+        }
+        // Its output stays open until it has ended.
+        let (line, _output) = reader.join().unwrap().unwrap();
+        let record: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&record["key"], &record["value"]), (&json!("k"), &json!("v")));
+        // SAFETY: it is our child and not waited for yet, so that its id is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        assert!(child.wait().unwrap().success());
+    }
 }
 
 #[test]
