@@ -261,6 +261,8 @@ impl Connection {
                     if !self.receive_in_place(body).await {
                         return;
                     }
+                    // The batch may have come whole, with the next frames behind it.
+                    retry = !partial.is_empty();
                 }
                 Step::Close => return,
             }
