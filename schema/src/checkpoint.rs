@@ -156,7 +156,8 @@ impl Checkpoint {
         let mut at = HEADER_BYTES;
         let mut partitions = Vec::with_capacity(count.min(length / PARTITION_BYTES));
         for _ in 0..count {
-            let number = |index: usize| Ok::<_, CheckpointError>(u64::from_le_bytes(field(bytes, at + index)?));
+            let number =
+                |index: usize| Ok::<_, CheckpointError>(u64::from_le_bytes(field(bytes, at + index)?));
             let mut partition = PartitionCheckpoint {
                 topic_id: u128::from_le_bytes(field(bytes, at)?),
                 partition: u32::from_le_bytes(field(bytes, at + 16)?),

@@ -42,6 +42,9 @@ const BROKER: BrokerId = BrokerId::new(0);
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
 const RETENTION_TICKS: u64 = 10;
 
+/// How long a stopping broker waits for its last replies to be taken.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a broker is started with.
 #[derive(Clone, Debug)]
 pub struct BrokerConfig {
@@ -355,7 +358,13 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
     let mut parked = Vec::new();
     shard.waiters.borrow_mut().drain(&mut parked);
     parked.iter().for_each(|parked| parked.wake());
-    shard.store.shut_down().await.map_err(|error| error.to_string())
+    let result = shard.store.shut_down().await.map_err(|error| error.to_string());
+    // What became durable is still to be told; a peer that does not listen is not waited for.
+    let patience = Instant::now() + STOP_PATIENCE;
+    while !shard.connections.borrow().is_empty() && Instant::now() < patience {
+        glommio::timer::sleep(Duration::from_millis(1)).await;
+    }
+    result
 }
 
 async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
