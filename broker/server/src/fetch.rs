@@ -70,6 +70,8 @@ pub struct RemoteFetch {
 pub struct FetchPart {
     /// Why there is nothing.
     pub error: Option<ErrorCode>,
+    /// The same for people.
+    pub message: Option<String>,
     /// Stored batches.
     pub body: Vec<Bytes>,
     /// The high watermark.
@@ -81,6 +83,8 @@ pub struct FetchPart {
 /// What was found for one entry.
 struct Found {
     error: Option<ErrorCode>,
+    /// For people: the offsets that are damaged, for example.
+    message: Option<String>,
     body: Vec<Piece>,
     bytes: usize,
     high_watermark: u64,
@@ -89,7 +93,7 @@ struct Found {
 
 impl Found {
     fn nothing(error: Option<ErrorCode>) -> Self {
-        Self { error, body: Vec::new(), bytes: 0, high_watermark: 0, log_start: 0 }
+        Self { error, message: None, body: Vec::new(), bytes: 0, high_watermark: 0, log_start: 0 }
     }
 
     fn stored(partition: &Partition, slices: Vec<Slice>) -> Self {
@@ -101,7 +105,7 @@ impl Found {
     fn at(partition: &Partition, error: Option<ErrorCode>) -> Self {
         let (high_watermark, log_start) =
             partition.with_log(|log| (log.high_watermark().get(), log.log_start().get()));
-        Self { error, body: Vec::new(), bytes: 0, high_watermark, log_start }
+        Self { error, message: None, body: Vec::new(), bytes: 0, high_watermark, log_start }
     }
 }
 
@@ -181,6 +185,7 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
     glommio::spawn_local(async move {
         let parts = job.run(false).await.into_iter().map(|found| FetchPart {
             error: found.error,
+            message: found.message,
             // Buffers stay with their core: what goes to another is copied.
             body: found
                 .body
@@ -360,7 +365,9 @@ impl Job {
             }
             Err(error) => {
                 tracing::debug!("partition {}: fetch of {}: {error}", entry.id, entry.offset);
-                Found::at(&partition, Some(error_code::of_read(&error)))
+                let label = self.shard.store.storage.label(entry.id);
+                let message = Some(format!("{label}: {error}"));
+                Found { message, ..Found::at(&partition, Some(error_code::of_read(&error))) }
             }
         }
     }
@@ -388,6 +395,7 @@ impl From<FetchPart> for Found {
     fn from(part: FetchPart) -> Self {
         Self {
             error: part.error,
+            message: part.message,
             bytes: part.body.iter().map(Bytes::len).sum(),
             body: part.body.into_iter().map(Piece::Copied).collect(),
             high_watermark: part.high_watermark,
@@ -407,12 +415,14 @@ fn reply(
     count(&shard.counters.fetched_bytes, found.iter().map(|found| found.bytes as u64).sum());
     let mut lists = Vec::with_capacity(found.len());
     let mut body = Vec::new();
+    let mut message = None;
     let mut found = entries.iter().zip(found);
     for (topic, entries) in topics {
         let mut list = Vec::with_capacity(*entries);
         for (entry, one) in found.by_ref().take(*entries) {
             list.push((entry.id.partition, one.error, one.bytes, one.high_watermark, one.log_start));
             body.extend(one.body);
+            message = message.or(one.message);
         }
         lists.push((*topic, list));
     }
@@ -446,10 +456,12 @@ fn reply(
             .collect();
         let topics = builder.create_vector(&topics);
         let api = wire::FetchResponse::create(builder, &wire::FetchResponseArgs { topics: Some(topics) });
+        let message = message.map(|message| builder.create_string(&message));
         wire::Response::create(
             builder,
             &wire::ResponseArgs {
                 id,
+                message,
                 api_type: wire::ResponseApi::FetchResponse,
                 api: Some(api.as_union_value()),
                 ..Default::default()

@@ -213,6 +213,7 @@ impl Shard {
             Action::OpenPartition { partition, state } => {
                 let identity = LogIdentity { partition: *partition, generation: GENERATION };
                 let settings = partition_settings(&state.config);
+                self.store.storage.name_topic(partition.topic, state.topic_name.clone());
                 let opened = self.store.open_partition(identity, settings, state.leader_epoch).await;
                 if let Err(error) = opened {
                     self.store.storage.fail("opening its directory", Some(*partition), &error);
@@ -242,7 +243,10 @@ impl Shard {
         let id = partition.id();
         let topic = crate::storage::topic_directory(self.store.storage.root(), id.topic);
         if let Err(error) = partition.delete_files().await {
-            self.store.storage.notice(format!("partition {id} is deleted but its files are not: {error}"));
+            self.store.storage.notice(format!(
+                "{} is deleted but its files are not: {error}",
+                self.store.storage.label(id)
+            ));
             return;
         }
         // The last of the topic's partitions takes the directory with it; others are still in it until then.

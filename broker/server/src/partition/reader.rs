@@ -286,14 +286,14 @@ impl<D: Disk> Partition<D> {
         let mut damaged = false;
         while taken < max_bytes {
             let header = match walk.next_header().await? {
-                Step::Group(header) => header,
+                Step::Group(header) if Offset::new(header.base_offset) < self.high_watermark() => header,
                 // What was found is served; the next read meets the damage.
-                Step::Damaged | Step::End if !out.is_empty() => break,
-                Step::End if damaged && self.with_log(|log| log.log_start()) <= offset => {
+                _ if !out.is_empty() => break,
+                Step::End | Step::Group(_) if damaged && self.with_log(|log| log.log_start()) <= offset => {
                     let until = self.high_watermark();
                     return Err(self.damage(walk.from.sequence, expected, offset, until));
                 }
-                Step::End => break,
+                Step::End | Step::Group(_) => break,
                 Step::Damaged => {
                     damaged = true;
                     walk.from.position += BLOCK_BYTES as u64;
@@ -302,7 +302,7 @@ impl<D: Disk> Partition<D> {
             };
             let base = Offset::new(header.base_offset);
             // A sound group that does not follow the one before has lost its neighbours.
-            if base >= self.high_watermark() || !out.is_empty() && expected != Some(header.base_offset) {
+            if !out.is_empty() && expected != Some(header.base_offset) {
                 break;
             }
             if header.end_offset <= offset.get() || header.batch_count == 0 {
@@ -358,12 +358,11 @@ impl<D: Disk> Partition<D> {
     /// it, if that is known, until the next sound one.
     fn damage(&self, sequence: u64, sound_end: Option<u64>, offset: Offset, until: Offset) -> ReadError {
         let from = sound_end.map_or(offset, Offset::new).min(offset);
-        let id = self.id();
         self.log.borrow_mut().note_damage(from.get()..until.get());
         self.storage.notice(format!(
-            "CORRUPT: topic {} partition {}: offsets {from}..{until} in or before segment {sequence} fail their \
-             checksum and are not served; the rest is",
-            id.topic, id.partition
+            "CORRUPT: {}: offsets {from}..{until} in or before segment {sequence} fail their checksum and are not \
+             served; the rest is",
+            self.storage.label(self.id())
         ));
         ReadError::Damaged { from, until }
     }

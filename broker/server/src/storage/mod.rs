@@ -30,11 +30,13 @@ use logic::log::{LogIdentity, append::SegmentNeeded};
 use schema::checkpoint::Checkpoint;
 use schema::segment::{SegmentHeader, SegmentState};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What storage takes from outside besides the disk: time and randomness, so that tests decide both.
@@ -128,6 +130,7 @@ pub struct Storage<D: Disk> {
     spare_number: Cell<u64>,
     checkpoint_generation: Cell<u64>,
     notices: RefCell<Vec<String>>,
+    names: RefCell<HashMap<TopicId, Arc<str>>>,
     dirty_bytes: Cell<usize>,
     full: Cell<bool>,
     low: Cell<bool>,
@@ -186,6 +189,7 @@ impl<D: Disk> Storage<D> {
             spare_number: Cell::new(0),
             checkpoint_generation: Cell::new(0),
             notices: RefCell::new(Vec::new()),
+            names: RefCell::default(),
             dirty_bytes: Cell::new(0),
             full: Cell::new(false),
             low: Cell::new(false),
@@ -208,6 +212,19 @@ impl<D: Disk> Storage<D> {
 
     fn own_directory(&self) -> PathBuf {
         self.root.join(format!("shard-{}", self.shard))
+    }
+
+    /// What people call a topic, for messages.
+    pub fn name_topic(&self, topic: TopicId, name: Arc<str>) {
+        self.names.borrow_mut().insert(topic, name);
+    }
+
+    /// A partition as people know it: `topic NAME partition N`.
+    pub fn label(&self, id: TopicPartition) -> String {
+        match self.names.borrow().get(&id.topic) {
+            Some(name) => format!("topic {name} partition {}", id.partition),
+            None => format!("topic {} partition {}", id.topic, id.partition),
+        }
     }
 
     /// Something that the operator should know; also logged.
@@ -482,7 +499,7 @@ impl<D: Disk> Storage<D> {
 
     /// The error text for a failed write or sync: names the file, and what happens now.
     pub fn fail(&self, what: &str, partition: Option<TopicPartition>, error: &io::Error) -> ! {
-        let whose = partition.map(|partition| format!(" of partition {partition}")).unwrap_or_default();
+        let whose = partition.map(|partition| format!(" of {}", self.label(partition))).unwrap_or_default();
         crate::fatal(&format!(
             "{what}{whose} under {} failed: {error}. What the device holds is unknown, so this process ends \
              and the next start recovers; nothing acknowledged is affected",
