@@ -21,7 +21,7 @@ use logic::log::flush_round::FlushRounds;
 use logic::log::{LogIdentity, RoundId};
 use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
@@ -44,7 +44,7 @@ pub struct Store<D: Disk> {
     /// Chunks of segments for reads.
     pub chunks: Rc<ChunkCache>,
     partitions: RefCell<HashMap<TopicPartition, Rc<Partition<D>>>>,
-    checkpointed: RefCell<HashMap<TopicPartition, PartitionCheckpoint>>,
+    checkpointed: RefCell<BTreeMap<TopicPartition, PartitionCheckpoint>>,
     clean: Cell<bool>,
     rounds: RefCell<FlushRounds<TopicPartition>>,
     wake: RefCell<Option<Waker>>,
@@ -57,7 +57,8 @@ pub struct Store<D: Disk> {
     tail_order: RefCell<VecDeque<TopicPartition>>,
     tail_bytes: Cell<usize>,
     advanced: RefCell<Option<Advanced<D>>>,
-    active: RefCell<HashSet<TopicPartition>>,
+    /// In the order of their ids, like all housekeeping, so that a test's seed replays.
+    active: RefCell<BTreeSet<TopicPartition>>,
     preparing: Cell<usize>,
     bytes_since_checkpoint: Cell<u64>,
     last_checkpoint_ms: Cell<i64>,
@@ -160,7 +161,9 @@ impl<D: Disk> Store<D> {
 
     /// All partitions of this shard.
     pub fn partitions(&self) -> Vec<Rc<Partition<D>>> {
-        self.partitions.borrow().values().cloned().collect()
+        let mut partitions: Vec<_> = self.partitions.borrow().values().cloned().collect();
+        partitions.sort_by_key(|partition| partition.id());
+        partitions
     }
 
     /// Stops serving a partition and forgets it; its files stay.
@@ -392,7 +395,10 @@ impl<D: Disk> Store<D> {
                 if let Err(error) = partition.enforce_retention().await
                     && !partition.is_closed()
                 {
-                    store.storage.notice(format!("partition {id}: retention cannot remove files: {error}"));
+                    store.storage.notice(format!(
+                        "{}: retention cannot remove files: {error}",
+                        store.storage.label(id)
+                    ));
                 }
                 match partition.place_segment(needed).await {
                     // Not needed yet: tried again when it is.
@@ -446,7 +452,10 @@ impl<D: Disk> Store<D> {
                 partition.close_idle_files();
             }
             if let Err(error) = partition.write_footers().await {
-                self.storage.notice(format!("partition {id}: an index footer cannot be written: {error}"));
+                self.storage.notice(format!(
+                    "{}: an index footer cannot be written: {error}",
+                    self.storage.label(id)
+                ));
             }
         }
         if self.stopping.get() {
@@ -470,9 +479,10 @@ impl<D: Disk> Store<D> {
             match partition.enforce_retention().await {
                 Ok(segments) => dropped += segments,
                 Err(_) if partition.is_closed() => {}
-                Err(error) => self
-                    .storage
-                    .notice(format!("partition {}: retention cannot remove files: {error}", partition.id())),
+                Err(error) => self.storage.notice(format!(
+                    "{}: retention cannot remove files: {error}",
+                    self.storage.label(partition.id())
+                )),
             }
         }
         dropped

@@ -14,7 +14,8 @@
 //! never truncated in silence. V ≥ F with remains of our own writes behind V may be a torn write that was
 //! never acknowledged or rot of one that was: that cannot be told apart, and is said so (*unproven*).
 //! Only groups of the current incarnation or a later one count as remains: a cut group of an earlier one
-//! can never come back.
+//! can never come back. Headers fit into a sector, so a torn write leaves a sound header or none: one that
+//! fails its checksum has rotted, whatever incarnation it claims.
 //!
 //! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
 //! files, truncation, and the decision what a replica does with a verdict.
@@ -28,6 +29,14 @@ use schema::segment::{GroupHeader, SegmentHeader, SegmentState};
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Read of every file first: its header and the header of its first group, which stands in if the
+/// segment's own has rotted.
+const HEAD_BYTES: usize = 2 * BLOCK_BYTES;
+/// Where a group's header has the nonce of its segment.
+const NONCE_AT: Range<usize> = 16..24;
+/// A damaged header is ours if its nonce differs in no more bits than these. Headers are written whole, so
+/// it takes rot to damage one, and the nonces of two files differ in about 32 bits.
+const NONCE_ROT_BITS_MAX: u32 = 8;
 
 /// A file of the log as the directory shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +94,8 @@ pub struct Recovered {
 struct File {
     file: SegmentFile,
     header: Option<SegmentHeader>,
+    /// The header of its first group, if the segment's own cannot be read.
+    first: Option<GroupHeader>,
 }
 
 /// Where the scan stands: everything before it is sound.
@@ -162,7 +173,7 @@ impl Recovery {
                         discard.push(file.sequence);
                     }
                 }
-                _ => kept.push(File { file: *file, header: None }),
+                _ => kept.push(File { file: *file, header: None, first: None }),
             }
         }
         let mut recovery = Self {
@@ -202,11 +213,9 @@ impl Recovery {
     /// The next read; `None` when the verdict is ready.
     pub fn need(&self) -> Option<ReadRequest> {
         match self.phase {
-            Phase::Headers { next } => Some(ReadRequest {
-                sequence: self.files[next].file.sequence,
-                position: 0,
-                bytes: BLOCK_BYTES,
-            }),
+            Phase::Headers { next } => {
+                Some(ReadRequest { sequence: self.files[next].file.sequence, position: 0, bytes: HEAD_BYTES })
+            }
             Phase::Scan { bytes } => {
                 let cursor = self.cursor.as_ref()?;
                 Some(ReadRequest {
@@ -287,9 +296,16 @@ impl Recovery {
                 && header.generation == self.identity.generation
                 && header.sequence == file.file.sequence
         });
-        if let Some(header) = file.header {
-            self.incarnation_max = self.incarnation_max.max(header.incarnation);
+        if file.header.is_none() {
+            let first = bytes.get(BLOCK_BYTES..).map(GroupHeader::decode);
+            file.first = first.and_then(Result::ok).filter(|first| {
+                first.topic_id == self.identity.partition.topic.get()
+                    && first.partition == self.identity.partition.partition.get()
+            });
         }
+        let incarnation = file.header.map(|header| header.incarnation);
+        let incarnation = incarnation.or(file.first.map(|first| first.incarnation));
+        self.incarnation_max = self.incarnation_max.max(incarnation.unwrap_or(0));
         self.next_header(next + 1);
     }
 
@@ -300,7 +316,7 @@ impl Recovery {
         }
         if next < self.files.len() {
             self.phase = Phase::Headers { next };
-        } else if self.clean && self.files[1..].iter().all(|file| opened(file).is_none()) {
+        } else if self.clean && self.files[1..].iter().all(|file| begun(file).is_none()) {
             self.phase = Phase::Done;
         } else {
             self.start_scan();
@@ -310,32 +326,27 @@ impl Recovery {
     /// All headers are known: begin where the checkpoint says, or with the oldest opened segment.
     fn start_scan(&mut self) {
         if self.cursor.is_none() {
-            let first = self.files.iter().position(|file| opened(file).is_some());
+            let first = self.files.iter().position(|file| begun(file).is_some());
             let Some(first) = first else {
                 // Nothing was ever opened, or all headers are gone.
+                self.remains.torn = self.files.iter().any(|file| file.header.is_none());
                 if self.floor > self.log_start {
                     self.lost.push(self.log_start..self.floor);
                     self.corrupt_tail = true;
+                    self.phase = Phase::Done;
+                } else {
+                    self.window_from(0, BLOCK, RECOVERY_WINDOW_BYTES as u64);
                 }
-                self.phase = Phase::Done;
                 return;
             };
             let unreadable = self.files[..first].iter().any(|file| file.header.is_none());
-            let header = opened(&self.files[first]).expect("found as opened");
-            if unreadable && header.base_offset > self.log_start {
-                self.lost.push(self.log_start..header.base_offset);
+            let (segment, cursor) = begin(first, begun(&self.files[first]).expect("found as begun"));
+            if unreadable && cursor.offset > self.log_start {
+                self.lost.push(self.log_start..cursor.offset);
             }
-            self.log_start = self.log_start.max(header.base_offset);
-            self.cursor = Some(Cursor {
-                file: first,
-                nonce: header.nonce,
-                position: BLOCK,
-                offset: header.base_offset,
-                chain: header.previous_chain,
-                incarnation: header.incarnation,
-                trust_chain: false,
-            });
-            self.segments.push(header_segment(&header));
+            self.log_start = self.log_start.max(cursor.offset);
+            self.cursor = Some(cursor);
+            self.segments.push(segment);
         }
         self.scan_on();
     }
@@ -345,7 +356,7 @@ impl Recovery {
         while self.enter_next_segment() {}
         let cursor = self.cursor.expect("a scan has a cursor");
         let left = self.files[cursor.file].file.bytes.saturating_sub(cursor.position);
-        if left < BLOCK {
+        if left == 0 {
             self.stop(&[]);
         } else {
             self.phase = Phase::Scan { bytes: left.min(READ_BYTES_MAX as u64) as usize };
@@ -355,29 +366,34 @@ impl Recovery {
     /// Moves into the next segment if its header says that the one before ended exactly here.
     fn enter_next_segment(&mut self) -> bool {
         let cursor = self.cursor.expect("a scan has a cursor");
-        let Some(header) = self.files.get(cursor.file + 1).and_then(opened) else { return false };
-        let follows = header.previous_end == cursor.position
-            && header.previous_chain == cursor.chain
-            && header.incarnation >= cursor.incarnation
-            && header.base_offset >= cursor.offset;
+        let Some(next) = self.files.get(cursor.file + 1).and_then(begun) else { return false };
+        let follows = match next.1 {
+            Begun::Header(header) => {
+                header.previous_end == cursor.position
+                    && header.previous_chain == cursor.chain
+                    && header.incarnation >= cursor.incarnation
+                    && header.base_offset >= cursor.offset
+            }
+            // Its chain proves that it follows.
+            Begun::FirstGroup(first) => {
+                first.chain == first.chain_after(cursor.chain)
+                    && first.incarnation >= cursor.incarnation
+                    && first.base_offset == cursor.offset
+            }
+        };
         if !follows {
             return false;
         }
-        if header.base_offset > cursor.offset {
+        let (segment, entered) = begin(cursor.file + 1, next);
+        if entered.offset > cursor.offset {
             // The log was continued after a loss that was reported then.
-            self.lost.push(cursor.offset..header.base_offset);
+            self.lost.push(cursor.offset..entered.offset);
         }
-        self.floor = self.floor.max(header.durable_floor);
-        self.segments.push(header_segment(&header));
-        self.cursor = Some(Cursor {
-            file: cursor.file + 1,
-            nonce: header.nonce,
-            position: BLOCK,
-            offset: header.base_offset,
-            chain: header.previous_chain,
-            incarnation: header.incarnation,
-            trust_chain: false,
-        });
+        if let Begun::Header(header) = next.1 {
+            self.floor = self.floor.max(header.durable_floor);
+        }
+        self.segments.push(segment);
+        self.cursor = Some(entered);
         true
     }
 
@@ -455,12 +471,9 @@ impl Recovery {
     /// The chain ends at the cursor; `block` is what stands there.
     fn stop(&mut self, block: &[u8]) {
         let cursor = self.cursor.expect("a scan has a cursor");
-        self.remains = Remains {
-            torn: GroupHeader::claimed_identity(block).is_some_and(|(nonce, incarnation)| {
-                nonce == cursor.nonce && incarnation >= cursor.incarnation
-            }),
-            until: None,
-        };
+        // A file of which not even the header can be read may have held anything.
+        let unreadable = self.files[cursor.file + 1..].iter().any(|file| file.header.is_none());
+        self.remains = Remains { torn: unreadable || is_remains(block, &cursor), until: None };
         for header in self.files[cursor.file + 1..].iter().filter_map(opened) {
             if header.incarnation >= cursor.incarnation {
                 self.floor = self.floor.max(header.durable_floor);
@@ -475,7 +488,7 @@ impl Recovery {
 
     /// Looks at the window from here on, or decides if there is nothing more to look at.
     fn window_from(&mut self, mut file: usize, mut position: u64, budget: u64) {
-        while file < self.files.len() && self.files[file].file.bytes < position + BLOCK {
+        while file < self.files.len() && self.files[file].file.bytes <= position {
             file += 1;
             position = BLOCK;
         }
@@ -488,13 +501,13 @@ impl Recovery {
     }
 
     fn feed_window(&mut self, file: usize, position: u64, budget: u64, bytes: &[u8]) {
-        let cursor = self.cursor.expect("a window follows a scan");
-        let nonce = self.nonce_of(file, &cursor);
-        for block in bytes.chunks_exact(BLOCK_BYTES) {
+        let (offset, incarnation) = self.cursor.map_or((self.log_start, 0), |c| (c.offset, c.incarnation));
+        let nonce = self.nonce_of(file);
+        for block in bytes.chunks(BLOCK_BYTES) {
             let Ok(header) = GroupHeader::decode(block) else { continue };
             let counts = nonce.is_some_and(|nonce| self.is_ours(&header, nonce))
-                && header.incarnation >= cursor.incarnation
-                && header.base_offset >= cursor.offset;
+                && header.incarnation >= incarnation
+                && header.base_offset >= offset;
             if counts {
                 self.remains.torn = true;
                 self.remains.until = self.remains.until.max(Some(header.end_offset));
@@ -502,7 +515,7 @@ impl Recovery {
                 self.incarnation_max = self.incarnation_max.max(header.incarnation);
             }
         }
-        if cursor.offset < self.floor {
+        if let Some(cursor) = self.cursor.filter(|cursor| cursor.offset < self.floor) {
             return self.resync_from(cursor.file, cursor.position + BLOCK);
         }
         let read = (bytes.len() as u64).max(BLOCK).next_multiple_of(BLOCK);
@@ -513,22 +526,24 @@ impl Recovery {
     /// What is left of the window's bytes. The budget in the phase is capped by the file's end, so the
     /// whole is counted from where the window began.
     fn window_budget_after(&self, file: usize, position: u64, _capped: u64, read: u64) -> u64 {
-        let cursor = self.cursor.expect("a window follows a scan");
+        let (first, begin) = self.cursor.map_or((0, BLOCK), |cursor| (cursor.file, cursor.position));
         let mut used = position + read;
-        if file == cursor.file {
-            used -= cursor.position;
+        if file == first {
+            used -= begin;
         } else {
-            used += self.files[cursor.file].file.bytes.saturating_sub(cursor.position);
-            used += self.files[cursor.file + 1..file].iter().map(|file| file.file.bytes).sum::<u64>();
+            used += self.files[first].file.bytes.saturating_sub(begin);
+            used += self.files[first + 1..file].iter().map(|file| file.file.bytes).sum::<u64>();
         }
         (RECOVERY_WINDOW_BYTES as u64).saturating_sub(used)
     }
 
-    fn nonce_of(&self, file: usize, cursor: &Cursor) -> Option<u64> {
-        if file == cursor.file {
-            Some(cursor.nonce)
-        } else {
-            self.files[file].header.map(|header| header.nonce)
+    fn nonce_of(&self, file: usize) -> Option<u64> {
+        match self.cursor.filter(|cursor| cursor.file == file) {
+            Some(cursor) => Some(cursor.nonce),
+            None => {
+                let File { header, first, .. } = &self.files[file];
+                header.map(|header| header.nonce).or(first.map(|first| first.nonce))
+            }
         }
     }
 
@@ -551,15 +566,21 @@ impl Recovery {
 
     fn feed_resync(&mut self, file: usize, position: u64, asked: usize, bytes: &[u8]) {
         let cursor = self.cursor.expect("a resync follows a scan");
-        let Some(nonce) = self.nonce_of(file, &cursor) else {
-            // Without its header nothing in the file can be trusted.
+        let begun = file == cursor.file || begun(&self.files[file]).is_some();
+        let Some(nonce) = self.nonce_of(file).filter(|_| begun) else {
+            // Without its header nothing in the file can be trusted; without an open one nothing counts.
             return self.resync_from(file + 1, BLOCK);
         };
         for at in (0..bytes.len().saturating_sub(BLOCK_BYTES - 1)).step_by(BLOCK_BYTES) {
             let Ok(header) = GroupHeader::decode(&bytes[at..]) else { continue };
-            if !self.is_ours(&header, nonce) || header.base_offset < cursor.offset {
+            // A group of an earlier incarnation has been cut.
+            let counts = self.is_ours(&header, nonce)
+                && header.base_offset >= cursor.offset
+                && header.incarnation >= cursor.incarnation;
+            if !counts {
                 continue;
             }
+            self.incarnation_max = self.incarnation_max.max(header.incarnation);
             let group = header.disk_bytes() as usize;
             let here = position + at as u64;
             let payload = bytes[at..]
@@ -587,8 +608,8 @@ impl Recovery {
             self.lost.push(cursor.offset..header.base_offset);
         }
         for skipped in &self.files[cursor.file + 1..=file] {
-            if let Some(header) = opened(skipped) {
-                self.segments.push(header_segment(&header));
+            if let Some(begun) = begun(skipped) {
+                self.segments.push(begin(file, begun).0);
             }
         }
         self.cursor = Some(Cursor {
@@ -640,7 +661,7 @@ impl Recovery {
                 }
                 header => {
                     self.discard.push(file.file.sequence);
-                    cut |= header.is_some_and(|header| header.state == SegmentState::Open);
+                    cut |= header.map_or(!self.clean, |header| header.state == SegmentState::Open);
                 }
             }
         }
@@ -675,16 +696,52 @@ fn opened(file: &File) -> Option<SegmentHeader> {
     file.header.filter(|header| header.state == SegmentState::Open)
 }
 
-fn header_segment(header: &SegmentHeader) -> Segment {
-    Segment {
-        sequence: header.sequence,
-        nonce: header.nonce,
-        base: Offset::new(header.base_offset),
+/// What says that a segment has been rolled into: its header, or its first group in place of it.
+#[derive(Clone, Copy)]
+enum Begun {
+    Header(SegmentHeader),
+    FirstGroup(GroupHeader),
+}
+
+fn begun(file: &File) -> Option<(u64, Begun)> {
+    let begun = opened(file).map(Begun::Header).or(file.first.map(Begun::FirstGroup))?;
+    Some((file.file.sequence, begun))
+}
+
+/// The segment and the cursor at its start.
+fn begin(file: usize, (sequence, begun): (u64, Begun)) -> (Segment, Cursor) {
+    let (nonce, base, opened_ms, chain, incarnation) = match begun {
+        Begun::Header(h) => (h.nonce, h.base_offset, h.opened_ms, Some(h.previous_chain), h.incarnation),
+        Begun::FirstGroup(g) => (g.nonce, g.base_offset, g.append_time_ms, None, g.incarnation),
+    };
+    let segment = Segment {
+        sequence,
+        nonce,
+        base: Offset::new(base),
         end_position: BLOCK,
         max_timestamp_ms: -1,
-        opened_ms: header.opened_ms,
+        opened_ms,
         index: Some(Index::default()),
+    };
+    let cursor = Cursor {
+        file,
+        nonce,
+        position: BLOCK,
+        offset: base,
+        chain: chain.unwrap_or(0),
+        incarnation,
+        trust_chain: chain.is_none(),
+    };
+    (segment, cursor)
+}
+
+/// Whether the block at the end of the valid chain is, or was, a group that belongs there.
+fn is_remains(block: &[u8], cursor: &Cursor) -> bool {
+    if let Ok(header) = GroupHeader::decode(block) {
+        return header.nonce == cursor.nonce && header.incarnation >= cursor.incarnation;
     }
+    let claimed = block.get(NONCE_AT).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+    claimed.is_some_and(|claimed| (claimed ^ cursor.nonce).count_ones() <= NONCE_ROT_BITS_MAX)
 }
 
 fn summary_segment(summary: &schema::checkpoint::SegmentSummary, end_position: u64) -> Segment {

@@ -167,6 +167,8 @@ pub struct Partition<D: Disk> {
     tail: RefCell<TailCache>,
     waiters: RefCell<VecDeque<Waiter>>,
     placing: Cell<bool>,
+    /// How many retentions are reclaiming files.
+    reclaiming: Cell<usize>,
     closed: Cell<bool>,
     last_append_ms: Cell<i64>,
     report: OpenReport,
@@ -207,11 +209,14 @@ impl<D: Disk> Partition<D> {
             tail: RefCell::default(),
             waiters: RefCell::default(),
             placing: Cell::new(false),
+            reclaiming: Cell::new(0),
             closed: Cell::new(false),
             last_append_ms: Cell::new(now_ms),
             report,
             storage,
         });
+        // Said before the cut is durable: after a crash in between it is said again, not forgotten.
+        partition.announce();
         if recovered.must_open {
             partition.open_incarnation().await?;
         }
@@ -219,7 +224,6 @@ impl<D: Disk> Partition<D> {
             partition.storage.reclaim(&partition.segment_path(sequence), 0, u64::MAX).await?;
         }
         partition.storage.disk.sync_directory(&partition.directory).await?;
-        partition.announce();
         Ok(partition)
     }
 
@@ -247,19 +251,18 @@ impl<D: Disk> Partition<D> {
     }
 
     fn announce(&self) {
-        let id = self.identity.partition;
+        let label = self.storage.label(self.id());
         for range in &self.report.lost {
             self.storage.notice(format!(
-                "CORRUPT: topic {} partition {}: acknowledged offsets {}..{} are lost; the rest is served",
-                id.topic, id.partition, range.start, range.end
+                "CORRUPT: {label}: acknowledged offsets {}..{} are lost; the rest is served",
+                range.start, range.end
             ));
         }
         if let Some((from, until)) = self.report.unproven {
             let until = until.map_or("unknown".to_owned(), |until| until.to_string());
             self.storage.notice(format!(
-                "UNPROVEN TAIL: topic {} partition {}: cut at offset {from}, remains named offsets up to \
-                 {until}; a write was in flight at the crash, or its bytes have rotted",
-                id.topic, id.partition
+                "UNPROVEN TAIL: {label}: cut at offset {from}, remains named offsets up to {until}; a write was \
+                 in flight at the crash, or its bytes have rotted"
             ));
         }
     }
@@ -661,8 +664,13 @@ impl<D: Disk> Partition<D> {
         let now_ms = self.storage.environment.now_ms();
         let start = retention::new_log_start(&self.log.borrow(), self.settings.get().retention, now_ms);
         match start {
-            Some(start) => self.advance_start(start).await,
-            None => Ok(0),
+            Some(start) if !self.closed.get() => {
+                self.reclaiming.set(self.reclaiming.get() + 1);
+                let dropped = self.advance_start(start).await;
+                self.reclaiming.set(self.reclaiming.get() - 1);
+                dropped
+            }
+            _ => Ok(0),
         }
     }
 
@@ -708,7 +716,10 @@ impl<D: Disk> Partition<D> {
 
     /// Whether rounds or preparations of this partition are still under way.
     pub fn is_busy(&self) -> bool {
-        !self.on_the_way.borrow().is_empty() || self.placing.get() || self.preparation.borrow().is_busy()
+        !self.on_the_way.borrow().is_empty()
+            || self.placing.get()
+            || self.reclaiming.get() > 0
+            || self.preparation.borrow().is_busy()
     }
 
     /// Removes all files of a closed partition whose topic has been deleted.
@@ -717,7 +728,8 @@ impl<D: Disk> Partition<D> {
         while self.is_busy() {
             self.storage.environment.sleep(std::time::Duration::from_millis(1)).await;
         }
-        let open: Vec<u64> = self.uses.borrow().keys().copied().collect();
+        let mut open: Vec<u64> = self.uses.borrow().keys().copied().collect();
+        open.sort_unstable();
         for sequence in open {
             self.wait_for_readers(sequence).await;
         }

@@ -8,7 +8,7 @@ use super::{Storage, parse_segment_name, partition_directory, segment_name};
 use logic::log::LogIdentity;
 use logic::log::recovery::{Recovered, Recovery, SegmentFile};
 use schema::checkpoint::PartitionCheckpoint;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 
 /// Recovers the log `identity`; makes its directory if there is none.
@@ -36,7 +36,7 @@ pub async fn recover<D: Disk>(
         .collect();
     files.sort_by_key(|file| file.sequence);
     let mut recovery = Recovery::new(identity, checkpoint, clean, &files);
-    let mut open: HashMap<u64, D::File> = HashMap::new();
+    let mut open: BTreeMap<u64, D::File> = BTreeMap::new();
     while let Some(request) = recovery.need() {
         let file = match open.get(&request.sequence) {
             Some(file) => file.clone(),
@@ -51,8 +51,11 @@ pub async fn recover<D: Disk>(
             Ok((buffer, read)) => recovery.feed(&buffer[..read.min(request.bytes)]),
             Err(error) => {
                 storage.notice(format!(
-                    "partition {}: {} bytes at {} of segment {} cannot be read: {error}",
-                    identity.partition, request.bytes, request.position, request.sequence
+                    "{}: {} bytes at {} of segment {} cannot be read: {error}",
+                    storage.label(identity.partition),
+                    request.bytes,
+                    request.position,
+                    request.sequence
                 ));
                 recovery.feed(&vec![0; request.bytes]);
             }

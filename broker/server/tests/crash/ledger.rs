@@ -1,0 +1,305 @@
+//! What was appended, what was acknowledged, and the judge of a recovery.
+//!
+//! The ledger of a life is cloned into every image that is taken from it: an image is judged by what had
+//! been promised at that moment. Batches are kept whole from offset 0 on, because a crash may bring back
+//! what retention had dropped; nothing else may differ by a byte.
+//!
+//! Judged after every recovery: nothing acknowledged is missing without being reported; nothing has
+//! other bytes, stands twice or has gaps; the log ends where a batch ends; nothing that an earlier
+//! recovery cut has come back; the verdict on the tail is the one that the bytes deserve.
+
+use super::disk::CrashDisk;
+use super::image::{BLOCK, GroupNote, Image};
+use logic::ids::{LeaderEpoch, Offset};
+use logic::log::LogIdentity;
+use schema::record_batch;
+use server::partition::reader::ReadError;
+use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
+use server::storage::{parse_segment_name, partition_directory};
+use server::store::Store;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+
+/// A batch with its final bytes.
+pub struct Batch {
+    pub base: u64,
+    pub end: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// One partition's promises.
+#[derive(Clone)]
+pub struct Slot {
+    pub identity: LogIdentity,
+    pub settings: PartitionSettings,
+    pub batches: Vec<Rc<Batch>>,
+    pub acknowledged: u64,
+    pub log_start: u64,
+    pub deleted: bool,
+}
+
+#[derive(Clone, Default)]
+pub struct Ledger {
+    pub slots: Vec<Slot>,
+}
+
+impl Ledger {
+    /// Whether a submitted group has not been promised to anybody.
+    pub fn is_open(&self, note: &GroupNote) -> bool {
+        let slot = self.slots.iter().find(|slot| !slot.deleted && slot.identity.partition == note.partition);
+        slot.is_some_and(|slot| note.end == note.base || note.end > slot.acknowledged)
+    }
+}
+
+/// Writes acknowledgements into the ledger.
+pub struct Acknowledge {
+    pub ledger: Rc<RefCell<Ledger>>,
+    pub slot: usize,
+}
+
+impl DurabilityWaiter for Acknowledge {
+    fn durable(&self, token: u32, durable_end: Offset) {
+        let mut ledger = self.ledger.borrow_mut();
+        let slot = &mut ledger.slots[self.slot];
+        let end = slot.batches[token as usize].end;
+        assert!(durable_end.get() >= end, "{end} acknowledged, durable {durable_end}");
+        slot.acknowledged = slot.acknowledged.max(end);
+    }
+
+    fn closed(&self, _: u32) {}
+}
+
+/// What was found over all images.
+#[derive(Default)]
+pub struct Tally {
+    pub images: u64,
+    pub lost: u64,
+    pub misjudged: u64,
+    pub failures: Vec<String>,
+    /// What happened, to see that the tests reach what they are for.
+    pub events: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    pub fn add(&mut self, event: &'static str, count: u64) {
+        *self.events.entry(event).or_default() += count;
+    }
+
+    fn fail(&mut self, text: String) {
+        if self.failures.len() < 20 {
+            self.failures.push(text);
+        }
+    }
+
+    pub fn merge(&mut self, other: Tally) {
+        self.images += other.images;
+        self.lost += other.lost;
+        self.misjudged += other.misjudged;
+        other.failures.into_iter().for_each(|failure| self.fail(failure));
+        other.events.into_iter().for_each(|(event, count)| self.add(event, count));
+    }
+}
+
+/// What must be judged and how.
+pub struct Case<'a> {
+    pub image: &'a Image,
+    pub root: &'a Path,
+    /// Bits were flipped: losses are permitted if they are reported.
+    pub flipped: bool,
+    /// The last life ended in order: nothing may have to be read.
+    pub clean: bool,
+}
+
+/// Opens a partition and judges what its recovery found.
+pub async fn open_and_judge(
+    store: &Rc<Store<CrashDisk>>,
+    disk: &CrashDisk,
+    ledger: &Rc<RefCell<Ledger>>,
+    at: usize,
+    epoch: u32,
+    case: &Case<'_>,
+    tally: &Rc<RefCell<Tally>>,
+) -> Rc<Partition<CrashDisk>> {
+    let slot = ledger.borrow().slots[at].clone();
+    let partition = store
+        .open_partition(slot.identity, slot.settings, LeaderEpoch::new(epoch))
+        .await
+        .expect("the partition opens");
+    let (start, end) = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
+    {
+        // From now on what was cut is gone for good, and what is there is seen by consumers.
+        let mut ledger = ledger.borrow_mut();
+        let slot = &mut ledger.slots[at];
+        slot.batches.retain(|batch| batch.end <= end);
+        slot.acknowledged = end;
+        slot.log_start = start;
+        disk.retain_groups(|note| note.partition != slot.identity.partition);
+    }
+    let id = slot.identity.partition;
+    let report = partition.report().clone();
+    let mut tally = tally.borrow_mut();
+    tally.add("partitions recovered", 1);
+    if !case.flipped {
+        if end < slot.acknowledged || start > slot.log_start {
+            let missing = slot.batches.iter().filter(|batch| {
+                batch.end <= slot.acknowledged
+                    && (batch.end > end || batch.end <= start && batch.end > slot.log_start)
+            });
+            tally.lost += missing.count() as u64;
+            tally.fail(format!(
+                "{id}: found {start}..{end}, promised {}..{}, report {report:?}",
+                slot.log_start, slot.acknowledged
+            ));
+        }
+        let whole = end == 0 || slot.batches.iter().any(|batch| batch.end == end);
+        if !whole {
+            tally.misjudged += 1;
+            let last = slot.batches.last().map_or(0, |batch| batch.end);
+            tally.fail(format!("{id}: the log ends at {end}, where no batch ends; appended up to {last}"));
+        }
+        if !report.lost.is_empty() {
+            tally.misjudged += 1;
+            tally.fail(format!("{id}: lost {:?} without damage", report.lost));
+        }
+        judge_tail(&partition, &slot, end, case, &mut tally);
+        if case.clean && report.bytes_read > 2 * BLOCK as u64 {
+            tally.misjudged += 1;
+            tally.fail(format!("{id}: {} bytes read after an orderly end", report.bytes_read));
+        }
+    } else {
+        tally.add("lost ranges reported", report.lost.len() as u64);
+        tally.add("unproven tails reported", u64::from(report.unproven.is_some()));
+    }
+    drop(tally);
+    partition
+}
+
+/// Whether the verdict on the tail is the one that the bytes deserve.
+fn judge_tail(partition: &Partition<CrashDisk>, slot: &Slot, end: u64, case: &Case<'_>, tally: &mut Tally) {
+    let id = slot.identity.partition;
+    let directory = partition_directory(case.root, &slot.identity);
+    let sequence_of = |note: &GroupNote| {
+        case.image.files().find_map(|(path, file)| {
+            let name = path.file_name()?.to_str()?;
+            let here = file.id == note.file && path.parent() == Some(directory.as_path());
+            here.then(|| parse_segment_name(name)).flatten()
+        })
+    };
+    // A submitted and unpromised group of which the header is there, behind the end of the log.
+    let remains = |note: &&GroupNote| {
+        let behind = sequence_of(note).is_some_and(|sequence| {
+            partition.with_log(|log| {
+                let last = log.segments().back().is_some_and(|last| last.sequence == sequence);
+                log.segment(sequence).is_none_or(|segment| {
+                    // A cut is followed by the opening group.
+                    note.position + (if last { BLOCK as u64 } else { 0 }) >= segment.end_position
+                })
+            })
+        });
+        note.partition == id && note.base >= end && behind && case.image.holds(note)
+    };
+    let open = case.image.unacknowledged.iter();
+    match partition.report().unproven {
+        Some((from, until)) => {
+            tally.add("unproven tails", 1);
+            if from != end || open.clone().filter(remains).count() == 0 {
+                tally.misjudged += 1;
+                tally.fail(format!(
+                    "{id}: unproven {from}..{until:?} behind {end}, but nothing of ours is there"
+                ));
+            }
+        }
+        None => {
+            tally.add("clean tails", 1);
+            if let Some(note) = open.filter(|note| note.end > end && !note.inherited).find(remains) {
+                tally.misjudged += 1;
+                tally.fail(format!(
+                    "{id}: clean at {end}, but the group {}..{} is at {} of file {}",
+                    note.base, note.end, note.position, note.file
+                ));
+            }
+        }
+    }
+}
+
+/// Reads a partition from start to end and compares it with the promises.
+pub async fn read_and_judge(
+    store: &Rc<Store<CrashDisk>>,
+    partition: &Rc<Partition<CrashDisk>>,
+    slot: &Slot,
+    max_bytes: usize,
+    case: &Case<'_>,
+    tally: &Rc<RefCell<Tally>>,
+) {
+    let (start, end) = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
+    let id = slot.identity.partition;
+    let mut reported: Vec<std::ops::Range<u64>> = partition.report().lost.clone();
+    if let Some((from, _)) = partition.report().unproven {
+        reported.push(from..u64::MAX);
+    }
+    let mut served: Vec<(u64, u64)> = Vec::new();
+    let mut wrong = Vec::new();
+    let mut offset = start;
+    while offset < end {
+        match partition.read(&store.chunks, Offset::new(offset), max_bytes).await {
+            Ok(slices) => {
+                let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.bytes()).copied().collect();
+                let before = offset;
+                for batch in record_batch::batches(&bytes) {
+                    let (header, bytes) = batch.expect("whole batches are served");
+                    let known = slot.batches.binary_search_by_key(&header.base_offset, |batch| batch.base);
+                    let same = known.is_ok_and(|at| slot.batches[at].bytes == bytes);
+                    if !same || header.base_offset != offset && served.last().is_some() && !case.flipped {
+                        wrong.push(header.base_offset);
+                    }
+                    served.push((header.base_offset, header.end_offset()));
+                    offset = header.end_offset();
+                }
+                if offset <= before {
+                    wrong.push(before);
+                    break;
+                }
+            }
+            Err(ReadError::Damaged { from, until }) => {
+                reported.push(from.get()..until.get());
+                if until.get() <= offset {
+                    wrong.push(offset);
+                    break;
+                }
+                offset = until.get();
+            }
+            Err(error) => {
+                wrong.push(offset);
+                tally.borrow_mut().fail(format!("{id}: reading {offset} of {start}..{end}: {error}"));
+                break;
+            }
+        }
+    }
+    let mut tally = tally.borrow_mut();
+    for batch in slot.batches.iter().filter(|batch| {
+        batch.end > slot.log_start.min(start)
+            && batch.base >= slot.log_start
+            && batch.end <= slot.acknowledged
+    }) {
+        let is_served = served.binary_search(&(batch.base, batch.end)).is_ok();
+        let is_reported =
+            case.flipped && reported.iter().any(|range| range.start < batch.end && range.end > batch.base);
+        if is_served && !wrong.contains(&batch.base) {
+            tally.add("acknowledged batches read back", 1);
+        } else if is_reported {
+            tally.add("acknowledged batches lost and reported", 1);
+        } else {
+            tally.lost += 1;
+            tally.fail(format!(
+                "{id}: acknowledged batch {}..{} is not served and not reported ({reported:?}); log {start}..{end}",
+                batch.base, batch.end
+            ));
+        }
+    }
+    if !wrong.is_empty() {
+        tally.lost += 1;
+        tally.fail(format!("{id}: wrong bytes, gaps or nothing at offsets {wrong:?} of {start}..{end}"));
+    }
+}
