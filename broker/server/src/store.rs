@@ -151,6 +151,8 @@ impl<D: Disk> Store<D> {
     /// After all partitions of the start have been opened: from now on the next start must recover.
     pub async fn begin_service(&self) -> io::Result<()> {
         self.clean.set(false);
+        // What was not opened is not ours any more: its topic is gone.
+        self.checkpointed.borrow_mut().clear();
         self.checkpoint(false).await
     }
 

@@ -59,7 +59,7 @@ fn run(name: &str, first_seed: u64, images: u64, flips: bool) -> Tally {
 
 #[test]
 fn crash_images() {
-    let tally = run("crash_images", 1, 20_000, false);
+    let tally = run("crash_images", 1, 40_000, false);
     print(&format!(
         "crash images: {} checked, {} acknowledged lost, {} tails misjudged",
         tally.images, tally.lost, tally.misjudged
@@ -69,7 +69,7 @@ fn crash_images() {
 
 #[test]
 fn crash_images_with_bit_flips() {
-    let tally = run("crash_images_with_bit_flips", 1_000_001, 6_000, true);
+    let tally = run("crash_images_with_bit_flips", 1_000_001, 20_000, true);
     print(&format!(
         "crash images with bit flips: {} checked, {} acknowledged lost without being reported",
         tally.images, tally.lost

@@ -204,8 +204,10 @@ impl Recovery {
         }
         if start.is_some() {
             recovery.start_from_checkpoint(files);
-            recovery.clean = clean;
         }
+        // What the checkpoint does not describe, it cannot vouch for.
+        recovery.clean =
+            clean && recovery.checkpoint.as_ref().is_some_and(|c| start.is_some() || c.segments.is_empty());
         recovery.next_header(0);
         recovery
     }
@@ -311,12 +313,11 @@ impl Recovery {
 
     fn next_header(&mut self, mut next: usize) {
         // The checkpoint's own segment is described by it.
-        if next == 0 && self.clean {
-            next = 1;
-        }
+        let described = usize::from(self.clean && self.cursor.is_some());
+        next = next.max(described);
         if next < self.files.len() {
             self.phase = Phase::Headers { next };
-        } else if self.clean && self.files[1..].iter().all(|file| begun(file).is_none()) {
+        } else if self.clean && self.files[described..].iter().all(|file| begun(file).is_none()) {
             self.phase = Phase::Done;
         } else {
             self.start_scan();

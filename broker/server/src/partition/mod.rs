@@ -167,8 +167,11 @@ pub struct Partition<D: Disk> {
     tail: RefCell<TailCache>,
     waiters: RefCell<VecDeque<Waiter>>,
     placing: Cell<bool>,
-    /// How many retentions are reclaiming files.
-    reclaiming: Cell<usize>,
+    /// Segments that the log has left behind and whose files are still there, oldest first, each with the
+    /// end of its groups.
+    dropped: RefCell<VecDeque<(u64, u64)>>,
+    /// Somebody is reclaiming them.
+    reclaiming: Cell<bool>,
     closed: Cell<bool>,
     last_append_ms: Cell<i64>,
     report: OpenReport,
@@ -209,7 +212,8 @@ impl<D: Disk> Partition<D> {
             tail: RefCell::default(),
             waiters: RefCell::default(),
             placing: Cell::new(false),
-            reclaiming: Cell::new(0),
+            dropped: RefCell::default(),
+            reclaiming: Cell::new(false),
             closed: Cell::new(false),
             last_append_ms: Cell::new(now_ms),
             report,
@@ -663,33 +667,49 @@ impl<D: Disk> Partition<D> {
     pub async fn enforce_retention(&self) -> io::Result<u64> {
         let now_ms = self.storage.environment.now_ms();
         let start = retention::new_log_start(&self.log.borrow(), self.settings.get().retention, now_ms);
-        match start {
-            Some(start) if !self.closed.get() => {
-                self.reclaiming.set(self.reclaiming.get() + 1);
-                let dropped = self.advance_start(start).await;
-                self.reclaiming.set(self.reclaiming.get() - 1);
-                dropped
-            }
-            _ => Ok(0),
+        if self.closed.get() {
+            return Ok(0);
         }
+        let dropped = start.map_or(0, |start| self.advance_start(start));
+        self.reclaim_dropped().await?;
+        Ok(dropped)
     }
 
-    /// Moves the log's start and reclaims what lies below it; the number of segments that went.
-    async fn advance_start(&self, start: Offset) -> io::Result<u64> {
-        let want_bytes = self.settings.get().log.physical_bytes();
-        let dropped: Vec<(u64, u64)> = {
-            let mut log = self.log.borrow_mut();
-            let ends: HashMap<u64, u64> =
-                log.segments().iter().map(|segment| (segment.sequence, segment.end_position)).collect();
-            log.advance_start(start).into_iter().map(|sequence| (sequence, ends[&sequence])).collect()
-        };
-        // Oldest first, each name gone for good before the next: a gap would look like a loss.
-        for (sequence, end_position) in &dropped {
-            self.wait_for_readers(*sequence).await;
-            let published_end = self.preparation.borrow_mut().forget(*sequence).unwrap_or(*end_position);
-            self.storage.reclaim(&self.segment_path(*sequence), published_end, want_bytes).await?;
+    /// Moves the log's start; the number of segments that went.
+    fn advance_start(&self, start: Offset) -> u64 {
+        let mut log = self.log.borrow_mut();
+        let ends: HashMap<u64, u64> =
+            log.segments().iter().map(|segment| (segment.sequence, segment.end_position)).collect();
+        let dropped = log.advance_start(start);
+        let with_ends = dropped.iter().map(|sequence| (*sequence, ends[sequence]));
+        self.dropped.borrow_mut().extend(with_ends);
+        dropped.len() as u64
+    }
+
+    /// Reclaims the files of dropped segments: by one task, oldest first, each name gone for good before
+    /// the next. After a crash a gap would look like a loss.
+    async fn reclaim_dropped(&self) -> io::Result<()> {
+        if self.reclaiming.replace(true) {
+            return Ok(());
         }
-        Ok(dropped.len() as u64)
+        let mut result = Ok(());
+        while result.is_ok() {
+            let Some((sequence, end_position)) = self.dropped.borrow().front().copied() else { break };
+            self.wait_for_readers(sequence).await;
+            let published_end = self.preparation.borrow_mut().forget(sequence).unwrap_or(end_position);
+            let want_bytes = self.settings.get().log.physical_bytes();
+            result = match self.storage.reclaim(&self.segment_path(sequence), published_end, want_bytes).await
+            {
+                // An earlier attempt came so far.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            };
+            if result.is_ok() {
+                self.dropped.borrow_mut().pop_front();
+            }
+        }
+        self.reclaiming.set(false);
+        result
     }
 
     /// Takes a segment's handle out of use and waits until nobody reads through it.
@@ -718,7 +738,7 @@ impl<D: Disk> Partition<D> {
     pub fn is_busy(&self) -> bool {
         !self.on_the_way.borrow().is_empty()
             || self.placing.get()
-            || self.reclaiming.get() > 0
+            || self.reclaiming.get()
             || self.preparation.borrow().is_busy()
     }
 

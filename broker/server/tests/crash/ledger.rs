@@ -14,6 +14,7 @@ use logic::ids::{LeaderEpoch, Offset};
 use logic::log::LogIdentity;
 use schema::record_batch;
 use server::partition::reader::ReadError;
+use server::partition::tail_cache::Slice;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
 use server::storage::{parse_segment_name, partition_directory};
 use server::store::Store;
@@ -245,7 +246,7 @@ pub async fn read_and_judge(
     while offset < end {
         match partition.read(&store.chunks, Offset::new(offset), max_bytes).await {
             Ok(slices) => {
-                let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.bytes()).copied().collect();
+                let bytes = slices.iter().map(Slice::bytes).collect::<Vec<_>>().concat();
                 let before = offset;
                 for batch in record_batch::batches(&bytes) {
                     let (header, bytes) = batch.expect("whole batches are served");

@@ -1,0 +1,92 @@
+//! Restarts of an embedded broker: what was acknowledged is there again, whatever changed in between.
+
+use ringlog_client::{
+    Client, ClientConfig, Consumer, ConsumerConfig, NewTopic, ProducerConfig, ProducerRecord, StartFrom,
+};
+use server::{Broker, BrokerConfig};
+use std::path::Path;
+
+const PARTITIONS: u32 = 4;
+
+fn start(data: &Path, shards: usize) -> Broker {
+    let mut config = BrokerConfig::new(data, "127.0.0.1:0".parse().unwrap());
+    config.shards = shards;
+    Broker::start(config).unwrap()
+}
+
+async fn connect(broker: &Broker) -> Client {
+    Client::connect(ClientConfig::new(broker.address().to_string()).unwrap()).await.unwrap()
+}
+
+/// Produces `records` records to every partition, each acknowledged.
+async fn produce(client: &Client, life: usize, records: usize) {
+    let producer = client.producer(ProducerConfig::default());
+    let mut deliveries = Vec::new();
+    for partition in 0..PARTITIONS {
+        for record in 0..records {
+            let text = format!("life {life} partition {partition} record {record}");
+            let record = ProducerRecord::new("t", text.into_bytes()).to_partition(partition);
+            deliveries.push(producer.send(record).await.unwrap());
+        }
+    }
+    for delivery in deliveries {
+        delivery.await.unwrap();
+    }
+    producer.close().await.unwrap();
+}
+
+/// All values of a partition, in order, with their offsets checked to be without gaps.
+async fn read(consumer: &mut Consumer, partition: u32, records: usize) -> Vec<String> {
+    consumer.assign("t", &[(partition, StartFrom::Earliest)]).await.unwrap();
+    let mut values = Vec::new();
+    while values.len() < records {
+        let batch = consumer.next_batch().await.unwrap().unwrap();
+        for record in batch.records() {
+            let record = record.unwrap();
+            assert_eq!(record.offset, values.len() as u64, "partition {partition}");
+            values.push(String::from_utf8(record.value.unwrap().to_vec()).unwrap());
+        }
+    }
+    values
+}
+
+/// Runs one life of the broker per number of shards, and checks in each that the lives before are there.
+fn check(shards: &[usize]) {
+    let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let records = 50;
+    for (life, &shards) in shards.iter().enumerate() {
+        let broker = start(data.path(), shards);
+        runtime.block_on(async {
+            let client = connect(&broker).await;
+            if life == 0 {
+                let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
+                client.admin().create_topic(&topic).await.unwrap();
+            }
+            produce(&client, life, records).await;
+            let mut consumer = client.consumer(ConsumerConfig::default());
+            for partition in 0..PARTITIONS {
+                let expected: Vec<String> = (0..=life)
+                    .flat_map(|life| {
+                        (0..records).map(move |n| format!("life {life} partition {partition} record {n}"))
+                    })
+                    .collect();
+                assert_eq!(read(&mut consumer, partition, expected.len()).await, expected);
+            }
+            let notices = client.admin().status().await.unwrap().notices;
+            assert!(notices.is_empty(), "{notices:?}");
+        });
+        broker.stop().unwrap();
+    }
+}
+
+#[test]
+fn the_same_number_of_shards() {
+    check(&[2, 2, 2]);
+}
+
+/// Partitions change their shards, and checkpoints of an earlier arrangement must not be believed.
+#[test]
+fn another_number_of_shards() {
+    check(&[2, 1, 2, 1, 3, 2]);
+}
