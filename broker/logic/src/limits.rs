@@ -30,6 +30,12 @@ pub const HELLO_TIMEOUT_MS: u64 = 10_000;
 pub const FRAME_TIMEOUT_MS: u64 = 30_000;
 /// How long a peer may refuse to take the next bytes of its replies, milliseconds.
 pub const WRITE_TIMEOUT_MS: u64 = 30_000;
+/// How long a connection may be silent before the kernel asks whether its peer is still there, milliseconds.
+pub const PEER_PROBE_AFTER_MS: u64 = 60_000;
+/// How long between the kernel's questions, milliseconds.
+pub const PEER_PROBE_INTERVAL_MS: u64 = 15_000;
+/// Unanswered questions after which the connection ends.
+pub const PEER_PROBES_MAX: u32 = 4;
 /// Request bytes taken from one connection and not yet answered.
 pub const IN_FLIGHT_BYTES_PER_CONNECTION_MAX: usize = 32 * MIB;
 /// Requests taken from one connection and not yet answered.

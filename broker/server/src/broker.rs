@@ -8,6 +8,7 @@ use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
+pub use crate::shard::TimeOuts;
 use crate::shard::{Identity, Shard};
 use crate::storage::ring::RingDisk;
 use crate::storage::{DiskPolicy, Environment, Storage};
@@ -21,7 +22,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use logic::ids::{BrokerId, ShardId};
 use logic::limits::{
     CONNECTIONS_BEFORE_HELLO_MAX, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO,
-    FRAME_TABLES_MAX, FREE_SPACE_LOW_BYTES, HELLO_TIMEOUT_MS, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
+    FRAME_TABLES_MAX, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
 };
 use logic::metadata::{BrokerRegistration, Command};
 use schema::error_code::ErrorCode;
@@ -66,6 +67,8 @@ pub struct BrokerConfig {
     pub direct: bool,
     /// One sync of any file flushes the device for all.
     pub one_flush_covers_all_files: bool,
+    /// How long peers may take; a tool for tests, not a setting.
+    pub time_outs: TimeOuts,
 }
 
 impl BrokerConfig {
@@ -81,6 +84,7 @@ impl BrokerConfig {
             poll: Duration::ZERO,
             direct: true,
             one_flush_covers_all_files: false,
+            time_outs: TimeOuts::default(),
         }
     }
 }
@@ -378,7 +382,12 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let (storage, checkpoint) =
         Storage::open(disk, environment, policy, &setup.root, shard_id, setup.uuid).await.map_err(text)?;
     let store = Store::new(storage, checkpoint, setup.config.rounds_in_flight);
-    let identity = Identity { broker: BROKER, shard: shard_id, shards: setup.config.shards as u16 };
+    let identity = Identity {
+        broker: BROKER,
+        shard: shard_id,
+        shards: setup.config.shards as u16,
+        time_outs: setup.config.time_outs,
+    };
     let shard = Shard::new(identity, store, setup.metadata.clone(), setup.mailboxes.clone(), setup.began);
     shard.follow_metadata().await;
     shard.store.begin_service().await.map_err(text)?;
@@ -514,15 +523,39 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener) {
     }
 }
 
+/// Reads exactly these bytes, all of them before `deadline`.
+async fn read_before(stream: &mut TcpStream, deadline: Instant, bytes: &mut [u8]) -> io::Result<()> {
+    let mut have = 0;
+    while have < bytes.len() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left)).map_err(io::Error::from)?;
+        match stream.read(&mut bytes[have..]).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => have += read,
+        }
+    }
+    Ok(())
+}
+
 /// Reads Hello, exactly and not a byte more, and gives the connection to the shard that it asks for.
 async fn greet(shard: Rc<Shard>, mut stream: TcpStream) {
     let Ok(peer) = stream.peer_addr() else { return };
-    if stream.set_read_timeout(Some(Duration::from_millis(HELLO_TIMEOUT_MS))).is_err() {
-        return;
-    }
+    let limit = shard.identity.time_outs.hello;
+    let deadline = Instant::now() + limit;
+    let late = async |stream, error: io::Error| {
+        if error.kind() != io::ErrorKind::TimedOut {
+            return;
+        }
+        tracing::info!("connection from {peer} closed: no Hello within {limit:?}");
+        crate::storage::count(&shard.counters.timed_out_connections, 1);
+        refuse(stream, 0, ErrorCode::HelloRequired, &format!("no Hello within {limit:?}")).await;
+    };
     let mut prefix = [0; PREFIX_BYTES];
-    if stream.read_exact(&mut prefix).await.is_err() {
-        return;
+    if let Err(error) = read_before(&mut stream, deadline, &mut prefix).await {
+        return late(stream, error).await;
     }
     let prefix = match Prefix::decode(prefix, FRAME_BYTES_MAX_BEFORE_HELLO) {
         Ok(prefix) => prefix,
@@ -533,8 +566,8 @@ async fn greet(shard: Rc<Shard>, mut stream: TcpStream) {
         }
     };
     let mut rest = vec![0; prefix.frame_bytes - PREFIX_BYTES];
-    if stream.read_exact(&mut rest).await.is_err() {
-        return;
+    if let Err(error) = read_before(&mut stream, deadline, &mut rest).await {
+        return late(stream, error).await;
     }
     let mut aligned = Aligned::default();
     let metadata = aligned.align(&rest[..prefix.metadata_bytes]);

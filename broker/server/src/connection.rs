@@ -17,10 +17,11 @@ use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use futures_util::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use logic::limits::{
-    FRAME_BYTES_MAX, FRAME_METADATA_BYTES_MAX, FRAME_TABLES_MAX, FRAME_TIMEOUT_MS,
-    IN_FLIGHT_BYTES_PER_CONNECTION_MAX, IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX, IN_PLACE_BODY_BYTES_MIN,
-    REPLY_BYTES_PER_CONNECTION_MAX, WRITE_TIMEOUT_MS,
+    FRAME_BYTES_MAX, FRAME_METADATA_BYTES_MAX, FRAME_TABLES_MAX, IN_FLIGHT_BYTES_PER_CONNECTION_MAX,
+    IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX, IN_PLACE_BODY_BYTES_MIN, PEER_PROBE_INTERVAL_MS, PEER_PROBES_MAX,
+    REPLY_BYTES_PER_CONNECTION_MAX,
 };
+use rustix::net::sockopt;
 use schema::error_code::ErrorCode;
 use schema::frame::{self, FrameError, PREFIX_BYTES, Prefix};
 use schema::wire;
@@ -29,14 +30,28 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// Bytes received at once into a batch's own buffer: small enough to be checksummed while in cache.
 const RECEIVE_STEP_BYTES: usize = 256 * 1024;
 /// Pieces handed to the socket at once.
 const WRITE_PIECES_MAX: usize = 64;
+
+/// Has the kernel find out that a peer is gone without a word: nobody else would, while nothing is sent.
+fn probe_silent_peer(stream: &TcpStream, after: Duration) {
+    // SAFETY: the descriptor is open as long as the stream, which is borrowed for longer than this.
+    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    let interval = Duration::from_millis(PEER_PROBE_INTERVAL_MS).min(after);
+    // Without it the connection is as good, only its end may go unnoticed.
+    let _ = sockopt::set_tcp_keepidle(socket, after);
+    let _ = sockopt::set_tcp_keepintvl(socket, interval);
+    let _ = sockopt::set_tcp_keepcnt(socket, PEER_PROBES_MAX);
+    let _ = sockopt::set_socket_keepalive(socket, true);
+}
 
 /// One piece of a reply.
 pub enum Piece {
@@ -78,8 +93,12 @@ pub struct Connection {
     reader: RefCell<Option<Waker>>,
     in_flight_bytes: Cell<usize>,
     in_flight_requests: Cell<usize>,
+    /// Budget taken for the frame whose beginning has been received.
+    reserved: Cell<usize>,
     frame_began_ms: Cell<Option<u64>>,
     write_stalled_ms: Cell<Option<u64>>,
+    /// Told to go; closed at the next sweep.
+    condemned: Cell<bool>,
     ended: Cell<bool>,
     dead: Cell<bool>,
 }
@@ -123,8 +142,8 @@ pub struct Received {
 enum Step {
     /// Everything usable has been used.
     More,
-    /// The shard has no budget for the next frame.
-    NoBudget(usize),
+    /// A frame of so many bytes has begun: its budget must be taken before more of it is received.
+    Reserve(usize),
     /// The connection has too much under way.
     Muted,
     /// A large batch follows.
@@ -137,6 +156,7 @@ impl Connection {
     /// Serves a connection that has said Hello until it ends.
     pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello: impl FnOnce(&Rc<Self>)) {
         let _ = stream.set_nodelay(true);
+        probe_silent_peer(&stream, shard.identity.time_outs.probe_after);
         let connection = Rc::new(Self {
             id: shard.connection_id(),
             peer,
@@ -146,8 +166,10 @@ impl Connection {
             reader: RefCell::default(),
             in_flight_bytes: Cell::new(0),
             in_flight_requests: Cell::new(0),
+            reserved: Cell::new(0),
             frame_began_ms: Cell::new(None),
             write_stalled_ms: Cell::new(None),
+            condemned: Cell::new(false),
             ended: Cell::new(false),
             dead: Cell::new(false),
             shard,
@@ -159,6 +181,7 @@ impl Connection {
         let reading = connection.clone();
         glommio::spawn_local(async move {
             reading.read_requests().await;
+            reading.shard.give_in_flight(reading.reserved.take());
             reading.ended.set(true);
             reading.wake_writer();
         })
@@ -175,7 +198,7 @@ impl Connection {
         self.dead.set(true);
         self.ended.set(true);
         // The reader's pending receive returns with the end of the stream.
-        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&*self.stream.borrow());
+        let descriptor = self.stream.borrow().as_raw_fd();
         // SAFETY: the descriptor is the open stream's; shutdown takes no memory.
         unsafe { libc::shutdown(descriptor, Shutdown::Both as i32) };
         self.wake_reader();
@@ -189,15 +212,24 @@ impl Connection {
         self.wake_writer();
     }
 
-    /// Closes the connection if its peer is too slow.
+    /// Closes the connection if its peer is too slow; it is told first, and has until the next sweep to
+    /// listen.
     pub fn sweep(&self, now_ms: u64) {
-        let slow_frame = self.frame_began_ms.get().is_some_and(|began| now_ms >= began + FRAME_TIMEOUT_MS);
-        let slow_peer = self.write_stalled_ms.get().is_some_and(|began| now_ms >= began + WRITE_TIMEOUT_MS);
-        if slow_frame || slow_peer {
+        let over = |began: Option<u64>, limit: Duration| {
+            began.is_some_and(|began| now_ms >= began + limit.as_millis() as u64)
+        };
+        let limits = self.shard.identity.time_outs;
+        let slow_frame = over(self.frame_began_ms.get(), limits.frame);
+        let slow_peer = over(self.write_stalled_ms.get(), limits.replies);
+        if self.condemned.get() || slow_peer {
+            self.close();
+        }
+        if (slow_frame || slow_peer) && !self.condemned.replace(true) {
             let what = if slow_frame { "a frame" } else { "its replies" };
             tracing::info!("connection from {} closed: took too long over {what}", self.peer);
             crate::storage::count(&self.shard.counters.timed_out_connections, 1);
-            self.close();
+            let text = format!("took longer over {what} than {:?}", limits.frame);
+            self.reply_error(0, ErrorCode::InvalidFrame, &text, 0);
         }
     }
 
@@ -237,6 +269,10 @@ impl Connection {
         let mut partial: Vec<u8> = Vec::new();
         let mut retry = false;
         loop {
+            if self.is_muted() {
+                // Its time does not run while it is not read.
+                self.frame_began_ms.set(None);
+            }
             self.unmuted().await;
             if self.ended.get() {
                 return;
@@ -252,9 +288,12 @@ impl Connection {
             match step {
                 Step::More => {}
                 Step::Muted => retry = true,
-                Step::NoBudget(bytes) => {
+                Step::Reserve(bytes) => {
+                    // Nobody waits here with more than one buffer's worth of bytes, so whoever has budget
+                    // can finish its frame. Its time does not run meanwhile.
+                    self.frame_began_ms.set(None);
                     self.shard.wait_in_flight(bytes).await;
-                    self.shard.give_in_flight(bytes);
+                    self.reserved.set(bytes);
                     retry = true;
                 }
                 Step::InPlace(body) => {
@@ -266,9 +305,10 @@ impl Connection {
                 }
                 Step::Close => return,
             }
-            let began = (!partial.is_empty()).then(|| self.shard.now_ms());
-            if began.is_none() || self.frame_began_ms.get().is_none() {
-                self.frame_began_ms.set(began);
+            if partial.is_empty() {
+                self.frame_began_ms.set(None);
+            } else if self.frame_began_ms.get().is_none() {
+                self.frame_began_ms.set(Some(self.shard.now_ms()));
             }
         }
     }
@@ -327,17 +367,21 @@ impl Connection {
                 }
             };
             let complete = rest.len() >= prefix.frame_bytes;
-            let in_place =
-                prefix.body_bytes() >= IN_PLACE_BODY_BYTES_MIN && rest.len() >= prefix.body_start();
+            let in_place = self.reserved.get() == 0
+                && prefix.body_bytes() >= IN_PLACE_BODY_BYTES_MIN
+                && rest.len() >= prefix.body_start();
             if !complete && !in_place {
-                return (at, Step::More);
+                let step =
+                    if self.reserved.get() == 0 { Step::Reserve(prefix.frame_bytes) } else { Step::More };
+                return (at, step);
             }
             if at > 0 && self.is_muted() {
                 return (at, Step::Muted);
             }
-            if !self.shard.take_in_flight(prefix.frame_bytes) {
-                return (at, Step::NoBudget(prefix.frame_bytes));
+            if self.reserved.replace(0) == 0 && !self.shard.take_in_flight(prefix.frame_bytes) {
+                return (at, Step::Reserve(prefix.frame_bytes));
             }
+            self.frame_began_ms.set(None);
             let metadata = &rest[PREFIX_BYTES..PREFIX_BYTES + prefix.metadata_bytes];
             let mut aligned = self.shard.aligned.borrow_mut();
             let request = match frame::request(aligned.align(metadata), FRAME_TABLES_MAX) {
@@ -360,7 +404,7 @@ impl Connection {
                         return (at, Step::InPlace(produce));
                     }
                     // Not one batch for a partition of this shard: wait for the whole frame.
-                    Err(_in_flight) if !complete => return (at, Step::More),
+                    Err(_in_flight) if !complete => return (at, Step::Reserve(prefix.frame_bytes)),
                     Err(in_flight) => {
                         let body = &rest[prefix.body_start()..prefix.frame_bytes];
                         self.handle(&request, body, began_ns, in_flight);

@@ -15,7 +15,10 @@ use crate::store::Store;
 use flatbuffers::FlatBufferBuilder;
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerId, ShardId, TopicPartition};
-use logic::limits::{IN_FLIGHT_BYTES_PER_SHARD_MAX, RECEIVE_SCRATCH_BYTES};
+use logic::limits::{
+    FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX, PEER_PROBE_AFTER_MS,
+    RECEIVE_SCRATCH_BYTES, WRITE_TIMEOUT_MS,
+};
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
 use logic::metadata::reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
@@ -29,7 +32,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A partition of the running broker.
 pub type Partition = partition::Partition<RingDisk>;
@@ -70,6 +73,30 @@ pub struct ShardCounters {
     pub timed_out_connections: Cell<u64>,
 }
 
+/// How long peers may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeOuts {
+    /// From the connection to the last byte of its Hello.
+    pub hello: Duration,
+    /// From a frame's first byte to its last.
+    pub frame: Duration,
+    /// For the next bytes of its replies.
+    pub replies: Duration,
+    /// Silent for so long, it is asked whether it is still there.
+    pub probe_after: Duration,
+}
+
+impl Default for TimeOuts {
+    fn default() -> Self {
+        Self {
+            hello: Duration::from_millis(HELLO_TIMEOUT_MS),
+            frame: Duration::from_millis(FRAME_TIMEOUT_MS),
+            replies: Duration::from_millis(WRITE_TIMEOUT_MS),
+            probe_after: Duration::from_millis(PEER_PROBE_AFTER_MS),
+        }
+    }
+}
+
 /// Who this shard is.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
@@ -79,6 +106,8 @@ pub struct Identity {
     pub shard: ShardId,
     /// How many there are.
     pub shards: u16,
+    /// How long its peers may take.
+    pub time_outs: TimeOuts,
 }
 
 /// A core's share of the broker.
