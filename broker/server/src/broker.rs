@@ -42,6 +42,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const BROKER: BrokerId = BrokerId::new(0);
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
 const RETENTION_TICKS: u64 = 10;
+/// The longest that a shard sleeps over a task that could run, milliseconds.
+const AWAKE_MS: u64 = 5;
 
 /// How long a stopping broker waits for its last replies to be taken.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -335,7 +337,22 @@ impl Environment for System {
     }
 }
 
+/// Wakes the executor now and then, for as long as it lives.
+///
+/// The runtime takes a run that was preempted before its first task for an idle one: if nothing else has
+/// happened meanwhile it sleeps with tasks ready to run. A loaded machine does that every few seconds,
+/// and a start or a stop, where no other timer runs, would hang for ever.
+fn keep_awake() {
+    glommio::spawn_local(async {
+        loop {
+            glommio::timer::sleep(Duration::from_millis(AWAKE_MS)).await;
+        }
+    })
+    .detach();
+}
+
 async fn shard_main(setup: Setup) -> Result<(), String> {
+    keep_awake();
     let ready = setup.ready.clone();
     let number = setup.number;
     let stop = setup.stop.clone();
