@@ -16,7 +16,7 @@ use logic::limits::TOPICS_PER_REQUEST_MAX;
 use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, Topic, topic_config};
 use schema::error_code::ErrorCode;
 use schema::wire;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -56,8 +56,11 @@ pub struct AskedTopic {
 type Strings<'a> = flatbuffers::Vector<'a, flatbuffers::ForwardsUOffset<&'a str>>;
 type Configs<'a> = flatbuffers::Vector<'a, flatbuffers::ForwardsUOffset<wire::ConfigEntry<'a>>>;
 
+/// The names of a list, each once: naming a topic again does not make the answer longer.
 fn strings(list: Option<Strings<'_>>) -> Vec<String> {
-    list.iter().flatten().take(TOPICS_PER_REQUEST_MAX).map(str::to_owned).collect()
+    let mut seen = BTreeSet::new();
+    let names = list.iter().flatten().take(TOPICS_PER_REQUEST_MAX);
+    names.filter(|name| seen.insert(*name)).map(str::to_owned).collect()
 }
 
 fn configs(list: Option<Configs<'_>>) -> Vec<(String, String)> {

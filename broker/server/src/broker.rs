@@ -146,7 +146,8 @@ impl Broker {
     pub fn start(config: BrokerConfig) -> Result<Self, StartError> {
         check(&config)?;
         let directory = DataDirectory::open(&config.data_directory)?;
-        let address = free_address(config.listen)?;
+        let (address, port) = take_port(config.listen)?;
+        directory.set_shards(config.shards)?;
         let (mailboxes, own) = mailboxes(config.shards);
         let (signals, signalled): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
@@ -203,6 +204,8 @@ impl Broker {
                 }
             }
         }
+        // The listeners have the port now.
+        drop(port);
         Ok(broker)
     }
 
@@ -260,12 +263,20 @@ fn check(config: &BrokerConfig) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The address to listen on, checked to be free: every shard's listener shares the port, so a second
-/// broker on it would be let in silently.
-fn free_address(listen: SocketAddr) -> Result<SocketAddr, StartError> {
-    std::net::TcpListener::bind(listen)
-        .and_then(|probe| probe.local_addr())
-        .map_err(|error| StartError::Listen { address: listen, error })
+/// Takes the port for this broker: every shard's listener shares it, so a second broker on it would be let
+/// in silently. The socket keeps the port, without listening, until the shards' listeners have it.
+fn take_port(listen: SocketAddr) -> Result<(SocketAddr, socket2::Socket), StartError> {
+    let take = || -> io::Result<(SocketAddr, socket2::Socket)> {
+        let domain = socket2::Domain::for_address(listen);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+        // Connections of an earlier life that are not forgotten yet are no obstacle; a listener is.
+        socket.set_reuse_address(true)?;
+        socket.bind(&listen.into())?;
+        socket.set_reuse_port(true)?;
+        let address = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok((address, socket))
+    };
+    take().map_err(|error| StartError::Listen { address: listen, error })
 }
 
 /// The host to tell clients: the address listened on; empty if that is every address, which clients
@@ -527,14 +538,17 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener) {
         };
         let full = shard.connections.borrow().len() >= CONNECTIONS_PER_SHARD_MAX
             || greeting.get() >= CONNECTIONS_BEFORE_HELLO_MAX;
-        let (shard, greeting) = (shard.clone(), greeting.clone());
-        greeting.set(greeting.get() + 1);
+        if greeting.get() >= 2 * CONNECTIONS_BEFORE_HELLO_MAX {
+            // Too many even to be told.
+            continue;
+        }
+        let shard = shard.clone();
+        let greeting = Greeting::new(&greeting);
         glommio::spawn_local(async move {
             match full {
                 true => refuse(stream, 0, ErrorCode::TooManyConnections, "this shard has no room").await,
-                false => greet(shard, stream).await,
+                false => greet(shard, stream, greeting).await,
             }
-            greeting.set(greeting.get() - 1);
         })
         .detach();
     }
@@ -557,8 +571,24 @@ async fn read_before(stream: &mut TcpStream, deadline: Instant, bytes: &mut [u8]
     Ok(())
 }
 
+/// A connection that has not said Hello; counted until dropped.
+struct Greeting(Rc<Cell<usize>>);
+
+impl Greeting {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// Reads Hello, exactly and not a byte more, and gives the connection to the shard that it asks for.
-async fn greet(shard: Rc<Shard>, mut stream: TcpStream) {
+async fn greet(shard: Rc<Shard>, mut stream: TcpStream, greeting: Greeting) {
     let Ok(peer) = stream.peer_addr() else { return };
     let limit = shard.identity.time_outs.hello;
     let deadline = Instant::now() + limit;
@@ -620,6 +650,7 @@ async fn greet(shard: Rc<Shard>, mut stream: TcpStream) {
     if stream.set_read_timeout(None).is_err() {
         return;
     }
+    drop(greeting);
     if target == shard.identity.shard {
         return serve(shard, stream, peer, id, protocol_version).await;
     }
@@ -676,11 +707,7 @@ async fn refuse(mut stream: TcpStream, id: u64, code: ErrorCode, message: &str) 
     let _ = stream.write_all(&out).await;
     let _ = stream.shutdown(std::net::Shutdown::Write).await;
     // Bytes that were not read would turn the close into a reset, and the answer would be lost.
-    let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));
-    let mut ignored = [0; 4096];
-    while let Ok(bytes) = stream.read(&mut ignored).await {
-        if bytes == 0 {
-            break;
-        }
-    }
+    let mut ignored = vec![0; FRAME_BYTES_MAX_BEFORE_HELLO];
+    let patience = Instant::now() + Duration::from_millis(200);
+    let _ = read_before(&mut stream, patience, &mut ignored).await;
 }

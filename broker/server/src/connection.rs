@@ -38,6 +38,8 @@ use std::time::Duration;
 
 /// Bytes received at once into a batch's own buffer: small enough to be checksummed while in cache.
 const RECEIVE_STEP_BYTES: usize = 256 * 1024;
+/// Small replies are gathered up to this size.
+const PIECE_BYTES_MAX: usize = 64 * 1024;
 /// Pieces handed to the socket at once.
 const WRITE_PIECES_MAX: usize = 64;
 
@@ -181,7 +183,7 @@ impl Connection {
         let reading = connection.clone();
         glommio::spawn_local(async move {
             reading.read_requests().await;
-            reading.shard.give_in_flight(reading.reserved.take());
+            reading.shard.give_partial(reading.reserved.take());
             reading.ended.set(true);
             reading.wake_writer();
         })
@@ -274,6 +276,8 @@ impl Connection {
                 self.frame_began_ms.set(None);
             }
             self.unmuted().await;
+            // A socket that always has bytes must not keep the core from everybody else.
+            glommio::yield_if_needed().await;
             if self.ended.get() {
                 return;
             }
@@ -292,7 +296,7 @@ impl Connection {
                     // Nobody waits here with more than one buffer's worth of bytes, so whoever has budget
                     // can finish its frame. Its time does not run meanwhile.
                     self.frame_began_ms.set(None);
-                    self.shard.wait_in_flight(bytes).await;
+                    self.shard.wait_partial(bytes).await;
                     self.reserved.set(bytes);
                     retry = true;
                 }
@@ -378,8 +382,12 @@ impl Connection {
             if at > 0 && self.is_muted() {
                 return (at, Step::Muted);
             }
-            if self.reserved.replace(0) == 0 && !self.shard.take_in_flight(prefix.frame_bytes) {
-                return (at, Step::Reserve(prefix.frame_bytes));
+            match self.reserved.take() {
+                0 if !self.shard.take_in_flight(prefix.frame_bytes) => {
+                    return (at, Step::Reserve(prefix.frame_bytes));
+                }
+                0 => {}
+                reserved => self.shard.complete_partial(reserved),
             }
             self.frame_began_ms.set(None);
             let metadata = &rest[PREFIX_BYTES..PREFIX_BYTES + prefix.metadata_bytes];
@@ -444,6 +452,7 @@ impl Connection {
                 Ok(bytes) if bytes > 0 => produce.received(bytes),
                 _ => return false,
             }
+            glommio::yield_if_needed().await;
         }
         self.frame_began_ms.set(None);
         crate::storage::count(&self.shard.counters.requests, 1);
@@ -473,7 +482,10 @@ impl Connection {
         builder.reset();
         let root = build(&mut builder);
         let mut outbox = self.outbox.borrow_mut();
-        if !matches!(outbox.pieces.back(), Some(Piece::Owned(_))) {
+        // Replies share a piece while it waits; one that is being sent, or is large, is left alone.
+        let joins = outbox.pieces.len() > 1
+            && matches!(outbox.pieces.back(), Some(Piece::Owned(bytes)) if bytes.len() < PIECE_BYTES_MAX);
+        if !joins {
             outbox.pieces.push_back(Piece::Owned(Vec::with_capacity(256)));
         }
         let mut head = 0;
@@ -550,6 +562,7 @@ impl Connection {
             let Some(bytes) = wrote else { return };
             self.shard.add_reply_bytes(0, bytes);
             self.wake_reader();
+            glommio::yield_if_needed().await;
         }
     }
 }

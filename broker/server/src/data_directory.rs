@@ -103,6 +103,52 @@ impl DataDirectory {
     }
 }
 
+impl DataDirectory {
+    /// Says how many shards will run. With another number than before, partitions change their shards, and
+    /// what a shard's checkpoint said of them may be long out of date: all checkpoints go, durably, and this
+    /// one start reads everything.
+    pub fn set_shards(&self, shards: usize) -> Result<(), DataDirectoryError> {
+        let path = self.path.join("shards");
+        let unusable = |error| DataDirectoryError::Unusable { path: path.clone(), error };
+        let text = format!("{shards}\n");
+        match fs::read_to_string(&path) {
+            Ok(before) if before == text => return Ok(()),
+            Ok(_) => forget_checkpoints(&self.path).map_err(unusable)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                forget_checkpoints(&self.path).map_err(unusable)?;
+            }
+            Err(error) => return Err(unusable(error)),
+        }
+        let temporary = self.path.join("shards.new");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(unusable)
+    }
+}
+
+fn forget_checkpoints(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let shard = entry?;
+        if !shard.file_name().to_string_lossy().starts_with("shard-") {
+            continue;
+        }
+        for name in ["checkpoint.a", "checkpoint.b"] {
+            match fs::remove_file(shard.path().join(name)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        File::open(shard.path())?.sync_all()?;
+    }
+    Ok(())
+}
+
 fn read_identity(identity: &Path) -> Result<u128, DataDirectoryError> {
     let damaged = || DataDirectoryError::Identity { path: identity.to_owned() };
     let text = fs::read_to_string(identity)

@@ -204,6 +204,18 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
     .detach();
 }
 
+/// A place among the waiting fetches, given up when dropped.
+struct Place<'a> {
+    shard: &'a Shard,
+    key: WaiterKey,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shard.waiters.borrow_mut().remove(self.key);
+    }
+}
+
 /// A fetch that is not answered.
 struct Job {
     shard: Rc<Shard>,
@@ -297,18 +309,21 @@ impl Job {
             }
             // Something may have become visible while another entry was read.
             let moved = found.iter().any(|(at, one)| {
-                let id = self.entries[*at].id;
-                one.bytes == 0
+                let entry = &self.entries[*at];
+                one.bytes < entry.max_bytes
                     && self
                         .shard
                         .store
-                        .partition(&id)
+                        .partition(&entry.id)
                         .is_none_or(|p| p.high_watermark().get() > one.high_watermark)
             });
             if moved {
                 continue;
             }
-            let Some(_key) = self.park(&parked, &found, now_ms, deadline_ms) else { return found };
+            let Some(key) = self.park(&parked, &found, now_ms, deadline_ms) else { return found };
+            // Buffers are not held while waiting; a wait that is given up leaves nothing behind.
+            drop(found);
+            let _place = Place { shard: &self.shard, key };
             parked.wait().await;
         }
     }

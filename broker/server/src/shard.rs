@@ -16,8 +16,8 @@ use flatbuffers::FlatBufferBuilder;
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerId, ShardId, TopicPartition};
 use logic::limits::{
-    FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX, PEER_PROBE_AFTER_MS,
-    RECEIVE_SCRATCH_BYTES, WRITE_TIMEOUT_MS,
+    FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX,
+    PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES, WRITE_TIMEOUT_MS,
 };
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
@@ -135,6 +135,8 @@ pub struct Shard {
     image: RefCell<Arc<Image>>,
     local: RefCell<LocalPartitions>,
     in_flight_bytes: Cell<usize>,
+    /// Of those, bytes of frames that are not complete.
+    partial_bytes: Cell<usize>,
     reply_bytes: Cell<usize>,
     room: RefCell<VecDeque<Waker>>,
     settling: RefCell<Vec<Waker>>,
@@ -166,6 +168,7 @@ impl Shard {
             connections: RefCell::default(),
             local: RefCell::default(),
             in_flight_bytes: Cell::new(0),
+            partial_bytes: Cell::new(0),
             reply_bytes: Cell::new(0),
             room: RefCell::default(),
             settling: RefCell::default(),
@@ -322,10 +325,14 @@ impl Shard {
         true
     }
 
-    /// Waits until there is budget for `bytes`, then takes it.
-    pub async fn wait_in_flight(&self, bytes: usize) {
+    /// Waits until there is budget for a frame of `bytes` that is not complete, then takes it. Incomplete
+    /// frames get half of the budget, large ones half of that: peers that begin frames and do not end them
+    /// leave room for those that do.
+    pub async fn wait_partial(&self, bytes: usize) {
+        let most = IN_FLIGHT_BYTES_PER_SHARD_MAX / if bytes > FRAME_BYTES_MAX_BEFORE_HELLO { 4 } else { 2 };
         poll_fn(|context| {
-            if self.take_in_flight(bytes) {
+            if self.partial_bytes.get() + bytes <= most && self.take_in_flight(bytes) {
+                self.partial_bytes.set(self.partial_bytes.get() + bytes);
                 return Poll::Ready(());
             }
             self.room.borrow_mut().push_back(context.waker().clone());
@@ -334,9 +341,25 @@ impl Shard {
         .await;
     }
 
+    /// A frame is complete: its bytes go on counting as in flight.
+    pub fn complete_partial(&self, bytes: usize) {
+        self.partial_bytes.set(self.partial_bytes.get() - bytes);
+        self.wake_waiting();
+    }
+
+    /// A frame was given up.
+    pub fn give_partial(&self, bytes: usize) {
+        self.complete_partial(bytes);
+        self.give_in_flight(bytes);
+    }
+
     /// Gives request bytes back.
     pub fn give_in_flight(&self, bytes: usize) {
         self.in_flight_bytes.set(self.in_flight_bytes.get() - bytes);
+        self.wake_waiting();
+    }
+
+    fn wake_waiting(&self) {
         let waiting = std::mem::take(&mut *self.room.borrow_mut());
         waiting.into_iter().for_each(Waker::wake);
     }

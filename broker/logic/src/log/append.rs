@@ -300,6 +300,17 @@ impl Log {
         (self.durable_point.sequence, self.durable_point.position)
     }
 
+    /// Where the durable groups of a segment end, bytes from its start; 0 for one that the log has rolled into
+    /// without anything durable in it. `None` for a segment that is gone.
+    pub fn durable_end_position(&self, sequence: u64) -> Option<u64> {
+        let end = self.segment(sequence)?.end_position;
+        Some(match sequence.cmp(&self.durable_point.sequence) {
+            std::cmp::Ordering::Less => end,
+            std::cmp::Ordering::Equal => end.min(self.durable_point.position),
+            std::cmp::Ordering::Greater => 0,
+        })
+    }
+
     /// Gives the next `records` offsets to a batch of this epoch; the first of them.
     pub fn append(&mut self, records: u32, leader_epoch: LeaderEpoch) -> Offset {
         let base = self.log_end;

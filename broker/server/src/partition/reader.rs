@@ -146,9 +146,9 @@ struct Admission<'a>(&'a ChunkCache);
 impl Drop for Admission<'_> {
     fn drop(&mut self) {
         self.0.reading.set(self.0.reading.get() - 1);
-        if let Some(waker) = self.0.queue.borrow_mut().pop_front() {
-            waker.wake();
-        }
+        // All of them: one that has gone away meanwhile would keep the permit from the others.
+        let waiting = std::mem::take(&mut *self.0.queue.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -555,8 +555,8 @@ impl<'a, D: Disk> Walk<'a, D> {
                 return Ok(Step::End);
             };
             self.from.end_position = end;
-            let (durable_sequence, durable_position) = self.partition.with_log(|log| log.durable_position());
-            let limit = if sequence == durable_sequence { end.min(durable_position) } else { end };
+            let (durable_sequence, _) = self.partition.with_log(|log| log.durable_position());
+            let limit = self.partition.with_log(|log| log.durable_end_position(sequence)).unwrap_or(0);
             if self.from.position < limit {
                 break;
             }
@@ -710,11 +710,8 @@ async fn load<D: Disk>(
     let result = async {
         let _admission = cache.admit().await;
         let start = key.chunk * READ_BYTES_MAX as u64;
-        let (durable_sequence, durable_position) = partition.with_log(|log| log.durable_position());
-        let end = match partition.with_log(|log| log.segment(key.sequence).map(|s| s.end_position)) {
-            Some(end) if key.sequence < durable_sequence => end,
-            Some(end) => end.min(durable_position),
-            None => return Err(io::Error::from(io::ErrorKind::NotFound)),
+        let Some(end) = partition.with_log(|log| log.durable_end_position(key.sequence)) else {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
         };
         let bytes = end.saturating_sub(start).min(READ_BYTES_MAX as u64) as usize;
         let buffer = partition.storage().pool.take(bytes.max(BLOCK_BYTES));

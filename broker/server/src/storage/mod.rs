@@ -27,7 +27,7 @@ use logic::limits::{
     WRITE_BYTES_MAX,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
-use schema::checkpoint::Checkpoint;
+use schema::checkpoint::{Checkpoint, CheckpointError};
 use schema::segment::{SegmentHeader, SegmentState};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -484,6 +484,13 @@ impl<D: Disk> Storage<D> {
                     newest = Some(found);
                 }
                 Ok(_) => {}
+                Err(CheckpointError::Version(found)) => {
+                    return Err(io::Error::other(format!(
+                        "{} has format version {found}: a newer ringlog wrote it; start that one, or restore \
+                         a backup",
+                        path.display()
+                    )));
+                }
                 Err(error) => {
                     damaged = true;
                     self.notice(format!(

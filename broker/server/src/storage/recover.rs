@@ -6,8 +6,9 @@
 use super::disk::Disk;
 use super::{Storage, parse_segment_name, partition_directory, segment_name};
 use logic::log::LogIdentity;
-use logic::log::recovery::{Recovered, Recovery, SegmentFile};
+use logic::log::recovery::{ReadRequest, Recovered, Recovery, SegmentFile};
 use schema::checkpoint::PartitionCheckpoint;
+use schema::segment::{SegmentError, SegmentHeader};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -48,7 +49,11 @@ pub async fn recover<D: Disk>(
         };
         let buffer = storage.pool.take(request.bytes);
         match storage.disk.read(&file, request.position, buffer).await {
-            Ok((buffer, read)) => recovery.feed(&buffer[..read.min(request.bytes)]),
+            Ok((buffer, read)) => {
+                let bytes = &buffer[..read.min(request.bytes)];
+                refuse_newer(storage, &identity, request, bytes)?;
+                recovery.feed(bytes);
+            }
             Err(error) => {
                 storage.notice(format!(
                     "{}: {} bytes at {} of segment {} cannot be read: {error}",
@@ -69,4 +74,23 @@ pub async fn recover<D: Disk>(
         }
     }
     Ok(recovered)
+}
+
+/// A segment that a newer build has written is sound, only not for us: it must not be taken for damage.
+fn refuse_newer<D: Disk>(
+    storage: &Storage<D>,
+    identity: &LogIdentity,
+    request: ReadRequest,
+    bytes: &[u8],
+) -> io::Result<()> {
+    match SegmentHeader::decode(bytes) {
+        Err(SegmentError::Version { found }) if request.position == 0 => {
+            let path = partition_directory(storage.root(), identity).join(segment_name(request.sequence));
+            Err(io::Error::other(format!(
+                "{} has format version {found}: a newer ringlog wrote it; start that one, or restore a backup",
+                path.display()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
