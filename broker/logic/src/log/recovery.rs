@@ -654,15 +654,17 @@ impl Recovery {
             if kept {
                 continue;
             }
+            let behind = cursor_file.is_none_or(|cursor| at > cursor);
             match file.header {
                 Some(SegmentHeader { state: SegmentState::Placed, nonce, .. })
-                    if placed.is_none() && cursor_file.is_none_or(|cursor| at > cursor) =>
+                    if placed.is_none() && behind =>
                 {
                     placed = Some((file.file.sequence, nonce));
                 }
                 header => {
                     self.discard.push(file.file.sequence);
-                    cut |= header.map_or(!self.clean, |header| header.state == SegmentState::Open);
+                    let held = header.map_or(!self.clean, |header| header.state == SegmentState::Open);
+                    cut |= behind && held;
                 }
             }
         }

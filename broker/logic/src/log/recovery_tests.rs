@@ -1,1 +1,431 @@
+//! Recovery, row by row: a script writes a log with the real machine, loses, tears and rots bytes of it,
+//! and recovers. Each row says what the last recovery of its script found.
+//!
+//! A script is words: `a3` writes a group of three records and has it acknowledged, `f3` leaves it in
+//! flight though written, `l3` in flight and lost, `t3` in flight and torn behind its first sector; `A`
+//! and `T` do so with 1.5 MiB. `E` attests, `R` lets the next group roll, `H` besides loses the header of
+//! the segment that it rolls into, `P` places a segment ahead. `C` takes a checkpoint, `Q` one of an
+//! orderly end. `D3` moves the log's start to 3 and removes files, `K3` moves it and the files stay.
+//! `x0.2` rots the header in block 2 of segment 0, `n0.2` its nonce, `y0.2` its payload, `z0.2` zeroes the
+//! block, `-1` removes segment 1. `!` recovers and goes on from there.
 
+use super::*;
+use crate::ids::{PartitionIndex, TopicId, TopicPartition};
+use crate::log::append::{Log, LogSettings, OpenGroup, RoundId};
+use schema::segment::GROUP_HEADER_BYTES;
+use std::collections::BTreeMap;
+
+const IDENTITY: LogIdentity = LogIdentity {
+    partition: TopicPartition { topic: TopicId::new(7), partition: PartitionIndex::new(3) },
+    generation: 2,
+};
+const SETTINGS: LogSettings = LogSettings { segment_bytes: 1 << 20, segment_ms: i64::MAX };
+
+/// CRC-32C, bit by bit: another implementation than the one that is tested.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & 0u32.wrapping_sub(crc & 1)))
+    })
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Acknowledged,
+    InFlight,
+    Lost,
+    Torn,
+}
+
+struct Bench {
+    log: Log,
+    files: BTreeMap<u64, Vec<u8>>,
+    checkpoint: Option<PartitionCheckpoint>,
+    clean: bool,
+    round: u64,
+    nonce: u64,
+    roll: bool,
+    lose_header: bool,
+    last: Option<Recovered>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            log: Log::new(IDENTITY, SETTINGS, LogStart::new()),
+            files: BTreeMap::new(),
+            checkpoint: None,
+            clean: false,
+            round: 0,
+            nonce: 0x1234_5678_9abc_def0,
+            roll: false,
+            lose_header: false,
+            last: None,
+        }
+    }
+
+    fn put(&mut self, sequence: u64, position: u64, bytes: &[u8]) {
+        let file = self.files.get_mut(&sequence).expect("a file that is in place");
+        let end = position as usize + bytes.len();
+        if file.len() < end {
+            file.resize(end.next_multiple_of(BLOCK_BYTES), 0);
+        }
+        file[position as usize..end].copy_from_slice(bytes);
+    }
+
+    fn place(&mut self, sequence: u64) {
+        self.nonce =
+            self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let header = SegmentHeader {
+            state: SegmentState::Placed,
+            nonce: self.nonce,
+            incarnation: self.log.incarnation(),
+            topic_id: IDENTITY.partition.topic.get(),
+            partition: IDENTITY.partition.partition.get(),
+            generation: IDENTITY.generation,
+            sequence,
+            base_offset: 0,
+            previous_end: 0,
+            previous_chain: 0,
+            durable_floor: 0,
+            opened_ms: 0,
+        };
+        let mut block = vec![0; BLOCK_BYTES];
+        header.encode(&mut block);
+        self.files.insert(sequence, vec![0; 16 * BLOCK_BYTES]);
+        self.put(sequence, 0, &block);
+        self.log.segment_placed(sequence, self.nonce);
+    }
+
+    fn write(&mut self, group: OpenGroup, payload: &[u8], fate: Fate) {
+        if std::mem::take(&mut self.roll) {
+            self.log.set_settings(LogSettings { segment_ms: 0, ..SETTINGS });
+        }
+        if let Some(needed) = self.log.segment_needed(group.payload_bytes, 1000) {
+            self.place(needed.sequence);
+        }
+        self.round += 1;
+        let sealed = self.log.seal(&group, RoundId(self.round), 1000);
+        self.log.set_settings(SETTINGS);
+        let mut bytes = vec![0; sealed.placement.bytes as usize];
+        sealed.header.encode(&mut bytes);
+        bytes[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + payload.len()].copy_from_slice(payload);
+        if let Some(header) = sealed.opens
+            && !std::mem::take(&mut self.lose_header)
+        {
+            let mut block = vec![0; BLOCK_BYTES];
+            header.encode(&mut block);
+            self.put(sealed.placement.sequence, 0, &block);
+        }
+        let kept = match fate {
+            Fate::Acknowledged | Fate::InFlight => bytes.len(),
+            // The header's bytes and zeros where the payload should be.
+            Fate::Torn => GROUP_HEADER_BYTES,
+            Fate::Lost => 0,
+        };
+        self.put(sealed.placement.sequence, sealed.placement.position, &bytes[..kept]);
+        if fate == Fate::Acknowledged {
+            self.log.written(RoundId(self.round));
+        }
+    }
+
+    fn group(&mut self, records: u32, payload_bytes: usize, fate: Fate) {
+        let epoch = LeaderEpoch::new(1);
+        let base = self.log.append(records, epoch);
+        let payload: Vec<u8> = (0..payload_bytes).map(|at| (at as u64 * 7 + base.get()) as u8 | 1).collect();
+        let group = OpenGroup {
+            base,
+            end: base.advance(u64::from(records)),
+            leader_epoch: epoch,
+            payload_bytes: payload_bytes as u32,
+            batch_count: 1,
+            max_timestamp_ms: 500,
+            append_time_ms: 1000,
+            payload_crc: crc32c(&payload),
+        };
+        self.write(group, &payload, fate);
+    }
+
+    fn recover(&mut self) {
+        let files: Vec<SegmentFile> = self
+            .files
+            .iter()
+            .map(|(sequence, bytes)| SegmentFile { sequence: *sequence, bytes: bytes.len() as u64 })
+            .collect();
+        let mut recovery = Recovery::new(IDENTITY, self.checkpoint.clone(), self.clean, &files);
+        let mut reads = 0;
+        while let Some(request) = recovery.need() {
+            let file = &self.files[&request.sequence];
+            let from = (request.position as usize).min(file.len());
+            recovery.feed(&file[from..file.len().min(from + request.bytes)]);
+            reads += 1;
+            assert!(reads < 10_000, "recovery reads for ever");
+        }
+        let recovered = recovery.finish();
+        self.log = Log::new(IDENTITY, SETTINGS, recovered.start.clone());
+        (self.roll, self.lose_header, self.clean) = (false, false, false);
+        if recovered.must_open {
+            let group = self.log.empty_group(1000);
+            self.write(group, &[], Fate::Acknowledged);
+        }
+        for sequence in &recovered.discard {
+            self.files.remove(sequence);
+        }
+        self.last = Some(recovered);
+    }
+
+    fn word(&mut self, word: &str) {
+        let (verb, rest) = word.split_at(1);
+        let number = || rest.parse::<u64>().expect("a number");
+        let place = || {
+            let (sequence, block) = rest.split_once('.').expect("segment.block");
+            (sequence.parse::<u64>().unwrap(), block.parse::<usize>().unwrap() * BLOCK_BYTES)
+        };
+        match verb {
+            "a" => self.group(number() as u32, 300, Fate::Acknowledged),
+            "f" => self.group(number() as u32, 300, Fate::InFlight),
+            "l" => self.group(number() as u32, 300, Fate::Lost),
+            "t" => self.group(number() as u32, 300, Fate::Torn),
+            "A" => self.group(number() as u32, 3 << 19, Fate::Acknowledged),
+            "T" => self.group(number() as u32, 3 << 19, Fate::Torn),
+            "E" => {
+                let group = self.log.attestation(1000).expect("nothing attests the end yet");
+                self.write(group, &[], Fate::Acknowledged);
+            }
+            "R" => self.roll = true,
+            "H" => self.lose_header = true,
+            "P" => self.place(self.log.segments().back().map_or(0, |segment| segment.sequence + 1)),
+            "C" | "Q" => {
+                let checkpoint = self.log.checkpoint();
+                self.log.checkpointed(Offset::new(checkpoint.durable_end));
+                self.checkpoint = Some(checkpoint);
+                self.clean = verb == "Q";
+            }
+            "D" | "K" => {
+                for sequence in self.log.advance_start(Offset::new(number())) {
+                    if verb == "D" {
+                        self.files.remove(&sequence);
+                    }
+                }
+            }
+            "x" | "y" | "n" => {
+                let (sequence, position) = place();
+                let at = position
+                    + if verb == "y" {
+                        200
+                    } else if verb == "n" {
+                        17
+                    } else {
+                        40
+                    };
+                self.files.get_mut(&sequence).expect("a file")[at] ^= 0x10;
+            }
+            "z" => {
+                let (sequence, position) = place();
+                self.files.get_mut(&sequence).expect("a file")[position..position + BLOCK_BYTES].fill(0);
+            }
+            "-" => drop(self.files.remove(&number())),
+            "!" => self.recover(),
+            other => panic!("{other}"),
+        }
+    }
+
+    fn verdict(&self) -> String {
+        let Some(recovered) = &self.last else { return String::new() };
+        let start = &recovered.start;
+        let mut out = format!("{}..{}", start.log_start, start.log_end);
+        match recovered.tail {
+            Tail::Clean => out += " clean",
+            Tail::Unproven { from, until } => {
+                assert_eq!(from, start.log_end);
+                out += &format!(" unproven ..{}", until.map_or("?".to_owned(), |until| until.to_string()));
+            }
+        }
+        recovered.lost.iter().for_each(|lost| out += &format!(" lost {}..{}", lost.start, lost.end));
+        recovered.discard.iter().for_each(|sequence| out += &format!(" discard {sequence}"));
+        if let Some((sequence, _)) = start.placed {
+            out += &format!(" placed {sequence}");
+        }
+        if recovered.must_open {
+            out += " open";
+        }
+        out
+    }
+}
+
+fn bench(script: &str) -> Bench {
+    let mut bench = Bench::new();
+    script.split_whitespace().for_each(|word| bench.word(word));
+    bench
+}
+
+fn check(rows: &[(&str, &str)]) {
+    for (script, expect) in rows {
+        assert_eq!(&bench(script).verdict(), expect, "{script}");
+    }
+}
+
+#[test]
+fn clean_ends() {
+    check(&[
+        ("!", "0..0 clean"),
+        ("P !", "0..0 clean placed 0"),
+        ("a3 !", "0..3 clean"),
+        ("a3 a2 E !", "0..5 clean"),
+        // Not acknowledged, but whole: it stays.
+        ("a3 f2 !", "0..5 clean"),
+        ("a3 l2 !", "0..3 clean"),
+        ("a3 P !", "0..3 clean placed 1"),
+        ("a3 R a2 R a2 !", "0..7 clean"),
+        // The header of the next segment is there, its first group is not.
+        ("a3 R l2 !", "0..3 clean"),
+        ("a3 R l2 ! a2 !", "0..5 clean"),
+        // Groups larger than a read, and than a segment.
+        ("A3 a1 A2 !", "0..6 clean"),
+    ]);
+}
+
+#[test]
+fn unproven_tails() {
+    check(&[
+        ("a3 t2 !", "0..3 unproven ..5 open"),
+        ("a1 T3 !", "0..1 unproven ..4 open"),
+        // A later round landed, an earlier one did not.
+        ("a3 l2 f2 !", "0..3 unproven ..7 open"),
+        ("a3 l2 l1 l1 f2 !", "0..3 unproven ..9 open"),
+        ("a3 l2 R f2 !", "0..3 unproven ..7 discard 1 open"),
+        ("a3 l2 R l2 !", "0..3 clean discard 1 open"),
+        // The header of the segment that the log rolled into was lost, its group was not.
+        ("a3 R H f2 !", "0..3 unproven ..5 discard 1 open"),
+        ("H f3 !", "0..0 unproven ..3 discard 0"),
+        ("H t3 ! a1 !", "0..1 clean"),
+        // Acknowledged and rotten, and nothing attests it: cannot be told from a torn write.
+        ("a3 a2 y0.2 !", "0..3 unproven ..5 open"),
+        ("a3 a2 x0.2 !", "0..3 unproven ..? open"),
+        ("a3 a2 n0.2 !", "0..3 unproven ..? open"),
+        ("a3 n0.1 !", "0..0 unproven ..? open"),
+        ("a3 a2 E x0.2 x0.3 !", "0..3 unproven ..? open"),
+    ]);
+}
+
+#[test]
+fn what_was_cut_never_comes_back() {
+    check(&[
+        ("a3 l2 f2 f2 ! !", "0..3 clean"),
+        ("a3 l1 f1 f1 ! a1 !", "0..4 clean"),
+        // The cut group stands exactly where the log ends now, with the offset that comes next.
+        ("a3 l1 l1 f1 ! a2 !", "0..5 clean"),
+        ("a3 t2 ! ! !", "0..3 clean"),
+        ("a3 t2 ! a1 t2 !", "0..4 unproven ..6 open"),
+        // Numbers of discarded segments are not used again while their names may come back.
+        ("a3 l2 R f2 ! R a1 !", "0..4 clean"),
+        ("a3 R H f2 ! R a1 R a1 !", "0..5 clean"),
+        // Behind a loss, too, only what was not cut is taken up.
+        ("a3 l1 f1 f1 f1 ! a1 R l1 y0.3 !", "0..4 clean lost 3..4 discard 1 open"),
+    ]);
+}
+
+#[test]
+fn corruption_is_named_and_the_rest_is_kept() {
+    check(&[
+        ("a3 a2 E y0.2 !", "0..5 clean lost 3..5"),
+        ("a3 a2 E x0.2 !", "0..5 clean lost 3..5"),
+        ("a3 a2 E z0.2 !", "0..5 clean lost 3..5"),
+        ("a3 a2 a2 a2 E y0.2 x0.3 !", "0..9 clean lost 3..7"),
+        ("a3 a2 a2 a2 E y0.1 y0.3 !", "0..9 clean lost 0..3 lost 5..7"),
+        ("a3 a2 R a2 y0.2 !", "0..7 clean lost 3..5"),
+        ("A3 R A2 E y0.1 !", "0..5 clean lost 0..3"),
+        // The end is lost and attested: the log goes on behind it, in a new segment.
+        ("a3 a2 R l2 y0.2 !", "0..5 clean lost 3..5 discard 1 open"),
+        ("a3 a2 R l2 y0.2 ! a2 !", "0..7 clean lost 3..5"),
+        // Whole files are gone.
+        ("a3 R a2 R a2 -1 !", "0..7 clean lost 3..5"),
+        ("a3 R a2 R a2 C -1 !", "0..7 clean lost 3..5"),
+        ("a3 R a2 C R a2 -1 !", "0..7 clean lost 3..5"),
+        ("a3 C -0 !", "0..3 clean lost 0..3"),
+        ("a3 C -0 ! a2 !", "3..5 clean"),
+    ]);
+}
+
+#[test]
+fn rotten_segment_headers() {
+    check(&[
+        // The first group says what the header would.
+        ("a3 x0.0 !", "0..3 clean"),
+        ("a3 R a2 x1.0 !", "0..5 clean"),
+        ("a3 R a2 x0.0 !", "0..5 clean"),
+        ("a3 R a2 R a2 x1.0 !", "0..7 clean"),
+        ("a3 C x0.0 !", "0..3 clean"),
+        // Nothing says what was in the file.
+        ("a3 x0.0 x0.1 !", "0..0 unproven ..? discard 0"),
+        ("a3 R a2 x1.0 x1.1 !", "0..3 unproven ..? discard 1 open"),
+        ("a3 P x1.0 !", "0..3 unproven ..? discard 1 open"),
+        ("a3 P Q x1.0 !", "0..3 clean discard 1"),
+        ("a3 R a2 R a2 x1.0 x1.1 !", "0..7 clean lost 3..5 discard 1"),
+    ]);
+}
+
+#[test]
+fn from_a_checkpoint() {
+    check(&[
+        ("a3 C a2 !", "0..5 clean"),
+        ("a3 C R a2 R a2 !", "0..7 clean"),
+        ("a3 C t2 !", "0..3 unproven ..5 open"),
+        // Taken while a later group and a roll are in flight.
+        ("a3 f2 C f2 !", "0..7 clean"),
+        ("a3 R f2 C !", "0..5 clean"),
+        ("a3 R H f2 C !", "0..3 unproven ..5 discard 1 open"),
+        // Damage before it is found when it is read.
+        ("a3 a2 C y0.1 a1 !", "0..6 clean"),
+        ("a3 Q !", "0..3 clean"),
+        ("a3 P Q !", "0..3 clean placed 1"),
+        ("P Q !", "0..0 clean placed 0"),
+        // An old one.
+        ("a3 C l1 f1 ! a1 R a2 !", "0..6 clean"),
+    ]);
+}
+
+#[test]
+fn after_retention() {
+    check(&[
+        ("a3 R a2 D3 !", "3..5 clean"),
+        // The removal was lost.
+        ("a3 R a2 K3 !", "0..5 clean"),
+        ("a3 R a2 K3 C !", "3..5 clean discard 0"),
+        ("a3 R a2 R a2 D5 C !", "5..7 clean"),
+        // Files that the checkpoint lists went after it, the active one of then too.
+        ("a3 R a2 C D3 !", "3..5 clean"),
+        ("a3 C R a2 D3 !", "3..5 clean"),
+        ("a3 R a2 C R a2 D5 P !", "5..7 clean placed 3"),
+    ]);
+}
+
+#[test]
+fn a_clean_start_reads_heads_and_a_crash_not_what_was_checkpointed() {
+    let read = |script: &str| bench(script).last.expect("recovered").bytes_read;
+    assert_eq!(read("A3 A3 A3 Q !"), 0);
+    assert_eq!(read("A3 A3 A3 P Q !"), HEAD_BYTES as u64);
+    // The window behind the end and the head of the active segment, not the 4.5 MiB before.
+    let after_crash = read("A3 A3 A3 R a1 C a1 !");
+    assert!(after_crash <= 3 * 16 * BLOCK, "{after_crash} bytes");
+}
+
+#[test]
+fn incarnations_rise_and_epochs_are_found_again() {
+    let mut bench = bench("a3 l1 f1 !");
+    assert_eq!(bench.log.incarnation(), 2);
+    bench.word("!");
+    assert_eq!(bench.log.incarnation(), 3);
+    assert_eq!(bench.log.epochs(), &[(LeaderEpoch::new(1), Offset::new(0))]);
+    // A checkpoint's incarnation counts although no group has it.
+    bench.word("C");
+    bench.word("!");
+    assert_eq!(bench.log.incarnation(), 4);
+}
+
+#[test]
+fn the_nonce_is_where_the_rot_rule_looks() {
+    let bench = bench("a3");
+    let block = &bench.files[&0][BLOCK_BYTES..2 * BLOCK_BYTES];
+    let header = GroupHeader::decode(block).expect("a group");
+    assert_eq!(block[NONCE_AT], header.nonce.to_le_bytes());
+}

@@ -40,3 +40,69 @@ pub fn new_log_start(log: &Log, settings: RetentionSettings, now_ms: i64) -> Opt
     }
     start.filter(|start| *start > log.log_start())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{PartitionIndex, TopicId, TopicPartition};
+    use crate::log::append::{LogIdentity, LogSettings, LogStart, Segment};
+
+    /// Bytes, largest timestamp, when opened.
+    type Bounds = (u64, i64, i64);
+    /// Segments, retention_ms, retention_bytes, now, the new start.
+    type Row<'a> = (&'a [Bounds], i64, i64, i64, Option<u64>);
+
+    /// A log of segments of 10 records each.
+    fn log(segments: &[Bounds]) -> Log {
+        let partition = TopicPartition { topic: TopicId::new(1), partition: PartitionIndex::new(0) };
+        let segments: Vec<Segment> = (0..)
+            .zip(segments)
+            .map(|(sequence, (end_position, max_timestamp_ms, opened_ms))| Segment {
+                sequence,
+                nonce: sequence,
+                base: Offset::new(sequence * 10),
+                end_position: *end_position,
+                max_timestamp_ms: *max_timestamp_ms,
+                opened_ms: *opened_ms,
+                index: None,
+            })
+            .collect();
+        let log_end = Offset::new(segments.len() as u64 * 10);
+        Log::new(
+            LogIdentity { partition, generation: 1 },
+            LogSettings { segment_bytes: 1 << 20, segment_ms: 1000 },
+            LogStart { log_end, segments, ..LogStart::new() },
+        )
+    }
+
+    #[test]
+    fn whole_old_or_superfluous_segments_go_and_the_active_one_stays() {
+        let four = [(100, 10, 0), (100, 20, 10), (100, 30, 20), (100, 40, 30)];
+        let unordered = [(100, 90, 0), (100, 20, 10), (100, 30, 20)];
+        let no_timestamps = [(100, -1, 0), (100, -1, 50), (100, -1, 60)];
+        let rows: [Row; 14] = [
+            (&four, -1, -1, i64::MAX, None),
+            (&four, 5, -1, 15, None),
+            (&four, 5, -1, 16, Some(10)),
+            (&four, 5, -1, 26, Some(20)),
+            (&four, 5, -1, 1_000_000, Some(30)),
+            (&four, 0, -1, 11, Some(10)),
+            // What remains reaches the bound.
+            (&four, -1, 400, 0, None),
+            (&four, -1, 301, 0, None),
+            (&four, -1, 300, 0, Some(10)),
+            (&four, -1, 0, 0, Some(30)),
+            (&four, 5, 300, 26, Some(20)),
+            // Oldest first: a young one at the front keeps what is behind it.
+            (&unordered, 5, -1, 50, None),
+            // Without timestamps the time of opening counts.
+            (&no_timestamps, 5, -1, 10, Some(10)),
+            (&[(100, 10, 0)], 0, 0, 1_000, None),
+        ];
+        for (n, (segments, retention_ms, retention_bytes, now_ms, start)) in rows.into_iter().enumerate() {
+            let settings = RetentionSettings { retention_ms, retention_bytes };
+            let found = new_log_start(&log(segments), settings, now_ms).map(Offset::get);
+            assert_eq!(found, start, "row {n}");
+        }
+    }
+}
