@@ -6,7 +6,10 @@
 
 mod crash;
 
+use crash::image::Image;
 use crash::ledger::Tally;
+use crash::life::root;
+use crash::scripts::{self, Script};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -75,4 +78,86 @@ fn crash_images_with_bit_flips() {
         tally.images, tally.lost
     ));
     assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
+}
+
+#[test]
+fn damage_is_served_around() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert_eq!(script.append(10).await, 10);
+        script.shut_down().await;
+        let mut image = script.image();
+        script.end().await;
+        // Group n is in block n + 1: a payload, a header, the last group's header.
+        image.flip(&scripts::segment(0), &[(scripts::payload(5), 3), (7 * 4096 + 50, 0), (10 * 4096 + 1, 7)]);
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        assert_eq!(script.read_each().await, "....x.x..x");
+        // Read again, the same: what was noted as damaged has not grown.
+        assert_eq!(script.read_each().await, "....x.x..x");
+        assert_eq!(script.append(1).await, 11);
+        assert_eq!(script.read_each().await, "....x.x..x.");
+        script.end().await;
+    });
+}
+
+#[test]
+fn an_older_clean_checkpoint_does_not_count_beside_a_damaged_one() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        script.append(3).await;
+        script.shut_down().await;
+        let image = script.image();
+        script.end().await;
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        assert_eq!(script.append(4).await, 7);
+        let mut image = script.image();
+        script.end().await;
+        image.flip(&scripts::newest_checkpoint(&image), &[(70, 2)]);
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        assert_eq!(script.read_each().await, ".......");
+        script.end().await;
+    });
+}
+
+#[test]
+fn nothing_is_written_after_an_orderly_end() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert_eq!(script.append(3).await, 3);
+        script.shut_down().await;
+        assert_eq!(script.append(2).await, 3, "acknowledged behind a checkpoint that says nothing follows");
+        let image = script.image();
+        script.end().await;
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        assert_eq!(script.read_each().await, "...");
+        script.end().await;
+    });
+}
+
+#[test]
+fn a_newer_format_is_refused_and_not_taken_for_damage() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), 0).await.expect("it starts");
+        assert_eq!(script.append(3).await, 3);
+        let mut image = script.image();
+        script.end().await;
+        scripts::make_newer(&mut image, 2);
+        let error = Script::start(&image, 0).await.err().expect("it refuses").to_string();
+        assert!(error.contains("00000000000000000002.log has format version 2"), "{error}");
+    });
+}
+
+#[test]
+fn rolls_survive_a_rotten_segment_header() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), 0).await.expect("it starts");
+        assert_eq!(script.append(4).await, 4);
+        let mut image = script.image();
+        script.end().await;
+        image.flip(&scripts::segment(2), &[(20, 1)]);
+        let script = Script::start(&image, 0).await.expect("it starts");
+        assert_eq!(script.append(1).await, 5);
+        assert_eq!(script.read_each().await, ".....");
+        script.end().await;
+    });
 }

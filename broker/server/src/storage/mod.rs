@@ -4,6 +4,7 @@
 //! <data>/storage.uuid                identity of this disk
 //! <data>/flush                       never extended; its fdatasync is the flush of the device
 //! <data>/shard-<k>/checkpoint.{a,b}  alternating
+//! <data>/shard-<k>/reserve           blocks for checkpoints and truncations when the disk is full
 //! <data>/shard-<k>/spare/            recycled segments, and new ones before they get their name
 //! <data>/topics/<topic-id>/<partition>.<generation>/<sequence>.log
 //! ```
@@ -23,8 +24,8 @@ use buffer::{Buffer, BufferPool};
 use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
-    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES,
-    WRITE_BYTES_MAX,
+    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES, RESERVE_BYTES, SPARE_SEGMENTS_MAX,
+    TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
 use schema::checkpoint::{Checkpoint, CheckpointError};
@@ -134,6 +135,8 @@ pub struct Storage<D: Disk> {
     dirty_bytes: Cell<usize>,
     full: Cell<bool>,
     low: Cell<bool>,
+    /// The reserve file is there, and its blocks with it.
+    reserved: Cell<bool>,
 }
 
 /// The data directory's path for the segments of a log.
@@ -193,10 +196,15 @@ impl<D: Disk> Storage<D> {
             dirty_bytes: Cell::new(0),
             full: Cell::new(false),
             low: Cell::new(false),
+            reserved: Cell::new(false),
         });
         // What is in spare/ has no owner; its written blocks are not known to be published, so it goes.
         for (name, _) in storage.disk.list(&own.join("spare")).await? {
             storage.disk.remove(&own.join("spare").join(name)).await?;
+        }
+        match storage.keep_reserve().await {
+            Err(error) if is_no_space(&error) => {}
+            other => other?,
         }
         let checkpoint = storage.read_checkpoint().await?;
         if let Some(checkpoint) = &checkpoint {
@@ -430,6 +438,57 @@ impl<D: Disk> Storage<D> {
             Some(directory) => self.disk.sync_directory(directory).await,
             None => Ok(()),
         }
+    }
+
+    /// Keeps some blocks for what must be written even when the disk is full: checkpoints, and the group that
+    /// makes a truncation durable.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub async fn keep_reserve(&self) -> io::Result<()> {
+        if self.reserved.get() {
+            return Ok(());
+        }
+        let directory = self.own_directory();
+        let path = directory.join("reserve");
+        for (name, bytes) in self.disk.list(&directory).await? {
+            if name == "reserve" && bytes == RESERVE_BYTES {
+                // Of an earlier life, made as below.
+                self.reserved.set(true);
+                return Ok(());
+            }
+            if name == "reserve" {
+                self.disk.remove(&path).await?;
+            }
+        }
+        let file = self.disk.create(&path).await?;
+        self.zero(&file, 0, RESERVE_BYTES, Duration::ZERO).await?;
+        self.disk.sync(&file).await?;
+        self.disk.sync_directory(&directory).await?;
+        self.reserved.set(true);
+        Ok(())
+    }
+
+    /// Gives the reserve's blocks back to the disk, because it is full; whether there were any.
+    pub async fn spend_reserve(&self) -> bool {
+        if !self.reserved.replace(false) {
+            return false;
+        }
+        self.notice("the disk is full: the reserve is being used".to_owned());
+        let directory = self.own_directory();
+        self.disk.remove(&directory.join("reserve")).await.is_ok()
+            && self.disk.sync_directory(&directory).await.is_ok()
+    }
+
+    /// Removes the checkpoints, because they say what will not be true any more and cannot be replaced.
+    pub async fn remove_checkpoints(&self) -> io::Result<()> {
+        let directory = self.own_directory();
+        for (name, _) in self.disk.list(&directory).await? {
+            if name == "checkpoint.a" || name == "checkpoint.b" {
+                self.disk.remove(&directory.join(name)).await?;
+            }
+        }
+        self.disk.sync_directory(&directory).await
     }
 
     /// Writes a checkpoint: temporary file, sync, rename over the older of the two, sync of the

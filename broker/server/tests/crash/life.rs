@@ -131,7 +131,7 @@ fn identity(partition: u32, generation: u32) -> LogIdentity {
 }
 
 /// Lets everything run that is ready.
-async fn settle() {
+pub async fn settle() {
     for _ in 0..12 {
         let mut first = true;
         poll_fn(|context| {

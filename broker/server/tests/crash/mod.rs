@@ -6,6 +6,7 @@
 //! | `disk` | the recording disk and the virtual clock; a crash at any moment gives images |
 //! | `ledger` | what was appended and acknowledged, and the judge of a recovery |
 //! | `life` | one start of the store over an image: recovery, work, crashes |
+//! | `scripts` | bugs that were found once, to be played again |
 //!
 //! Owned by one test thread and one executor per root seed. A life begins with an image, lives until it
 //! is abandoned (its operations never complete any more) and leaves images behind, each of which begins
@@ -16,6 +17,7 @@ pub mod disk;
 pub mod image;
 pub mod ledger;
 pub mod life;
+pub mod scripts;
 
 /// Pseudo-random numbers (SplitMix64): small, and the same everywhere.
 #[derive(Clone, Debug)]
