@@ -132,6 +132,8 @@ pub const READ_AHEAD_BYTES_PER_SHARD: usize = 64 * MIB;
 pub const DIRTY_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
 /// Free space below which produce is refused with `STORAGE_FULL`, bytes.
 pub const FREE_SPACE_LOW_BYTES: u64 = 64 * MIB as u64;
+/// Blocks that a shard keeps for what must be written to a full disk.
+pub const RESERVE_BYTES: u64 = MIB as u64;
 /// Idle buffers kept for reuse, bytes per shard.
 pub const BUFFER_POOL_BYTES: usize = 32 * MIB;
 

@@ -153,7 +153,14 @@ impl<D: Disk> Store<D> {
         self.clean.set(false);
         // What was not opened is not ours any more: its topic is gone.
         self.checkpointed.borrow_mut().clear();
-        self.checkpoint(false).await
+        match self.checkpoint(false).await {
+            Err(error) if is_no_space(&error) => {
+                self.storage.notice("no space for a checkpoint: the next start reads more".into());
+                // A clean one that stays would be believed.
+                self.storage.remove_checkpoints().await
+            }
+            other => other,
+        }
     }
 
     /// A partition of this shard.
@@ -253,7 +260,7 @@ impl<D: Disk> Store<D> {
         assert!(id == round, "round {} began as {}", round.0, id.0);
         self.bytes_since_checkpoint.set(self.bytes_since_checkpoint.get() + writes.bytes as u64);
         // Submitted here, before anything else runs; the task only waits.
-        let again: Vec<Write<D::File>> = writes.writes.iter().map(clone_write).collect();
+        let again: Vec<Write<D::File>> = writes.writes.clone();
         let submitted = self.storage.disk.write(writes.writes);
         let store = self.clone();
         glommio::spawn_local(async move {
@@ -265,7 +272,7 @@ impl<D: Disk> Store<D> {
                 // Nothing of the round is acknowledged; the same bytes go to the same places again.
                 store.storage.set_full(true);
                 store.storage.environment.sleep(FULL_DISK_RETRY).await;
-                result = store.storage.disk.write(again.iter().map(clone_write).collect()).await;
+                result = store.storage.disk.write(again.clone()).await;
             }
             store.storage.set_full(false);
             store.rounds.borrow_mut().writes_done(round);
@@ -496,7 +503,17 @@ impl<D: Disk> Store<D> {
         while self.checkpointing.replace(true) {
             self.storage.environment.sleep(Duration::from_millis(1)).await;
         }
-        let result = self.write_checkpoint(clean).await;
+        let mut result = self.write_checkpoint(clean).await;
+        match &result {
+            Err(error) if is_no_space(error) && self.storage.spend_reserve().await => {
+                result = self.write_checkpoint(clean).await;
+            }
+            // Kept again once there is room; until then there is none to keep.
+            Ok(()) if !self.storage.is_full() => {
+                let _ = self.storage.keep_reserve().await;
+            }
+            _ => {}
+        }
         self.checkpointing.set(false);
         result
     }
@@ -538,15 +555,5 @@ impl<D: Disk> Store<D> {
     pub fn load(&self) -> (usize, usize) {
         let rounds = self.rounds.borrow();
         (rounds.in_flight(), rounds.dirty())
-    }
-}
-
-fn clone_write<F: Clone>(write: &Write<F>) -> Write<F> {
-    Write {
-        file: write.file.clone(),
-        buffer: write.buffer.clone(),
-        range: write.range.clone(),
-        position: write.position,
-        durable: write.durable,
     }
 }

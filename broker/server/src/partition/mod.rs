@@ -17,7 +17,7 @@ pub mod tail_cache;
 
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
-use crate::storage::{Storage, count, partition_directory, recover, segment_name, split_write};
+use crate::storage::{Storage, count, is_no_space, partition_directory, recover, segment_name, split_write};
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
 use logic::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use logic::log::append::SegmentNeeded;
@@ -243,15 +243,27 @@ impl<D: Disk> Partition<D> {
         });
         let round = RoundId(0);
         let mut writes = RoundWrites { writes: Vec::new(), prepared: Vec::new(), bytes: 0, groups: 0 };
+        // Even on a full disk: this is one of the things that the reserve is for.
         while let SealOutcome::Blocked(blocked) = self.seal_into(round, &mut writes) {
-            self.unblock(blocked).await?;
+            let result = self.unblock(blocked).await;
+            self.unless_reserve_helps(result).await?;
         }
         for write in &mut writes.writes {
             write.durable = true;
         }
-        self.storage.disk.write(writes.writes).await?;
+        while let Err(error) = self.storage.disk.write(writes.writes.clone()).await {
+            self.unless_reserve_helps(Err(error)).await?;
+        }
         self.written(round);
         Ok(())
+    }
+
+    /// Passes a result on, unless it is a full disk and the reserve gave room: then try again.
+    async fn unless_reserve_helps(&self, result: io::Result<()>) -> io::Result<()> {
+        match result {
+            Err(error) if is_no_space(&error) && self.storage.spend_reserve().await => Ok(()),
+            other => other,
+        }
     }
 
     fn announce(&self) {
@@ -745,6 +757,20 @@ impl<D: Disk> Partition<D> {
     /// Removes all files of a closed partition whose topic has been deleted.
     pub async fn delete_files(&self) -> io::Result<()> {
         assert!(self.closed.get(), "files of the open partition {} deleted", self.id());
+        // What no round writes to goes first: on a full disk rounds wait for just this room.
+        let (durable_sequence, _) = self.log.borrow().durable_position();
+        let sealed: Vec<u64> = self
+            .log
+            .borrow()
+            .segments()
+            .iter()
+            .map(|segment| segment.sequence)
+            .filter(|sequence| *sequence < durable_sequence)
+            .collect();
+        for sequence in sealed {
+            self.wait_for_readers(sequence).await;
+            self.storage.reclaim(&self.segment_path(sequence), 0, u64::MAX).await?;
+        }
         while self.is_busy() {
             self.storage.environment.sleep(std::time::Duration::from_millis(1)).await;
         }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// One write of a batch. Position and length are whole blocks.
+#[derive(Clone)]
 pub struct Write<F> {
     /// The file.
     pub file: F,

@@ -150,6 +150,20 @@ impl RingDisk {
     }
 }
 
+impl Drop for Ring {
+    /// The kernel may still write into memory that operations hold: they are waited for.
+    fn drop(&mut self) {
+        while !self.operations.borrow().is_empty() {
+            if self.ring.borrow().submit_and_wait(1).is_err() {
+                // Leaked rather than freed under the kernel's hands.
+                std::mem::forget(self.operations.take());
+                return;
+            }
+            self.reap();
+        }
+    }
+}
+
 impl Ring {
     fn push(&self, entry: impl FnOnce() -> squeue::Entry, operation: Operation) {
         let key = self.operations.borrow_mut().insert(operation);
