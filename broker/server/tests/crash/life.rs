@@ -566,6 +566,8 @@ impl Life<'_> {
                 slot.batches.last().is_none_or(|batch| batch.end <= slot.acknowledged)
             });
             if done {
+                let held: usize = self.store().partitions().iter().map(|open| open.tail_bytes()).sum();
+                assert_eq!(self.store().tail_bytes(), held, "bytes in the tail caches");
                 return;
             }
             if !self.disk.complete_one() && !self.disk.pass_to_next() {
@@ -600,6 +602,7 @@ impl Life<'_> {
             assert!(steps < STEPS_MAX, "the shut-down is stuck");
         }
         self.event("orderly ends");
+        assert_eq!(self.store().storage.dirty_bytes(), 0, "bytes that are not durable after an orderly end");
         // Still under way: partitions that were being made. The metadata would make them again.
         let all_open = {
             let ledger = self.ledger.borrow();
