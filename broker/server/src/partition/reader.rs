@@ -28,7 +28,7 @@ use std::task::{Poll, Waker};
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// Below the log's start or above its end.
-    #[error("offset {offset} is outside of {start}..{end}")]
+    #[error("offset {offset} is outside of {start}..{end}; start from earliest or latest")]
     OutOfRange {
         /// Asked for.
         offset: Offset,
