@@ -105,7 +105,11 @@ fn report(findings: &[Finding]) -> Result<(), Failure> {
 fn announce(settings: &Settings, facts: &HostFacts) {
     let path = settings.data.canonicalize().unwrap_or_else(|_| settings.data.clone());
     let io = if facts.o_direct { "direct" } else { "buffered" };
-    let flush = if facts.one_flush_covers_all_files { "one flush per round" } else { "every write durable by itself" };
+    let flush = if facts.one_flush_covers_all_files {
+        "one flush per round"
+    } else {
+        "every write durable by itself"
+    };
     let file_system = if facts.filesystem.is_empty() { "unknown" } else { &facts.filesystem };
     say(&format!("ringlog {}", env!("CARGO_PKG_VERSION")));
     say(&format!("data directory {} ({file_system}, {io} files, {flush})", path.display()));
