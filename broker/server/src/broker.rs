@@ -29,12 +29,14 @@ use schema::error_code::ErrorCode;
 use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
 use schema::{PROTOCOL_VERSION, wire};
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::mpsc;
+use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -166,6 +168,11 @@ impl Broker {
         let (ready, started) = async_channel::bounded(config.shards);
         let (stop, stopped): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
+        let (alarm_sender, asked) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("ringlog-alarm".to_owned())
+            .spawn(move || alarm(asked))
+            .map_err(|error| StartError::Shard { shard: 0, error: error.to_string() })?;
         let began = Instant::now();
         let mut threads = Vec::with_capacity(config.shards);
         for (number, ((mailbox, signal), stop)) in own.into_iter().zip(signalled).zip(stopped).enumerate() {
@@ -180,6 +187,7 @@ impl Broker {
                 mailbox,
                 signal,
                 stop,
+                alarm: alarm_sender.clone(),
                 ready: ready.clone(),
                 began,
             };
@@ -296,6 +304,7 @@ struct Setup {
     mailbox: Mailbox,
     signal: Receiver<()>,
     stop: Receiver<()>,
+    alarm: mpsc::Sender<Waker>,
     ready: Sender<(usize, Result<(), String>)>,
     began: Instant,
 }
@@ -348,22 +357,41 @@ impl Environment for System {
     }
 }
 
-/// Wakes the executor now and then, for as long as it lives.
+/// Has the alarm wake this executor now and then, for as long as it lives.
 ///
-/// The runtime takes a run that was preempted before its first task for an idle one: if nothing else has
-/// happened meanwhile it sleeps with tasks ready to run. A loaded machine does that every few seconds,
-/// and a start or a stop, where no other timer runs, would hang for ever.
-fn keep_awake() {
-    glommio::spawn_local(async {
-        loop {
-            glommio::timer::sleep(Duration::from_millis(AWAKE_MS)).await;
+/// The runtime looks whether it is to preempt before it runs the first task, and takes a run without a
+/// task for an idle one. What preempts it may be nobody's event: its own timer, or the notice of something
+/// that it has seen already. Then it sleeps with tasks ready to run, until the next event: at a start or
+/// a stop there may be none. A timer does not help, its task may be the one that is ready; a waker from
+/// another thread always makes it look again.
+fn keep_awake(alarm: &mpsc::Sender<Waker>) {
+    let mut alarm = Some(alarm.clone());
+    let wait_for_ever = poll_fn(move |context| {
+        if let Some(alarm) = alarm.take() {
+            // The broker is gone if nobody listens; then the executor is about to end.
+            let _ = alarm.send(context.waker().clone());
         }
-    })
-    .detach();
+        Poll::<()>::Pending
+    });
+    glommio::spawn_local(wait_for_ever).detach();
+}
+
+/// Wakes every executor that asked for it, until the broker and all its shards have ended.
+fn alarm(asked: mpsc::Receiver<Waker>) {
+    let mut wakers: Vec<Waker> = Vec::new();
+    loop {
+        match asked.recv_timeout(Duration::from_millis(AWAKE_MS)) {
+            Ok(waker) => wakers.push(waker),
+            Err(mpsc::RecvTimeoutError::Timeout) => wakers.iter().for_each(Waker::wake_by_ref),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        }
+    }
 }
 
 async fn shard_main(setup: Setup) -> Result<(), String> {
-    keep_awake();
+    keep_awake(&setup.alarm);
+    // Held to the end: the alarm lasts as long as the last shard.
+    let _alarm = setup.alarm.clone();
     let ready = setup.ready.clone();
     let number = setup.number;
     let stop = setup.stop.clone();
