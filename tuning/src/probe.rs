@@ -130,6 +130,8 @@ struct Block([u8; 4096]);
 
 /// Bytes of the alignment that the broker writes at.
 pub(crate) const BLOCK_BYTES: u32 = 4096;
+/// A file of one block that every data directory has (`broker/server/src/data_directory.rs`).
+const FLUSH_FILE: &str = "flush";
 
 /// How files in a directory can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,9 +142,19 @@ pub(crate) struct DirectIo {
     pub(crate) alignment: Option<u32>,
 }
 
-/// Writes, syncs and reads one block of a temporary file in `directory`, which is then removed.
+/// Writes, syncs and reads one block of a temporary file in `directory`, which is then removed. On a full
+/// disk it only reads a block of a file that the directory of a broker has, so that one can start there.
 /// An error means that the directory cannot be written to at all.
 pub(crate) fn direct_io(directory: &Path) -> io::Result<DirectIo> {
+    match direct_write(directory) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            direct_read(&directory.join(FLUSH_FILE)).ok_or(error)
+        }
+        other => other,
+    }
+}
+
+fn direct_write(directory: &Path) -> io::Result<DirectIo> {
     let mut file = tempfile::Builder::new().prefix(".ringlog-probe-").tempfile_in(directory)?;
     file.write_all(&[0; 4096])?;
     let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(file.path());
@@ -156,6 +168,17 @@ pub(crate) fn direct_io(directory: &Path) -> io::Result<DirectIo> {
         .and_then(|()| direct.read_exact_at(&mut read.0, 0))
         .is_ok_and(|()| read.0 == written.0);
     Ok(DirectIo { works, alignment })
+}
+
+/// `None` without such a file of at least one block.
+fn direct_read(path: &Path) -> Option<DirectIo> {
+    let mut read = Block([0; 4096]);
+    File::open(path).and_then(|file| file.read_exact_at(&mut read.0, 0)).ok()?;
+    let Ok(direct) = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) else {
+        return Some(DirectIo { works: false, alignment: None });
+    };
+    let works = direct.read_exact_at(&mut read.0, 0).is_ok();
+    Some(DirectIo { works, alignment: dio_alignment(&direct) })
 }
 
 /// The larger of both alignments that statx(2) gives for `O_DIRECT`; none before Linux 6.1, and on file
