@@ -447,6 +447,8 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let shard = Shard::new(identity, store, setup.metadata.clone(), setup.mailboxes.clone(), setup.began);
     shard.follow_metadata().await;
     shard.store.begin_service().await.map_err(text)?;
+    // Before the first produce: a start on a full disk serves reads only.
+    look_at_space(&shard, low_space_bytes(&setup.root)).await;
     let listener = TcpListener::bind(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;
     Ok((shard, listener))
 }
@@ -518,6 +520,15 @@ fn receive(shard: &Rc<Shard>, message: Message) {
     }
 }
 
+/// Notes whether free space is below the low-water mark.
+async fn look_at_space(shard: &Shard, low_bytes: u64) {
+    use crate::storage::disk::Disk;
+    let storage = &shard.store.storage;
+    if let Ok(free) = storage.disk.free_bytes(storage.root()).await {
+        storage.set_low(free < low_bytes);
+    }
+}
+
 /// Deadlines of fetches, slow connections, the store's housekeeping, retention, free space.
 async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
     let expiring = shard.clone();
@@ -542,13 +553,7 @@ async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
         let now_ms = shard.now_ms();
         let connections: Vec<Rc<Connection>> = shard.connections.borrow().values().cloned().collect();
         connections.iter().for_each(|connection| connection.sweep(now_ms));
-        let free = {
-            use crate::storage::disk::Disk;
-            shard.store.storage.disk.free_bytes(shard.store.storage.root()).await
-        };
-        if let Ok(free) = free {
-            shard.store.storage.set_low(free < low_bytes);
-        }
+        look_at_space(shard, low_bytes).await;
     }
 }
 
