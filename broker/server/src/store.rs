@@ -37,6 +37,13 @@ type Advanced<D> = Rc<dyn Fn(&Rc<Partition<D>>, Advance)>;
 /// How long rounds took, microseconds.
 pub type RoundTimes = hdrhistogram::Histogram<u64>;
 
+/// Whose end a blocked partition waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaits {
+    Zeroing,
+    Placing,
+}
+
 /// The logs of a shard.
 pub struct Store<D: Disk> {
     /// Files.
@@ -49,7 +56,7 @@ pub struct Store<D: Disk> {
     rounds: RefCell<FlushRounds<TopicPartition>>,
     wake: RefCell<Option<Waker>>,
     /// Blocked partitions that somebody else's work will queue again.
-    waiting: RefCell<HashSet<TopicPartition>>,
+    waiting: RefCell<HashMap<TopicPartition, Awaits>>,
     /// Blocked partitions for which a task does what they wait for, and queues them again.
     unblocking: RefCell<HashSet<TopicPartition>>,
     /// Closed while groups of theirs were on the way.
@@ -66,6 +73,8 @@ pub struct Store<D: Disk> {
     stopping: Cell<bool>,
     /// No round begins any more: a clean checkpoint claims that nothing is written after it.
     stopped: Cell<bool>,
+    /// The clean checkpoint is on the device.
+    ended: Cell<bool>,
     round_times: RefCell<RoundTimes>,
 }
 
@@ -106,6 +115,7 @@ impl<D: Disk> Store<D> {
             checkpointing: Cell::new(false),
             stopping: Cell::new(false),
             stopped: Cell::new(false),
+            ended: Cell::new(false),
             round_times: RefCell::new(
                 RoundTimes::new_with_bounds(1, 60_000_000, 3).expect("the bounds are constants"),
             ),
@@ -366,7 +376,8 @@ impl<D: Disk> Store<D> {
         }
         if blocked == Blocked::Zeroing || placing {
             // Whoever zeroes or places queues it again.
-            self.waiting.borrow_mut().insert(id);
+            let awaits = if placing { Awaits::Placing } else { Awaits::Zeroing };
+            self.waiting.borrow_mut().insert(id, awaits);
             return;
         }
         self.unblocking.borrow_mut().insert(id);
@@ -415,7 +426,7 @@ impl<D: Disk> Store<D> {
                     Err(error) => store.storage.fail("placing a segment", Some(id), &error),
                     Ok(()) => {}
                 }
-                store.queue_waiting(id);
+                store.queue_waiting(id, Awaits::Placing);
             })
             .detach();
         }
@@ -431,14 +442,18 @@ impl<D: Disk> Store<D> {
                     Ok(()) => {}
                 }
                 store.preparing.set(store.preparing.get() - 1);
-                store.queue_waiting(id);
+                store.queue_waiting(id, Awaits::Zeroing);
             })
             .detach();
         }
     }
 
-    fn queue_waiting(&self, id: TopicPartition) {
-        if self.waiting.borrow_mut().remove(&id) {
+    /// Queues a partition again whose blocker has ended. Only that one: work that fails at once on a full
+    /// disk would otherwise go round and round with what is still under way.
+    fn queue_waiting(&self, id: TopicPartition, ended: Awaits) {
+        let waited = self.waiting.borrow().get(&id) == Some(&ended);
+        if waited {
+            self.waiting.borrow_mut().remove(&id);
             self.queue(id);
         }
     }
@@ -449,7 +464,9 @@ impl<D: Disk> Store<D> {
         let recent: Vec<TopicPartition> = self.active.borrow().iter().copied().collect();
         for id in recent {
             let Some(partition) = self.partition(&id) else { continue };
-            self.queue_waiting(id);
+            if self.waiting.borrow_mut().remove(&id).is_some() {
+                self.queue(id);
+            }
             if self.stopping.get() {
                 continue;
             }
@@ -503,6 +520,11 @@ impl<D: Disk> Store<D> {
         while self.checkpointing.replace(true) {
             self.storage.environment.sleep(Duration::from_millis(1)).await;
         }
+        if self.ended.get() {
+            // Whoever waited behind the clean one has nothing to add to it.
+            self.checkpointing.set(false);
+            return Ok(());
+        }
         let mut result = self.write_checkpoint(clean).await;
         match &result {
             Err(error) if is_no_space(error) && self.storage.spend_reserve().await => {
@@ -514,6 +536,7 @@ impl<D: Disk> Store<D> {
             }
             _ => {}
         }
+        self.ended.set(clean && result.is_ok());
         self.checkpointing.set(false);
         result
     }
@@ -538,8 +561,14 @@ impl<D: Disk> Store<D> {
     /// pending is given up (nobody was told that it is durable), and the next start recovers.
     pub async fn shut_down(self: &Rc<Self>) -> io::Result<()> {
         self.stopping.set(true);
-        while !self.is_idle() && !self.storage.is_full() {
-            self.storage.environment.sleep(Duration::from_millis(1)).await;
+        // Space may have returned since the last attempt: a few more are waited for.
+        let mut patience = 5 * FULL_DISK_RETRY;
+        let pause = Duration::from_millis(1);
+        while !self.is_idle() && !patience.is_zero() {
+            self.storage.environment.sleep(pause).await;
+            if self.storage.is_full() {
+                patience = patience.saturating_sub(pause);
+            }
         }
         self.stopped.set(true);
         self.checkpoint(self.is_idle()).await

@@ -3,7 +3,7 @@
 //! One per life; handles share it. What it promises is what `server::storage::disk` documents, and not a
 //! bit more: a write in flight or not flushed may be there, be gone, or be there in some sectors of 512
 //! bytes; a length that was not synced may be anything between; a name that was not synced may be the old
-//! or the new one, each by itself. Virtual time passes only when the driver says so.
+//! or the new one, each by itself. A full disk refuses blocks that a file does not have. Virtual time passes only when the driver says so.
 //!
 //! After [`CrashDisk::die`] nothing completes any more and nobody is remembered, so that what was running
 //! on it is freed.
@@ -91,6 +91,7 @@ impl Directory {
 #[derive(Default)]
 struct Awaited {
     remaining: Cell<usize>,
+    no_space: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -113,6 +114,8 @@ struct World {
     groups: Vec<GroupNote>,
     clock_ns: u64,
     epoch_ms: i64,
+    /// No file gets blocks that it does not have.
+    full: bool,
     dead: bool,
 }
 
@@ -144,6 +147,10 @@ impl Future for Wait {
 
 fn not_found(path: &Path) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.display()))
+}
+
+fn no_space() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOSPC)
 }
 
 fn split(path: &Path) -> (PathBuf, String) {
@@ -447,6 +454,7 @@ impl CrashDisk {
                 .collect(),
             clock_ns: 0,
             epoch_ms: image.now_ms,
+            full: false,
             dead: false,
         })))
     }
@@ -495,6 +503,16 @@ impl CrashDisk {
             (world.sleepers.iter().map(|(until, _)| *until).min(), world.clock_ns)
         };
         next.map(|next| self.pass(Duration::from_nanos(next.saturating_sub(now)))).is_some()
+    }
+
+    /// Takes all space away, or gives it back.
+    pub fn set_full(&self, full: bool) {
+        self.0.borrow_mut().full = full;
+    }
+
+    /// Whether there is no space.
+    pub fn is_full(&self) -> bool {
+        self.0.borrow().full
     }
 
     /// Nothing completes any more; whoever waits is forgotten.
@@ -592,6 +610,9 @@ impl Disk for CrashDisk {
     async fn create(&self, path: &Path) -> io::Result<CrashFile> {
         self.pause().await;
         let mut world = self.0.borrow_mut();
+        if world.full {
+            return Err(no_space());
+        }
         if world.lookup(path).is_some() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} exists", path.display())));
         }
@@ -618,6 +639,7 @@ impl Disk for CrashDisk {
         let awaited = Rc::new(Awaited::default());
         awaited.remaining.set(writes.len());
         let mut world = self.0.borrow_mut();
+        let full = world.full;
         for Write { file, buffer, range, position, durable } in writes {
             let bytes = &buffer[range];
             assert!(bytes.len() % BLOCK == 0 && position % BLOCK as u64 == 0 && bytes.len() <= 1 << 20);
@@ -644,6 +666,12 @@ impl Disk for CrashDisk {
             let first = position as usize / BLOCK;
             let inode = world.inodes.get_mut(&file.0).expect("an open file");
             let into_written = inode.is_written(first, blocks.len());
+            if full && !into_written {
+                // The other writes of the batch go on: a full disk is found in the middle of a round.
+                awaited.no_space.set(true);
+                awaited.remaining.set(awaited.remaining.get() - 1);
+                continue;
+            }
             let change = Change::Write { first, blocks, replaced: Vec::new() };
             inode.pending.push(Pending { submitted, completed: None, durable, into_written, id, change });
             world.start(Operation::Write { inode: file.0, id }, &awaited);
@@ -651,8 +679,9 @@ impl Disk for CrashDisk {
         drop(world);
         let wait = Wait { disk: self.clone(), awaited };
         async move {
+            let awaited = wait.awaited.clone();
             wait.await;
-            Ok(())
+            if awaited.no_space.get() { Err(no_space()) } else { Ok(()) }
         }
     }
 
@@ -716,6 +745,9 @@ impl Disk for CrashDisk {
     async fn make_directory(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         self.pause().await;
         let mut world = self.0.borrow_mut();
+        if world.full && !world.directories.contains_key(path) {
+            return Err(no_space());
+        }
         let mut missing: Vec<PathBuf> = path
             .ancestors()
             .take_while(|ancestor| !world.directories.contains_key(*ancestor))
