@@ -125,6 +125,10 @@ pub const TAIL_CACHE_BYTES_PER_SHARD: usize = 128 * MIB;
 pub const READ_BYTES_MAX: usize = MIB;
 /// Catch-up reads in flight of one shard.
 pub const READS_IN_FLIGHT_MAX: usize = 16;
+/// Segment files that a shard keeps open for its readers.
+pub const READ_FILES_PER_SHARD_MAX: usize = 64;
+/// Catch-up reads ahead of one reader who reads on and on.
+pub const READ_AHEAD_CHUNKS: u64 = 4;
 /// Bytes that catch-up reads keep ahead for all readers of one shard.
 pub const READ_AHEAD_BYTES_PER_SHARD: usize = 64 * MIB;
 /// Group buffers that are being filled or written, bytes per shard; above it produce is refused with a

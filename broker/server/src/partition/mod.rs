@@ -17,7 +17,9 @@ pub mod tail_cache;
 
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
-use crate::storage::{Storage, count, is_no_space, partition_directory, recover, segment_name, split_write};
+use crate::storage::{
+    OpenSegment, Storage, count, is_no_space, partition_directory, recover, segment_name, split_write,
+};
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
 use logic::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use logic::log::append::SegmentNeeded;
@@ -140,14 +142,6 @@ pub struct OpenReport {
     pub unproven: Option<(u64, Option<u64>)>,
     /// Bytes that recovery read.
     pub bytes_read: u64,
-}
-
-/// A segment file that readers hold while they read.
-pub struct OpenSegment<F> {
-    /// The file.
-    pub file: F,
-    /// Counted from before the file is opened: a file in use is neither recycled nor removed.
-    _used: Rc<()>,
 }
 
 /// A partition.
@@ -545,7 +539,7 @@ impl<D: Disk> Partition<D> {
     }
 
     fn keep_open(&self, sequence: u64, file: D::File) {
-        let segment = Rc::new(OpenSegment { file, _used: self.begin_use(sequence) });
+        let segment = Rc::new(OpenSegment { file, used: self.begin_use(sequence) });
         self.files.borrow_mut().insert(sequence, segment);
     }
 
@@ -727,6 +721,7 @@ impl<D: Disk> Partition<D> {
     /// Takes a segment's handle out of use and waits until nobody reads through it.
     async fn wait_for_readers(&self, sequence: u64) {
         self.files.borrow_mut().remove(&sequence);
+        self.storage.read_files.forget(self.id(), Some(sequence));
         let is_used = || self.uses.borrow().get(&sequence).is_some_and(|used| Rc::strong_count(used) > 1);
         while is_used() {
             self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
@@ -744,6 +739,7 @@ impl<D: Disk> Partition<D> {
             self.pending.borrow_mut().drain(..).map(|pending| pending.group.payload_bytes as usize).sum();
         self.storage.sub_dirty(dropped);
         self.tail.borrow_mut().clear();
+        self.storage.read_files.forget(self.id(), None);
     }
 
     /// Whether rounds or preparations of this partition are still under way.

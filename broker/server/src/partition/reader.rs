@@ -5,19 +5,21 @@
 //! catching up never pushes out the write path. Every group is checked (nonce, partition, checksum)
 //! before a byte of it is served. Damage is an answer, not a crash: it names the lost offsets.
 
+use crate::partition::Partition;
 use crate::partition::tail_cache::Slice;
-use crate::partition::{OpenSegment, Partition};
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
-use crate::storage::{count, is_no_space};
+use crate::storage::{OpenSegment, count, is_no_space};
 use logic::ids::{Offset, TopicPartition};
-use logic::limits::{BLOCK_BYTES, READ_AHEAD_BYTES_PER_SHARD, READ_BYTES_MAX, READS_IN_FLIGHT_MAX};
+use logic::limits::{
+    BLOCK_BYTES, READ_AHEAD_BYTES_PER_SHARD, READ_AHEAD_CHUNKS, READ_BYTES_MAX, READS_IN_FLIGHT_MAX,
+};
 use logic::log::index::Index;
 use logic::log::read::{ReadFrom, ReadPlan};
 use schema::record_batch::{self, HEADER_BYTES, Header};
 use schema::segment::{Footer, GROUP_HEADER_BYTES, GroupHeader, IndexEntry};
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
@@ -78,6 +80,8 @@ enum Entry {
 pub struct ChunkCache {
     entries: RefCell<HashMap<ChunkKey, Entry>>,
     order: RefCell<VecDeque<ChunkKey>>,
+    /// Read ahead, and nobody has come for them yet.
+    ahead: RefCell<HashSet<ChunkKey>>,
     bytes: Cell<usize>,
     reading: Cell<usize>,
     queue: RefCell<VecDeque<Waker>>,
@@ -102,12 +106,29 @@ impl ChunkCache {
             if let Some(Entry::Ready(chunk)) = entries.get(&oldest) {
                 self.bytes.set(self.bytes.get() - chunk.buffer.capacity());
                 entries.remove(&oldest);
+                self.ahead.borrow_mut().remove(&oldest);
             }
         }
     }
 
+    /// Whether a chunk is here or on its way.
+    fn holds(&self, key: &ChunkKey) -> bool {
+        self.entries.borrow().contains_key(key)
+    }
+
+    /// What was read ahead for readers who have not come yet takes half of the cache at most.
+    fn has_room_ahead(&self) -> bool {
+        (self.ahead.borrow().len() + 1) * READ_BYTES_MAX <= READ_AHEAD_BYTES_PER_SHARD / 2
+    }
+
+    fn begin_ahead(&self, key: ChunkKey) {
+        self.entries.borrow_mut().insert(key, Entry::Loading(Vec::new()));
+        self.ahead.borrow_mut().insert(key);
+    }
+
     /// Forgets a chunk that has not been loaded.
     fn failed(&self, key: &ChunkKey) {
+        self.ahead.borrow_mut().remove(key);
         let mut entries = self.entries.borrow_mut();
         if matches!(entries.get(key), Some(Entry::Loading(_)))
             && let Some(Entry::Loading(wakers)) = entries.remove(key)
@@ -488,10 +509,18 @@ impl<D: Disk> Partition<D> {
         if let Some(file) = self.files.borrow().get(&sequence) {
             return Ok(file.clone());
         }
+        if let Some(file) = self.storage.read_files.get(self.id(), sequence) {
+            return Ok(file);
+        }
         // Counted before it is open: whoever reclaims the segment waits.
         let used = self.begin_use(sequence);
         let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
-        Ok(Rc::new(OpenSegment { file, _used: used }))
+        let file = Rc::new(OpenSegment { file, used });
+        // Of a segment that is about to go, nobody needs another handle.
+        if !self.is_closed() && self.with_log(|log| log.segment(sequence).is_some()) {
+            self.storage.read_files.keep(self.id(), sequence, file.clone());
+        }
+        Ok(file)
     }
 }
 
@@ -619,21 +648,12 @@ impl<'a, D: Disk> Walk<'a, D> {
     async fn chunk(&mut self, chunk: u64, needed: usize) -> Result<Chunk, ReadError> {
         let (sequence, nonce) = (self.from.sequence, self.from.nonce);
         let key = ChunkKey { partition: self.partition.id(), sequence, nonce, chunk };
-        let chunk_bytes = READ_BYTES_MAX as u64;
-        // Whoever reads here reads on: the next chunk is fetched meanwhile.
-        if (chunk + 1) * chunk_bytes < self.from.end_position && !self.one_segment {
-            let next = ChunkKey { chunk: chunk + 1, ..key };
-            let absent = !self.cache.entries.borrow().contains_key(&next);
-            let whole = (chunk + 2) * chunk_bytes <= self.from.end_position;
-            if let Some(file) = self.file().filter(|_| absent && whole) {
-                let (partition, cache) = (self.partition.clone(), self.cache.clone());
-                self.cache.entries.borrow_mut().insert(next, Entry::Loading(Vec::new()));
-                glommio::spawn_local(async move {
-                    // An error shows again when the chunk is asked for.
-                    let _ = load(&partition, &cache, &file, next).await;
-                })
-                .detach();
+        self.cache.ahead.borrow_mut().remove(&key);
+        if !self.one_segment {
+            if self.file().is_none() {
+                self.open_file().await?;
             }
+            self.read_ahead(key);
         }
         loop {
             let found = match self.cache.entries.borrow().get(&key) {
@@ -667,6 +687,32 @@ impl<'a, D: Disk> Walk<'a, D> {
                     return Ok(fresh);
                 }
             }
+        }
+    }
+
+    /// Whoever reads a chunk reads on: the next one is fetched meanwhile; for a reader who comes from the
+    /// chunk before, several, as long as they leave the cache to the others too.
+    fn read_ahead(&self, at: ChunkKey) {
+        let Some(file) = self.file() else { return };
+        let whole = self.from.end_position / READ_BYTES_MAX as u64;
+        let reads_on = at.chunk > 0 && self.cache.holds(&ChunkKey { chunk: at.chunk - 1, ..at });
+        let last = at.chunk + if reads_on { READ_AHEAD_CHUNKS } else { 1 };
+        for chunk in at.chunk + 1..=last {
+            let next = ChunkKey { chunk, ..at };
+            let room = chunk == at.chunk + 1 || self.cache.has_room_ahead();
+            if chunk >= whole || !room {
+                return;
+            }
+            if self.cache.holds(&next) {
+                continue;
+            }
+            self.cache.begin_ahead(next);
+            let (partition, cache, file) = (self.partition.clone(), self.cache.clone(), file.clone());
+            glommio::spawn_local(async move {
+                // An error shows again when the chunk is asked for.
+                let _ = load(&partition, &cache, &file, next).await;
+            })
+            .detach();
         }
     }
 

@@ -17,6 +17,7 @@
 
 pub mod buffer;
 pub mod disk;
+pub mod read_files;
 pub mod recover;
 pub mod ring;
 
@@ -28,6 +29,7 @@ use logic::limits::{
     TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
+use read_files::ReadFiles;
 use schema::checkpoint::{Checkpoint, CheckpointError};
 use schema::segment::{SegmentHeader, SegmentState};
 use std::cell::{Cell, RefCell};
@@ -95,6 +97,14 @@ pub struct DiskPolicy {
     pub one_flush_covers_all_files: bool,
 }
 
+/// A segment file that readers hold while they read.
+pub struct OpenSegment<F> {
+    /// The file.
+    pub file: F,
+    /// Counted from before the file is opened: a file in use is neither recycled nor removed.
+    pub used: Rc<()>,
+}
+
 /// A segment file in place.
 pub struct PlacedSegment<F> {
     /// The open file.
@@ -123,6 +133,8 @@ pub struct Storage<D: Disk> {
     pub policy: DiskPolicy,
     /// What has been done.
     pub counters: StorageCounters,
+    /// Files that readers use.
+    pub read_files: ReadFiles<OpenSegment<D::File>>,
     root: PathBuf,
     shard: ShardId,
     uuid: u128,
@@ -184,6 +196,7 @@ impl<D: Disk> Storage<D> {
             pool: BufferPool::new(),
             policy,
             counters: StorageCounters::default(),
+            read_files: ReadFiles::default(),
             root: root.to_owned(),
             shard,
             uuid,
