@@ -2,12 +2,13 @@
 //!
 //! [`run`] takes a directory on the device in question, makes a scratch directory in it, measures one
 //! short bounded case after the other, and removes what it made. Each case runs on a thread of its own,
-//! pinned to the last core. Cases are data ([`storage`], [`host`]); a new question is a new row.
+//! pinned to the last core. Cases are data ([`storage`], [`host`], [`sketch`]); a new question is a new row.
 //!
 //! Latency is from the submission of an operation to the moment at which its data is durable (where the
 //! case has a sync), which may be the completion of a later flush.
 
 mod host;
+mod sketch;
 mod storage;
 
 use hdrhistogram::Histogram;
@@ -101,6 +102,10 @@ pub fn run_each(
     }
     for case in host::CASES.iter().filter(|case| selected(case.name)) {
         let sample = on_last_core(|| (case.measure)(duration));
+        report(sample.map_err(|error| fail(case.name, error))?.ceiling(case.name.to_owned()));
+    }
+    for case in sketch::CASES.iter().filter(|case| selected(case.name)) {
+        let sample = on_last_core(|| sketch::measure(case, scratch.path(), duration));
         report(sample.map_err(|error| fail(case.name, error))?.ceiling(case.name.to_owned()));
     }
     Ok(())
@@ -206,7 +211,7 @@ mod tests {
     #[test]
     fn selected_cases_run_and_leave_nothing_behind() {
         let directory = tempfile::tempdir_in(beside_this_test()).unwrap();
-        for only in ["CRC-32C", "loopback", "round over 1 "] {
+        for only in ["CRC-32C", "loopback", "round over 1 ", "acknowledge, 4 in flight"] {
             let options = Options { seconds: 0.02, only: Some(only.into()) };
             match run(directory.path(), &options) {
                 Ok(ceilings) => {

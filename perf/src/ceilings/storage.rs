@@ -166,13 +166,18 @@ pub(super) fn measure(case: &Case, directory: &Path, duration: Duration) -> io::
 }
 
 /// A file of one case, unlinked when the case is over.
-struct Scratch {
-    file: File,
+pub(super) struct Scratch {
+    pub(super) file: File,
     path: std::path::PathBuf,
     bytes: usize,
 }
 
 impl Scratch {
+    /// A new file of `bytes` written bytes.
+    pub(super) fn prewritten(directory: &Path, name: &str, bytes: usize) -> io::Result<Self> {
+        Self::new(directory, name, Ground::Prewritten, bytes)
+    }
+
     /// A new file whose first `bytes` are in the state `ground`, committed.
     fn new(directory: &Path, name: &str, ground: Ground, bytes: usize) -> io::Result<Self> {
         let path = directory.join(name);

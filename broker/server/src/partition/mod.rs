@@ -28,6 +28,7 @@ use logic::log::retention::{self, RetentionSettings};
 use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId};
 use prepare::Preparation;
 use schema::checkpoint::PartitionCheckpoint;
+use schema::crc;
 use schema::record_batch::{self, Header};
 use schema::segment::{GROUP_HEADER_BYTES, group_bytes};
 use std::cell::{Cell, RefCell};
@@ -804,7 +805,7 @@ fn extend_crc(crc: u32, batch: &[u8], verified: Option<u32>) -> u32 {
     match verified {
         Some(verified) if batch.len() >= COMBINE_BYTES_MIN => {
             let (head, covered) = batch.split_at(record_batch::CRC_START);
-            crc32c::crc32c_combine(crc32c::crc32c_append(crc, head), verified, covered.len())
+            crc::combine(crc32c::crc32c_append(crc, head), verified, covered.len())
         }
         _ => crc32c::crc32c_append(crc, batch),
     }
