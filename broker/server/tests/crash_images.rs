@@ -100,6 +100,35 @@ fn damage_is_served_around() {
     });
 }
 
+/// What cannot be read costs what stands there, be it groups or an index, and nothing else.
+#[test]
+fn unreadable_bytes_are_read_around() {
+    scripts::run(async {
+        // (every group in a segment of its own, segment, unreadable blocks, what is served of ten groups)
+        let rows = [
+            (true, 3, 2..3, ".........."),
+            (true, 3, 1..3, "...x......"),
+            (true, 3, 0..16, "...x......"),
+            (false, 0, 6..7, ".....x...."),
+            (false, 0, 11..16, ".........."),
+            (false, 0, 10..11, ".........x"),
+            (false, 0, 0..1, ".........."),
+        ];
+        for (each, sequence, blocks, expected) in rows {
+            let segment_ms = if each { 0 } else { i64::MAX };
+            let script = Script::start(&Image::fresh(&root()), segment_ms).await.expect("it starts");
+            assert_eq!(script.append(10).await, 10);
+            script.shut_down().await;
+            let image = script.image();
+            script.end().await;
+            let script = Script::start(&image, segment_ms).await.expect("it starts");
+            script.make_unreadable(sequence, blocks.start * 4096..blocks.end * 4096);
+            assert_eq!(script.read_each().await, expected, "blocks {blocks:?} of segment {sequence}");
+            script.end().await;
+        }
+    });
+}
+
 #[test]
 fn an_older_clean_checkpoint_does_not_count_beside_a_damaged_one() {
     scripts::run(async {

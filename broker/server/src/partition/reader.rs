@@ -9,7 +9,7 @@ use crate::partition::Partition;
 use crate::partition::tail_cache::Slice;
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
-use crate::storage::{OpenSegment, count, is_no_space};
+use crate::storage::{OpenSegment, count, is_no_space, is_unreadable};
 use logic::ids::{Offset, TopicPartition};
 use logic::limits::{
     BLOCK_BYTES, READ_AHEAD_BYTES_PER_SHARD, READ_AHEAD_CHUNKS, READ_BYTES_MAX, READS_IN_FLIGHT_MAX,
@@ -430,10 +430,16 @@ impl<D: Disk> Partition<D> {
         };
         let file = self.segment_file(sequence).await?;
         let length = self.storage.disk.length(&file.file)?;
-        if length >= end_position + BLOCK_BYTES as u64
-            && let Some(entries) = self.read_footer(&file, nonce, end_position, length).await?
-        {
-            return Ok(Index::from_entries(entries));
+        if length >= end_position + BLOCK_BYTES as u64 {
+            match self.read_footer(&file, nonce, end_position, length).await {
+                Ok(Some(entries)) => return Ok(Index::from_entries(entries)),
+                Ok(None) => {}
+                Err(error) => self.storage.notice(format!(
+                    "{}: the index of segment {sequence} cannot be read ({error}) and is made anew from its \
+                     batches; check the device",
+                    self.storage.label(self.id())
+                )),
+            }
         }
         let from = ReadFrom { sequence, nonce, position: BLOCK_BYTES as u64, end_position };
         let mut walk = Walk::new(self, cache, from);
@@ -459,7 +465,7 @@ impl<D: Disk> Partition<D> {
         nonce: u64,
         position: u64,
         length: u64,
-    ) -> Result<Option<Vec<IndexEntry>>, ReadError> {
+    ) -> io::Result<Option<Vec<IndexEntry>>> {
         let block = self.storage.pool.take(BLOCK_BYTES);
         let (block, read) = self.storage.disk.read(&file.file, position, block).await?;
         let Some(bytes) = Footer::peek_bytes(nonce, &block[..read.min(BLOCK_BYTES)]) else { return Ok(None) };
@@ -761,7 +767,10 @@ async fn load<D: Disk>(
         };
         let bytes = end.saturating_sub(start).min(READ_BYTES_MAX as u64) as usize;
         let buffer = partition.storage().pool.take(bytes.max(BLOCK_BYTES));
-        let (buffer, read) = partition.storage().disk.read(&file.file, start, buffer).await?;
+        let (buffer, read) = match partition.storage().disk.read(&file.file, start, buffer).await {
+            Err(error) if is_unreadable(&error) => read_around(partition, file, key, bytes, &error).await?,
+            other => other?,
+        };
         count(&partition.storage().counters.reads, 1);
         count(&partition.storage().counters.read_bytes, read as u64);
         Ok(Chunk { buffer: Rc::new(buffer), bytes: read.min(bytes) })
@@ -772,6 +781,47 @@ async fn load<D: Disk>(
     }
     drop(loading);
     result
+}
+
+/// Reads a chunk block by block after the device refused it as a whole. What cannot be read is taken as
+/// zeros, so that it fails its checksum and is answered like any other damage, and the rest is served.
+async fn read_around<D: Disk>(
+    partition: &Rc<Partition<D>>,
+    file: &Rc<OpenSegment<D::File>>,
+    key: ChunkKey,
+    bytes: usize,
+    error: &io::Error,
+) -> io::Result<(Buffer, usize)> {
+    let storage = partition.storage();
+    let start = key.chunk * READ_BYTES_MAX as u64;
+    let mut whole = storage.pool.take(bytes.max(BLOCK_BYTES));
+    let mut unreadable = 0;
+    let mut at = 0;
+    while at < bytes {
+        let block = storage.pool.take(BLOCK_BYTES);
+        let place = &mut whole[at..at + BLOCK_BYTES];
+        match storage.disk.read(&file.file, start + at as u64, block).await {
+            Ok((block, read)) => {
+                let read = read.min(BLOCK_BYTES);
+                place[..read].copy_from_slice(&block[..read]);
+                place[read..].fill(0);
+            }
+            Err(error) if is_unreadable(&error) => {
+                place.fill(0);
+                unreadable += BLOCK_BYTES;
+            }
+            Err(error) => return Err(error),
+        }
+        at += BLOCK_BYTES;
+    }
+    storage.notice(format!(
+        "{}: the device refused to read {} of {bytes} bytes at {start} of segment {}: {error}; check the device, \
+         the rest is served",
+        storage.label(key.partition),
+        unreadable,
+        key.sequence
+    ));
+    Ok((whole, bytes))
 }
 
 /// A load under way: if it fails or is given up, whoever waits for it tries by himself.

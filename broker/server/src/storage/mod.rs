@@ -611,3 +611,9 @@ pub fn split_write<F: Clone>(
 pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }
+
+/// Whether an error says that these bytes of the medium cannot be read: others of the file may.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    let medium = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG, libc::EREMOTEIO];
+    error.raw_os_error().is_some_and(|code| medium.contains(&code))
+}

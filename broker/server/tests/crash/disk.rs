@@ -19,6 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -117,6 +118,8 @@ struct World {
     /// No file gets blocks that it does not have.
     full: bool,
     dead: bool,
+    /// Bytes of files that the device refuses to read.
+    unreadable: Vec<(u64, Range<u64>)>,
 }
 
 /// The handle of the disk, and of its clock.
@@ -456,6 +459,7 @@ impl CrashDisk {
             epoch_ms: image.now_ms,
             full: false,
             dead: false,
+            unreadable: Vec::new(),
         })))
     }
 
@@ -508,6 +512,13 @@ impl CrashDisk {
     /// Takes all space away, or gives it back.
     pub fn set_full(&self, full: bool) {
         self.0.borrow_mut().full = full;
+    }
+
+    /// Refuses from now on to read these bytes of a file.
+    pub fn set_unreadable(&self, path: &Path, bytes: Range<u64>) {
+        let mut world = self.0.borrow_mut();
+        let Some(Node::File(id)) = world.lookup(path) else { panic!("{} does not exist", path.display()) };
+        world.unreadable.push((id, bytes));
     }
 
     /// Whether there is no space.
@@ -694,6 +705,12 @@ impl Disk for CrashDisk {
         let (disk, id, pause) = (self.clone(), file.0, self.pause());
         async move {
             pause.await;
+            let end = position + buffer.len() as u64;
+            let refused =
+                |(file, range): &(u64, Range<u64>)| *file == id && range.start < end && position < range.end;
+            if disk.0.borrow().unreadable.iter().any(refused) {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
             let read = disk.0.borrow().inodes[&id].now.read(position, &mut buffer);
             Ok((buffer, read))
         }

@@ -17,6 +17,7 @@ use server::storage::{DiskPolicy, Storage, partition_directory, segment_name};
 use server::store::Store;
 use std::cell::Cell;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -82,6 +83,11 @@ impl Script {
 
     pub async fn shut_down(&self) {
         self.store.shut_down().await.expect("an orderly end");
+    }
+
+    /// The device refuses from now on to read these bytes of a segment.
+    pub fn make_unreadable(&self, sequence: u64, bytes: Range<u64>) {
+        self.disk.set_unreadable(&segment(sequence), bytes);
     }
 
     /// What is on the device now.
