@@ -276,7 +276,12 @@ fn segments_roll_and_are_recycled() {
         for partition in 0..2 {
             let kept = rig.check(partition, &rig.appended[partition as usize], 1 << 20).await;
             assert!((2 << 20..5 << 20).contains(&kept), "partition {partition} keeps {kept} bytes");
-            assert!(rig.partition(partition).with_log(|log| log.log_start()).get() > 0);
+            let home = rig.partition(partition);
+            assert!(home.with_log(|log| log.log_start()).get() > 0);
+            // Still in memory, and gone all the same.
+            assert!(home.tail_bytes() > 5 << 20 && home.read_tail(Offset::new(0), 1000).is_none());
+            let gone = home.read(&rig.store.chunks, Offset::new(0), 1000).await;
+            assert!(matches!(gone, Err(ReadError::OutOfRange { .. })), "{gone:?}");
         }
         let appended = rig.appended.clone();
         // Not shut down: the next start must recover.

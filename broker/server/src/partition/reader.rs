@@ -228,8 +228,12 @@ impl Rope {
 }
 
 impl<D: Disk> Partition<D> {
-    /// Serves `offset` from memory; `None` if it must be read from the device.
+    /// Serves `offset` from memory; `None` if it must be read from the device, or is below the log's start:
+    /// what retention has taken is gone although it may still be in memory.
     pub fn read_tail(&self, offset: Offset, max_bytes: usize) -> Option<Vec<Slice>> {
+        if offset < self.with_log(|log| log.log_start()) {
+            return None;
+        }
         let mut out = Vec::new();
         self.tail.borrow().read(offset, max_bytes, &mut out).then_some(out)
     }
