@@ -51,7 +51,7 @@ pub trait Disk: Clone + 'static {
     /// completed. The writes are submitted before this returns its future.
     ///
     /// # Errors
-    /// The first error; a short write is one.
+    /// The first error. The rest of a short write is written again; no room for it is an error.
     fn write(
         &self,
         writes: Vec<Write<Self::File>>,

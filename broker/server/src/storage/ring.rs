@@ -12,9 +12,11 @@ use super::buffer::Buffer;
 use super::disk::{Disk, Write};
 use glommio::io::PollableFd;
 use io_uring::{IoUring, opcode, squeue, types};
+use logic::limits::BLOCK_BYTES;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -32,23 +34,51 @@ pub struct RingFile {
 /// What the kernel may still touch, and who waits for it.
 struct Operation {
     batch: Rc<Batch>,
-    expect: Expect,
-    #[expect(dead_code, reason = "held for the kernel")]
     file: Rc<RingFile>,
     memory: Held,
 }
 
 enum Held {
     None,
-    #[expect(dead_code, reason = "held for the kernel")]
-    Write(Rc<Buffer>),
+    Write(Rest),
     Read(Buffer),
 }
 
-enum Expect {
-    Exactly(usize),
-    AtMost,
-    Nothing,
+/// What a write still has to bring to the device.
+struct Rest {
+    buffer: Rc<Buffer>,
+    range: Range<usize>,
+    position: u64,
+    durable: bool,
+}
+
+impl Rest {
+    fn entry(&self, file: &RingFile) -> squeue::Entry {
+        let bytes = &self.buffer[self.range.clone()];
+        let flags = if self.durable { libc::RWF_DSYNC } else { 0 };
+        opcode::Write::new(types::Fd(file.file.as_raw_fd()), bytes.as_ptr(), bytes.len() as u32)
+            .offset(self.position)
+            .rw_flags(flags)
+            .build()
+    }
+
+    /// After the kernel took `written` bytes. A short write is a disk that is full in the middle, or a kernel
+    /// that was disturbed: the rest is written again, in whole blocks, and that tells which.
+    ///
+    /// # Errors
+    /// No block was taken: there is no room.
+    fn after(mut self, written: usize) -> io::Result<Option<Self>> {
+        if written >= self.range.len() {
+            return Ok(None);
+        }
+        let blocks = written - written % BLOCK_BYTES;
+        if blocks == 0 {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.range.start += blocks;
+        self.position += blocks as u64;
+        Ok(Some(self))
+    }
 }
 
 /// Operations that are awaited together.
@@ -165,65 +195,73 @@ impl Drop for Ring {
 }
 
 impl Ring {
-    fn push(&self, entry: impl FnOnce() -> squeue::Entry, operation: Operation) {
+    fn push(&self, entry: squeue::Entry, operation: Operation) {
         let key = self.operations.borrow_mut().insert(operation);
-        let entry = entry().user_data(key as u64);
-        let mut ring = self.ring.borrow_mut();
+        let entry = entry.user_data(key as u64);
         loop {
             // SAFETY: the memory and the file that the entry names are held in `operations` until its
             // completion has been reaped.
-            if unsafe { ring.submission().push(&entry) }.is_ok() {
+            let pushed = unsafe { self.ring.borrow_mut().submission().push(&entry) };
+            if pushed.is_ok() {
                 return;
             }
-            submit(&ring);
+            // The queue is full: it goes to the kernel. That takes nothing while completions wait for room.
+            if !self.submit() {
+                self.reap();
+            }
         }
     }
 
-    fn submit(&self) {
-        submit(&self.ring.borrow());
+    /// Whether the kernel took what is queued; if not, completions must be reaped first.
+    fn submit(&self) -> bool {
+        loop {
+            match self.ring.borrow().submit() {
+                Ok(_) => return true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return false,
+                Err(error) => crate::fatal(&format!("cannot submit to the storage ring: {error}")),
+            }
+        }
     }
 
     fn reap(&self) {
         loop {
-            let Some(entry) = self.ring.borrow_mut().completion().next() else { return };
+            let Some(entry) = self.ring.borrow_mut().completion().next() else { break };
             let operation = self.operations.borrow_mut().remove(entry.user_data() as usize);
-            let Operation { batch, expect, memory, .. } = operation;
-            let result = entry.result();
-            let outcome = match (result, expect) {
-                (code, _) if code < 0 => Err(io::Error::from_raw_os_error(-code)),
-                (bytes, Expect::Exactly(expected)) if bytes as usize != expected => Err(io::Error::new(
-                    io::ErrorKind::WriteZero,
-                    format!("short write: {bytes} of {expected} bytes"),
-                )),
-                _ => Ok(()),
-            };
-            match (outcome, memory) {
-                (Ok(()), Held::Read(buffer)) => {
-                    *batch.read.borrow_mut() = Some((buffer, result as usize));
-                }
-                (Ok(()), _) => {}
-                (Err(error), _) => {
-                    batch.error.borrow_mut().get_or_insert(error);
-                }
-            }
-            batch.remaining.set(batch.remaining.get() - 1);
-            if batch.remaining.get() == 0
-                && let Some(waker) = batch.waker.borrow_mut().take()
-            {
-                waker.wake();
-            }
+            self.finish(operation, entry.result());
+        }
+        // What the kernel did not take for want of room, and the rests of short writes.
+        if !self.ring.borrow_mut().submission().is_empty() {
+            self.submit();
         }
     }
-}
 
-fn submit(ring: &IoUring) {
-    loop {
-        match ring.submit() {
-            Ok(_) => return,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The completion queue is full: entries stay queued and go with the next call.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return,
-            Err(error) => crate::fatal(&format!("cannot submit to the storage ring: {error}")),
+    fn finish(&self, Operation { batch, file, memory }: Operation, result: i32) {
+        let outcome = match usize::try_from(result) {
+            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+            Ok(read) => match memory {
+                Held::None => Ok(()),
+                Held::Read(buffer) => {
+                    *batch.read.borrow_mut() = Some((buffer, read));
+                    Ok(())
+                }
+                Held::Write(rest) => match rest.after(read) {
+                    Ok(Some(rest)) => {
+                        let entry = rest.entry(&file);
+                        return self.push(entry, Operation { batch, file, memory: Held::Write(rest) });
+                    }
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                },
+            },
+        };
+        if let Err(error) = outcome {
+            batch.error.borrow_mut().get_or_insert(error);
+        }
+        batch.remaining.set(batch.remaining.get() - 1);
+        let waker = if batch.remaining.get() == 0 { batch.waker.borrow_mut().take() } else { None };
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 }
@@ -253,19 +291,9 @@ impl Disk for RingDisk {
     ) -> impl Future<Output = io::Result<()>> + 'static + use<> {
         let batch = Batch::new(writes.len());
         for Write { file, buffer, range, position, durable } in writes {
-            let bytes = &buffer[range];
-            let (pointer, length) = (bytes.as_ptr(), bytes.len());
-            let descriptor = types::Fd(file.file.as_raw_fd());
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            let entry = move || {
-                opcode::Write::new(descriptor, pointer, length as u32)
-                    .offset(position)
-                    .rw_flags(flags)
-                    .build()
-            };
-            let expect = Expect::Exactly(length);
-            self.ring
-                .push(entry, Operation { batch: batch.clone(), expect, file, memory: Held::Write(buffer) });
+            let rest = Rest { buffer, range, position, durable };
+            let entry = rest.entry(&file);
+            self.ring.push(entry, Operation { batch: batch.clone(), file, memory: Held::Write(rest) });
         }
         self.ring.submit();
         async move { batch.done().await.map(drop) }
@@ -280,16 +308,9 @@ impl Disk for RingDisk {
         let batch = Batch::new(1);
         let (pointer, length) = (buffer.as_mut_pointer(), buffer.len());
         let descriptor = types::Fd(file.file.as_raw_fd());
-        let entry = move || opcode::Read::new(descriptor, pointer, length as u32).offset(position).build();
-        self.ring.push(
-            entry,
-            Operation {
-                batch: batch.clone(),
-                expect: Expect::AtMost,
-                file: file.clone(),
-                memory: Held::Read(buffer),
-            },
-        );
+        let entry = opcode::Read::new(descriptor, pointer, length as u32).offset(position).build();
+        let memory = Held::Read(buffer);
+        self.ring.push(entry, Operation { batch: batch.clone(), file: file.clone(), memory });
         self.ring.submit();
         async move {
             let batch = batch.done().await?;
@@ -301,12 +322,9 @@ impl Disk for RingDisk {
     fn sync(&self, file: &Self::File) -> impl Future<Output = io::Result<()>> + 'static + use<> {
         let batch = Batch::new(1);
         let descriptor = types::Fd(file.file.as_raw_fd());
-        let entry = move || opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build();
+        let entry = opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build();
         let memory = Held::None;
-        self.ring.push(
-            entry,
-            Operation { batch: batch.clone(), expect: Expect::Nothing, file: file.clone(), memory },
-        );
+        self.ring.push(entry, Operation { batch: batch.clone(), file: file.clone(), memory });
         self.ring.submit();
         async move { batch.done().await.map(drop) }
     }
@@ -376,5 +394,38 @@ impl Disk for RingDisk {
             Ok(stats.f_bavail * stats.f_frsize)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::buffer::BufferPool;
+    use crate::storage::is_no_space;
+
+    #[test]
+    fn the_rest_of_a_short_write() {
+        // Bytes written of four blocks at position 8192, what is written next, `None` = no room.
+        let rows: [(usize, Option<Option<(Range<usize>, u64)>>); 7] = [
+            (16384, Some(None)),
+            (12288, Some(Some((12288..16384, 20480)))),
+            (12287, Some(Some((8192..16384, 16384)))),
+            (4096, Some(Some((4096..16384, 12288)))),
+            (4095, None),
+            (512, None),
+            (0, None),
+        ];
+        for (written, expected) in rows {
+            let buffer = Rc::new(BufferPool::new().take(16384));
+            let rest = Rest { buffer, range: 0..16384, position: 8192, durable: true };
+            match (rest.after(written), expected) {
+                (Ok(found), Some(expected)) => {
+                    assert!(found.as_ref().is_none_or(|rest| rest.durable));
+                    assert_eq!(found.map(|rest| (rest.range, rest.position)), expected, "{written}");
+                }
+                (Err(error), None) => assert!(is_no_space(&error), "{written}: {error}"),
+                (found, _) => panic!("{written}: {:?}", found.map(|rest| rest.map(|rest| rest.range))),
+            }
+        }
     }
 }
