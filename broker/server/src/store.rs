@@ -332,7 +332,10 @@ impl<D: Disk> Store<D> {
                 if let Some(partition) = self.partition(&id) {
                     self.finish_partition(&partition, round);
                 }
-                for closed in self.closing.borrow().iter().filter(|closed| closed.id() == id) {
+                // Bound first: whoever is called may close another partition.
+                let closing: Vec<_> =
+                    self.closing.borrow().iter().filter(|closed| closed.id() == id).cloned().collect();
+                for closed in closing {
                     closed.written(round);
                 }
             }

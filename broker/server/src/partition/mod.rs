@@ -733,7 +733,9 @@ impl<D: Disk> Partition<D> {
     /// Stops serving: whoever waits is told, nothing is appended any more.
     pub fn close(&self) {
         self.closed.set(true);
-        for waiter in std::mem::take(&mut *self.waiters.borrow_mut()) {
+        // Whoever is told may come back here: nothing is borrowed meanwhile.
+        let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
+        for waiter in waiters {
             waiter.waiter.closed(waiter.token);
         }
         let dropped: usize =
