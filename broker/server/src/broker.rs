@@ -10,6 +10,7 @@ use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
 pub use crate::shard::TimeOuts;
 use crate::shard::{Identity, Shard};
+use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
 use crate::storage::{DiskPolicy, Environment, Storage};
 use crate::store::Store;
@@ -24,6 +25,7 @@ use logic::limits::{
     CONNECTIONS_BEFORE_HELLO_MAX, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO,
     FRAME_TABLES_MAX, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
 };
+use logic::metadata::reconcile::Here;
 use logic::metadata::{BrokerRegistration, Command};
 use schema::error_code::ErrorCode;
 use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
@@ -445,8 +447,12 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         time_outs: setup.config.time_outs,
     };
     let shard = Shard::new(identity, store, setup.metadata.clone(), setup.mailboxes.clone(), setup.began);
+    // Before the metadata is followed: what is deleted from here on removes its own files.
+    let at_start = setup.metadata.image();
     shard.follow_metadata().await;
     shard.store.begin_service().await.map_err(text)?;
+    let (metadata, here) = (setup.metadata.clone(), Here { broker: BROKER, shard: shard_id });
+    leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), here);
     // Before the first produce: a start on a full disk serves reads only.
     look_at_space(&shard, low_space_bytes(&setup.root)).await;
     let listener = TcpListener::bind(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;

@@ -5,6 +5,7 @@ use ringlog_client::{
 };
 use server::{Broker, BrokerConfig};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const PARTITIONS: u32 = 4;
 
@@ -89,4 +90,66 @@ fn the_same_number_of_shards() {
 #[test]
 fn another_number_of_shards() {
     check(&[2, 1, 2, 1, 3, 2]);
+}
+
+/// Copies a directory with everything in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+/// Waits for what happens in the background; whether it did.
+fn happens(what: impl Fn() -> bool) -> bool {
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !what() && Instant::now() < patience {
+        std::thread::yield_now();
+    }
+    what()
+}
+
+/// A crash comes after the command that deletes a topic and before its files are gone.
+#[test]
+fn what_a_deletion_left_behind_goes_and_what_is_unknown_stays() {
+    for shards in [1, 3] {
+        let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let kept = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (topics, saved) = (data.path().join("topics"), kept.path().join("saved"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let broker = start(data.path(), shards);
+        runtime.block_on(async {
+            let client = connect(&broker).await;
+            let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
+            client.admin().create_topic(&topic).await.unwrap();
+            produce(&client, 0, 20).await;
+            copy(&topics, &saved);
+            client.admin().delete_topic("t").await.unwrap();
+        });
+        assert!(happens(|| std::fs::read_dir(&topics).unwrap().count() == 0), "{shards}: it is not deleted");
+        broker.stop().unwrap();
+
+        copy(&saved, &topics);
+        let strange = ["0000000000000000000000000000cafe/0.0", "0000000000000000000000000000cafe/odd", "odd"];
+        strange.iter().for_each(|name| std::fs::create_dir_all(topics.join(name)).unwrap());
+        let segment = topics.join(strange[0]).join("00000000000000000000.log");
+        std::fs::write(&segment, "irreplaceable").unwrap();
+        let broker = start(data.path(), shards);
+        assert!(happens(|| std::fs::read_dir(&topics).unwrap().count() == 2), "{shards}: files are left");
+        let notices = || {
+            runtime.block_on(async { connect(&broker).await.admin().status().await.unwrap().notices.clone() })
+        };
+        assert!(happens(|| notices().len() == strange.len()), "{:?}", notices());
+        for name in strange {
+            let path = topics.join(name);
+            let told = |notice: &&String| notice.contains(&format!("UNKNOWN: {} ", path.display()));
+            assert_eq!(notices().iter().filter(told).count(), 1, "{shards}: {name}: {:?}", notices());
+        }
+        broker.stop().unwrap();
+        assert_eq!(std::fs::read(&segment).unwrap(), b"irreplaceable");
+    }
 }

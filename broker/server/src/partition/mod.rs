@@ -282,6 +282,10 @@ impl<D: Disk> Partition<D> {
     pub fn id(&self) -> TopicPartition {
         self.identity.partition
     }
+    /// Which replica of it this is.
+    pub fn generation(&self) -> u32 {
+        self.identity.generation
+    }
     /// What opening found.
     pub fn report(&self) -> &OpenReport {
         &self.report

@@ -17,6 +17,7 @@
 
 pub mod buffer;
 pub mod disk;
+pub mod leftovers;
 pub mod read_files;
 pub mod recover;
 pub mod ring;
