@@ -10,7 +10,7 @@
 
 use crate::partition::reader::ChunkCache;
 use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrites, SealOutcome};
-use crate::storage::disk::{Disk, Write};
+use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};
 use logic::ids::{LeaderEpoch, TopicPartition};
 use logic::limits::{
@@ -246,6 +246,8 @@ impl<D: Disk> Store<D> {
         let round = self.rounds.borrow().next_round();
         let mut writes = RoundWrites { writes: Vec::new(), prepared: Vec::new(), bytes: 0, groups: 0 };
         let mut partitions = Vec::new();
+        // Whose writes they are: each partition's end before the next one's.
+        let mut owners: Vec<(usize, TopicPartition)> = Vec::new();
         let mut more = Vec::new();
         while writes.bytes < ROUND_BYTES_MAX && writes.groups < ROUND_GROUPS_MAX {
             let Some(id) = self.rounds.borrow_mut().pop_dirty() else { break };
@@ -258,6 +260,7 @@ impl<D: Disk> Store<D> {
             }
             if writes.groups > before {
                 partitions.push(id);
+                owners.push((writes.writes.len(), id));
             }
             self.prepare(&partition);
         }
@@ -277,7 +280,10 @@ impl<D: Disk> Store<D> {
             let mut result = submitted.await;
             while let Err(error) = result {
                 if !is_no_space(&error) {
-                    store.storage.fail("writing a flush round", None, &error);
+                    let owner = Failed::of(&error).and_then(|failed| {
+                        owners.get(owners.partition_point(|(end, _)| *end <= failed.index))
+                    });
+                    store.storage.fail("writing a flush round", owner.map(|(_, id)| *id), &error);
                 }
                 // Nothing of the round is acknowledged; the same bytes go to the same places again.
                 store.storage.set_full(true);
@@ -311,7 +317,7 @@ impl<D: Disk> Store<D> {
             let flush = self.rounds.borrow_mut().poll_flush();
             if flush {
                 if let Err(error) = self.storage.flush_device().await {
-                    self.storage.fail("flushing the device", None, &error);
+                    self.fail_flush(&error);
                 }
                 self.rounds.borrow_mut().flush_done();
             }
@@ -320,6 +326,16 @@ impl<D: Disk> Store<D> {
                 return;
             }
         }
+    }
+
+    /// One flush is for many: the first of them is named.
+    fn fail_flush(&self, error: &io::Error) -> ! {
+        let flushing: BTreeSet<TopicPartition> = self.rounds.borrow().flushing().copied().collect();
+        let what = match flushing.len() {
+            0 | 1 => "flushing a round".to_owned(),
+            several => format!("flushing a round of {several} partitions, among them that"),
+        };
+        self.storage.fail(&what, flushing.first().copied(), error)
     }
 
     fn finish_durable(&self, began_ns: u64) {

@@ -12,6 +12,7 @@ use schema::record_batch::{self, BatchBuilder};
 use schema::segment::GROUP_HEADER_BYTES;
 use server::partition::reader::ReadError;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
+use server::storage::disk::{Disk, Failed, Write};
 use server::storage::ring::RingDisk;
 use server::storage::{DiskPolicy, Environment, Storage};
 use server::store::Store;
@@ -343,6 +344,35 @@ fn a_partition_is_deleted_while_rounds_are_in_flight() {
         assert_eq!(rig.store.storage.dirty_bytes(), 0);
         assert!(!root.join("topics").join(TOPIC.to_string()).join("0.1").exists());
         rig.check(1, &rig.appended[1], 1 << 20).await;
+        rig.store.shut_down().await.expect("an orderly end");
+    });
+}
+
+#[test]
+fn a_failed_write_is_named() {
+    run(|root| async move {
+        let rig = Rig::open(&root, 1, -1, true).await;
+        let (storage, id) = (rig.store.storage.clone(), identity(0).partition);
+        storage.name_topic(TOPIC, "orders".into());
+        let (opened_as, path) = (root.join("new"), root.join("segment.log"));
+        let file = storage.disk.create(&opened_as).await.expect("a file");
+        storage.disk.rename(&opened_as, &path).await.expect("its final name");
+        let buffer = Rc::new(storage.pool.take(4096));
+        // The second one lies behind the largest file there can be.
+        let far = i64::MAX as u64 - 4095;
+        let write = |position| {
+            let (file, buffer) = (file.clone(), buffer.clone());
+            Write { file, buffer, range: 0..4096, position, durable: false }
+        };
+        let error = storage.disk.write(vec![write(0), write(far), write(4096)]).await.expect_err("too far");
+        assert_eq!(Failed::of(&error).map(|failed| failed.index), Some(1));
+        let told = storage.failure("writing a flush round", Some(id), &error);
+        let place = format!("{} at byte {far}: ", path.display());
+        for part in
+            ["of topic orders partition 0", &place, "the next start recovers", "dmesg", "start the broker"]
+        {
+            assert!(told.contains(part), "{part}: {told}");
+        }
         rig.store.shut_down().await.expect("an orderly end");
     });
 }

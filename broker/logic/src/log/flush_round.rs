@@ -105,6 +105,12 @@ impl<P: Copy + Eq + Hash> FlushRounds<P> {
         any
     }
 
+    /// The partitions whose rounds the flush under way is to make durable.
+    pub fn flushing(&self) -> impl Iterator<Item = &P> {
+        let rounds = self.rounds.iter().filter(|round| round.state == State::Flushing);
+        rounds.flat_map(|round| &round.partitions)
+    }
+
     /// The flush has completed.
     pub fn flush_done(&mut self) {
         for round in self.rounds.iter_mut().filter(|round| round.state == State::Flushing) {
@@ -161,6 +167,7 @@ mod tests {
                 }
                 "written" => rounds.writes_done(RoundId(rest.parse().unwrap())),
                 "flush" => seen.push(if rounds.poll_flush() { 'F' } else { '-' }),
+                "flushing" => seen.extend(rounds.flushing()),
                 "flushed" => rounds.flush_done(),
                 other => panic!("{other}"),
             }
@@ -210,6 +217,7 @@ mod tests {
                 ("written 1", ""),
                 // One flush at a time: round 1 waits for the next.
                 ("flush", "-"),
+                ("flushing", "b"),
                 ("flushed", "2=b"),
                 ("flush", "F"),
                 ("flushed", "1=a"),

@@ -30,6 +30,28 @@ pub struct Write<F> {
     pub durable: bool,
 }
 
+/// Which operation failed, for the message that ends the process. Inside an [`io::Error`], except where that
+/// says that there is no room.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{}: {error}", path.display(), position.map(|at| format!(" at byte {at}")).unwrap_or_default())]
+pub struct Failed {
+    /// The file, by the name that it has now.
+    pub path: PathBuf,
+    /// Where in it; `None` for a sync.
+    pub position: Option<u64>,
+    /// Which write of the batch.
+    pub index: usize,
+    /// What the system said.
+    pub error: io::Error,
+}
+
+impl Failed {
+    /// What is known of an error.
+    pub fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref().and_then(|inner| inner.downcast_ref())
+    }
+}
+
 /// A disk.
 pub trait Disk: Clone + 'static {
     /// An open file. Cloning gives another handle of the same; the last one closes it.
@@ -52,6 +74,7 @@ pub trait Disk: Clone + 'static {
     ///
     /// # Errors
     /// The first error. The rest of a short write is written again; no room for it is an error.
+    /// Any other is a [`Failed`], where the disk knows more.
     fn write(
         &self,
         writes: Vec<Write<Self::File>>,

@@ -577,14 +577,21 @@ impl<D: Disk> Storage<D> {
         Ok(newest.map(|newest| Checkpoint { clean: newest.clean && !damaged, ..newest }))
     }
 
-    /// The error text for a failed write or sync: names the file, and what happens now.
+    /// Ends the process over a failed write or sync.
     pub fn fail(&self, what: &str, partition: Option<TopicPartition>, error: &io::Error) -> ! {
+        crate::fatal(&self.failure(what, partition, error))
+    }
+
+    /// What is said of a failed write or sync: of whom, which file, what happens now, what to do.
+    pub fn failure(&self, what: &str, partition: Option<TopicPartition>, error: &io::Error) -> String {
         let whose = partition.map(|partition| format!(" of {}", self.label(partition))).unwrap_or_default();
-        crate::fatal(&format!(
+        format!(
             "{what}{whose} under {} failed: {error}. What the device holds is unknown, so this process ends \
-             and the next start recovers; nothing acknowledged is affected",
+             and the next start recovers; nothing acknowledged is affected. Look for errors of the device in \
+             the kernel's log (dmesg), then start the broker again; if it fails again, move the data directory \
+             to a sound device",
             self.root.display()
-        ))
+        )
     }
 }
 

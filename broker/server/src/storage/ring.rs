@@ -9,7 +9,8 @@
 //! rare and may take long.
 
 use super::buffer::Buffer;
-use super::disk::{Disk, Write};
+use super::disk::{Disk, Failed, Write};
+use super::is_no_space;
 use glommio::io::PollableFd;
 use io_uring::{IoUring, opcode, squeue, types};
 use logic::limits::BLOCK_BYTES;
@@ -39,7 +40,7 @@ struct Operation {
 }
 
 enum Held {
-    None,
+    Sync,
     Write(Rest),
     Read(Buffer),
 }
@@ -50,6 +51,8 @@ struct Rest {
     range: Range<usize>,
     position: u64,
     durable: bool,
+    /// Which write of its batch.
+    index: usize,
 }
 
 impl Rest {
@@ -238,9 +241,9 @@ impl Ring {
 
     fn finish(&self, Operation { batch, file, memory }: Operation, result: i32) {
         let outcome = match usize::try_from(result) {
-            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+            Err(_) => Err(name_failure(io::Error::from_raw_os_error(-result), &file, &memory)),
             Ok(read) => match memory {
-                Held::None => Ok(()),
+                Held::Sync => Ok(()),
                 Held::Read(buffer) => {
                     *batch.read.borrow_mut() = Some((buffer, read));
                     Ok(())
@@ -264,6 +267,20 @@ impl Ring {
             waker.wake();
         }
     }
+}
+
+/// Says which file it was, unless there is no room or a read failed: those do not end the process.
+fn name_failure(error: io::Error, file: &RingFile, memory: &Held) -> io::Error {
+    let (position, index) = match memory {
+        _ if is_no_space(&error) => return error,
+        Held::Read(_) => return error,
+        Held::Sync => (None, 0),
+        Held::Write(rest) => (Some(rest.position), rest.index),
+    };
+    // The name that it was opened by may have changed since.
+    let link = format!("/proc/self/fd/{}", file.file.as_raw_fd());
+    let path = std::fs::read_link(&link).unwrap_or_else(|_| link.into());
+    io::Error::new(error.kind(), Failed { path, position, index, error })
 }
 
 impl Disk for RingDisk {
@@ -290,8 +307,8 @@ impl Disk for RingDisk {
         writes: Vec<Write<Self::File>>,
     ) -> impl Future<Output = io::Result<()>> + 'static + use<> {
         let batch = Batch::new(writes.len());
-        for Write { file, buffer, range, position, durable } in writes {
-            let rest = Rest { buffer, range, position, durable };
+        for (index, Write { file, buffer, range, position, durable }) in writes.into_iter().enumerate() {
+            let rest = Rest { buffer, range, position, durable, index };
             let entry = rest.entry(&file);
             self.ring.push(entry, Operation { batch: batch.clone(), file, memory: Held::Write(rest) });
         }
@@ -323,7 +340,7 @@ impl Disk for RingDisk {
         let batch = Batch::new(1);
         let descriptor = types::Fd(file.file.as_raw_fd());
         let entry = opcode::Fsync::new(descriptor).flags(types::FsyncFlags::DATASYNC).build();
-        let memory = Held::None;
+        let memory = Held::Sync;
         self.ring.push(entry, Operation { batch: batch.clone(), file: file.clone(), memory });
         self.ring.submit();
         async move { batch.done().await.map(drop) }
@@ -401,7 +418,6 @@ impl Disk for RingDisk {
 mod tests {
     use super::*;
     use crate::storage::buffer::BufferPool;
-    use crate::storage::is_no_space;
 
     #[test]
     fn the_rest_of_a_short_write() {
@@ -417,7 +433,7 @@ mod tests {
         ];
         for (written, expected) in rows {
             let buffer = Rc::new(BufferPool::new().take(16384));
-            let rest = Rest { buffer, range: 0..16384, position: 8192, durable: true };
+            let rest = Rest { buffer, range: 0..16384, position: 8192, durable: true, index: 0 };
             match (rest.after(written), expected) {
                 (Ok(found), Some(expected)) => {
                     assert!(found.as_ref().is_none_or(|rest| rest.durable));
