@@ -348,6 +348,38 @@ fn a_partition_is_deleted_while_rounds_are_in_flight() {
     });
 }
 
+/// Metadata from a backup says an epoch that the log has left behind.
+#[test]
+fn a_leader_epoch_does_not_go_back() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        let home = rig.partition(0);
+        rig.append(0, 1, 1000, false);
+        for (said, in_force, notices) in [(5, 5, 0), (5, 5, 0), (2, 5, 1), (7, 7, 1)] {
+            home.set_leader_epoch(LeaderEpoch::new(said));
+            assert_eq!(home.leader_epoch().get(), in_force, "epoch {said}");
+            rig.append(0, 1, 1000, false);
+            rig.settle().await;
+            assert_eq!(rig.store.storage.notices().len(), notices, "epoch {said}");
+        }
+        let epochs = home.with_log(|log| log.epochs().to_vec());
+        rig.store.shut_down().await.expect("an orderly end");
+        drop((home, rig));
+        // Opened with epoch 1.
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        assert_eq!(rig.partition(0).leader_epoch().get(), 7);
+        let notices = rig.store.storage.notices();
+        assert!(
+            notices.len() == 1 && notices[0].contains("the log has 7, which stays in force"),
+            "{notices:?}"
+        );
+        rig.append(0, 1, 1000, true);
+        rig.settle().await;
+        assert_eq!(rig.partition(0).with_log(|log| log.epochs().to_vec()), epochs);
+        rig.store.shut_down().await.expect("an orderly end");
+    });
+}
+
 #[test]
 fn a_failed_write_is_named() {
     run(|root| async move {

@@ -311,7 +311,8 @@ impl Log {
         })
     }
 
-    /// Gives the next `records` offsets to a batch of this epoch; the first of them.
+    /// Gives the next `records` offsets to a batch of this epoch; the first of them. The caller has seen to it
+    /// that epochs do not go back.
     pub fn append(&mut self, records: u32, leader_epoch: LeaderEpoch) -> Offset {
         let base = self.log_end;
         match self.epochs.last() {

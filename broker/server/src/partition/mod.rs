@@ -191,6 +191,7 @@ impl<D: Disk> Partition<D> {
             },
             bytes_read: recovered.bytes_read,
         };
+        let known_epoch = recovered.start.epochs.last().map_or(LeaderEpoch::new(0), |(epoch, _)| *epoch);
         let directory = partition_directory(storage.root(), &identity);
         let now_ms = storage.environment.now_ms();
         let partition = Rc::new(Self {
@@ -198,7 +199,7 @@ impl<D: Disk> Partition<D> {
             directory,
             log: RefCell::new(Log::new(identity, settings.log, recovered.start)),
             settings: Cell::new(settings),
-            leader_epoch: Cell::new(leader_epoch),
+            leader_epoch: Cell::new(known_epoch),
             pending: RefCell::default(),
             on_the_way: RefCell::default(),
             files: RefCell::default(),
@@ -216,6 +217,7 @@ impl<D: Disk> Partition<D> {
         });
         // Said before the cut is durable: after a crash in between it is said again, not forgotten.
         partition.announce();
+        partition.set_leader_epoch(leader_epoch);
         if recovered.must_open {
             partition.open_incarnation().await?;
         }
@@ -297,6 +299,20 @@ impl<D: Disk> Partition<D> {
     /// The settings in force.
     pub fn settings(&self) -> PartitionSettings {
         self.settings.get()
+    }
+    /// Takes over a newer leader epoch. One that goes back is refused: the log has batches of a later one,
+    /// so whoever says it has older metadata than this disk.
+    pub fn set_leader_epoch(&self, epoch: LeaderEpoch) {
+        let known = self.leader_epoch.get();
+        if epoch >= known {
+            return self.leader_epoch.set(epoch);
+        }
+        self.storage.notice(format!(
+            "{}: the metadata says leader epoch {epoch}, and the log has {known}, which stays in force: clients \
+             that follow the metadata are refused. The metadata is older than the data; restore both from the \
+             same backup",
+            self.storage.label(self.id())
+        ));
     }
     /// Changes the settings.
     pub fn set_settings(&self, settings: PartitionSettings) {
