@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// A round of so few writes makes each durable by itself; a larger one shares a flush.
 const DURABLE_WRITES_MAX: usize = 2;
+/// Partitions that have blocks written ahead at once.
+const PREPARING_MAX: usize = 4;
 /// How often a full disk is tried again.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
 
@@ -449,8 +451,8 @@ impl<D: Disk> Store<D> {
             })
             .detach();
         }
-        // One at a time: the background's pace is the shard's, not a partition's.
-        if self.preparing.get() < 4 && partition.wants_preparation() {
+        // They share the shard's pace: more at once would only make each slower.
+        if self.preparing.get() < PREPARING_MAX && partition.wants_preparation() {
             self.preparing.set(self.preparing.get() + 1);
             let partition = partition.clone();
             let store = self.clone();

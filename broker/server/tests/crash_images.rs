@@ -10,6 +10,7 @@ use crash::image::Image;
 use crash::ledger::Tally;
 use crash::life::root;
 use crash::scripts::{self, Script};
+use logic::limits::PREWRITE_BYTES_PER_SECOND;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -126,6 +127,19 @@ fn unreadable_bytes_are_read_around() {
             assert_eq!(script.read_each().await, expected, "blocks {blocks:?} of segment {sequence}");
             script.end().await;
         }
+    });
+}
+
+#[test]
+fn partitions_share_the_pace_of_zeroing() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        let (partitions, turns, bytes) = (4, 10, 128 * 1024);
+        let took = script.zeroing_took(partitions, turns, bytes).await;
+        // The first turn is at once.
+        let chunks = (partitions * turns - 1) as u64;
+        assert_eq!(took.as_nanos() as u64, chunks * (bytes * 1_000_000_000 / PREWRITE_BYTES_PER_SECOND));
+        script.end().await;
     });
 }
 

@@ -13,7 +13,6 @@ use logic::limits::{
 };
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
 
 /// What is known of the blocks ahead.
 #[derive(Debug)]
@@ -157,8 +156,6 @@ impl<D: Disk> Partition<D> {
         let physical = self.settings.get().log.physical_bytes();
         let Some((sequence, range)) = self.preparation.borrow().wanted(physical) else { return Ok(()) };
         let Some(segment) = self.files.borrow().get(&sequence).cloned() else { return Ok(()) };
-        let pause =
-            Duration::from_nanos(PREWRITE_CHUNK_BYTES as u64 * 1_000_000_000 / PREWRITE_BYTES_PER_SECOND);
         let mut from = range.start;
         let mut result = Ok(());
         {
@@ -168,6 +165,8 @@ impl<D: Disk> Partition<D> {
         }
         while from < range.end && result.is_ok() {
             let to = range.end.min(from + PREWRITE_CHUNK_BYTES as u64);
+            // Until its turn comes nothing is being zeroed: groups may pass.
+            self.storage.wait_zeroing_turn(to - from).await;
             {
                 let mut preparation = self.preparation.borrow_mut();
                 let overtaken = preparation.active.is_none_or(|(active, _)| active != sequence)
@@ -177,13 +176,9 @@ impl<D: Disk> Partition<D> {
                 }
                 preparation.zeroing = Some(from..to);
             }
-            result = self.storage.zero(&segment.file, from, to, Duration::ZERO).await;
+            result = self.storage.zero(&segment.file, from, to).await;
             from = to;
-            // Between chunks nothing is being zeroed: groups may pass.
             self.preparation.borrow_mut().zeroing = None;
-            if from < range.end && !self.preparation.borrow().held_back {
-                self.storage.environment.sleep(pause).await;
-            }
         }
         // A file that is closed under its groups keeps what was published before.
         if result.is_ok() {

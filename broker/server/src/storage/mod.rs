@@ -26,8 +26,8 @@ use buffer::{Buffer, BufferPool};
 use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
-    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES, RESERVE_BYTES, SPARE_SEGMENTS_MAX,
-    TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
+    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_BYTES_PER_SECOND, PREWRITE_CHUNK_BYTES, RESERVE_BYTES,
+    SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
 use read_files::ReadFiles;
@@ -150,6 +150,8 @@ pub struct Storage<D: Disk> {
     low: Cell<bool>,
     /// The reserve file is there, and its blocks with it.
     reserved: Cell<bool>,
+    /// When the next blocks may be zeroed ahead, nanoseconds of the environment's clock.
+    zeroing_turn_ns: Cell<u64>,
 }
 
 /// The data directory's path for the segments of a log.
@@ -211,6 +213,7 @@ impl<D: Disk> Storage<D> {
             full: Cell::new(false),
             low: Cell::new(false),
             reserved: Cell::new(false),
+            zeroing_turn_ns: Cell::new(0),
         });
         // What is in spare/ has no owner; its written blocks are not known to be published, so it goes.
         for (name, _) in storage.disk.list(&own.join("spare")).await? {
@@ -398,8 +401,19 @@ impl<D: Disk> Storage<D> {
         self.disk.write(split_write(file, buffer, length, position, durable)).await
     }
 
-    /// Zeroes `from..to` ahead of the append position, a chunk at a time with `pause` between.
-    pub async fn zero(&self, file: &D::File, from: u64, to: u64, pause: Duration) -> io::Result<()> {
+    /// Waits for the turn to zero `bytes` in the background: all partitions of the shard share one pace,
+    /// [`PREWRITE_BYTES_PER_SECOND`].
+    pub async fn wait_zeroing_turn(&self, bytes: u64) {
+        let now = self.environment.monotonic_ns();
+        let turn = self.zeroing_turn_ns.get().max(now);
+        self.zeroing_turn_ns.set(turn + bytes * 1_000_000_000 / PREWRITE_BYTES_PER_SECOND);
+        if turn > now {
+            self.environment.sleep(Duration::from_nanos(turn - now)).await;
+        }
+    }
+
+    /// Writes zeros over `from..to`, a chunk at a time.
+    pub async fn zero(&self, file: &D::File, from: u64, to: u64) -> io::Result<()> {
         let mut zeros = self.pool.take(PREWRITE_CHUNK_BYTES);
         zeros.fill(0);
         let zeros = Rc::new(zeros);
@@ -416,9 +430,6 @@ impl<D: Disk> Storage<D> {
             self.disk.write(vec![write]).await?;
             count(&self.counters.zeroed_bytes, bytes as u64);
             position += bytes as u64;
-            if !pause.is_zero() && position < to {
-                self.environment.sleep(pause).await;
-            }
         }
         Ok(())
     }
@@ -476,7 +487,7 @@ impl<D: Disk> Storage<D> {
             }
         }
         let file = self.disk.create(&path).await?;
-        self.zero(&file, 0, RESERVE_BYTES, Duration::ZERO).await?;
+        self.zero(&file, 0, RESERVE_BYTES).await?;
         self.disk.sync(&file).await?;
         self.disk.sync_directory(&directory).await?;
         self.reserved.set(true);

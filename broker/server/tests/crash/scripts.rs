@@ -85,6 +85,29 @@ impl Script {
         self.store.shut_down().await.expect("an orderly end");
     }
 
+    /// The time in which so many tasks at once each get so many turns to zero.
+    pub async fn zeroing_took(&self, tasks: usize, turns: usize, bytes: u64) -> Duration {
+        let storage = self.store.storage.clone();
+        let began_ns = storage.environment.monotonic_ns();
+        let left = Rc::new(Cell::new(tasks));
+        for _ in 0..tasks {
+            let (storage, left) = (storage.clone(), left.clone());
+            glommio::spawn_local(async move {
+                for _ in 0..turns {
+                    storage.wait_zeroing_turn(bytes).await;
+                }
+                left.set(left.get() - 1);
+            })
+            .detach();
+        }
+        settle().await;
+        while left.get() > 0 {
+            assert!(self.disk.pass_to_next(), "nobody waits for his turn");
+            settle().await;
+        }
+        Duration::from_nanos(storage.environment.monotonic_ns() - began_ns)
+    }
+
     /// The device refuses from now on to read these bytes of a segment.
     pub fn make_unreadable(&self, sequence: u64, bytes: Range<u64>) {
         self.disk.set_unreadable(&segment(sequence), bytes);
