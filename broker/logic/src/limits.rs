@@ -36,15 +36,20 @@ pub const PEER_PROBE_AFTER_MS: u64 = 60_000;
 pub const PEER_PROBE_INTERVAL_MS: u64 = 15_000;
 /// Unanswered questions after which the connection ends.
 pub const PEER_PROBES_MAX: u32 = 4;
+/// How long a connection that is closed for what it said may go on talking, milliseconds…
+pub const DRAIN_MS: u64 = 1_000;
+/// … and how much, bytes: a frame that is under way, so that the answer to it is not lost.
+pub const DRAIN_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
 /// Request bytes taken from one connection and not yet answered.
 pub const IN_FLIGHT_BYTES_PER_CONNECTION_MAX: usize = 32 * MIB;
 /// Requests taken from one connection and not yet answered.
 pub const IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX: usize = 1024;
 /// Request bytes taken from all connections of a shard and not yet answered.
 pub const IN_FLIGHT_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
-/// Reply bytes queued for one connection before it is muted.
+/// Reply bytes of one connection: queued, before it is muted, and with those that its fetches may add.
 pub const REPLY_BYTES_PER_CONNECTION_MAX: usize = 32 * MIB;
-/// Reply bytes queued for all connections of a shard; fetches wait above it.
+/// Reply bytes queued for all connections of a shard, and those that fetches under way may add; fetches wait
+/// above it.
 pub const REPLY_BYTES_PER_SHARD_MAX: usize = 256 * MIB;
 /// Bytes read from a socket at once for small frames: one buffer per shard, not per connection.
 pub const RECEIVE_SCRATCH_BYTES: usize = 64 * KIB;
@@ -170,7 +175,8 @@ const _: () = {
     // One connection can always finish the frame that it began.
     assert!(FRAME_BYTES_MAX <= IN_FLIGHT_BYTES_PER_CONNECTION_MAX);
     assert!(IN_FLIGHT_BYTES_PER_CONNECTION_MAX <= IN_FLIGHT_BYTES_PER_SHARD_MAX);
-    assert!(FETCH_BYTES_MAX <= REPLY_BYTES_PER_CONNECTION_MAX);
+    // The largest fetch gets room: a body, and a head of some words for each entry of the largest request.
+    assert!(FETCH_BYTES_MAX + 8 * FRAME_METADATA_BYTES_MAX <= REPLY_BYTES_PER_CONNECTION_MAX);
     assert!(REPLY_BYTES_PER_CONNECTION_MAX <= REPLY_BYTES_PER_SHARD_MAX);
     // A fetch can return the largest batch.
     assert!(BATCH_BYTES_MAX <= FETCH_BYTES_MAX);
