@@ -3,6 +3,8 @@
 //! Opened once, before any shard, and held until the process ends. A directory that is not ours is
 //! refused, with the name of what is in the way: nothing in it is touched.
 
+use schema::checkpoint::{Checkpoint, CheckpointError, PartitionCheckpoint};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -42,6 +44,25 @@ pub enum DataDirectoryError {
     Identity {
         /// The file.
         path: PathBuf,
+    },
+    /// It has a checkpoint of another one.
+    #[error(
+        "{path} belongs to another data directory: move it away, or restore the storage.uuid that it was written \
+         with"
+    )]
+    ForeignCheckpoint {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It has a checkpoint in a newer format.
+    #[error(
+        "{path} has format version {found}: a newer ringlog wrote it; start that one, or restore a backup"
+    )]
+    NewerCheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u16,
     },
     /// Another broker has it.
     #[error(
@@ -104,49 +125,137 @@ impl DataDirectory {
 }
 
 impl DataDirectory {
-    /// Says how many shards will run. With another number than before, partitions change their shards, and
-    /// what a shard's checkpoint said of them may be long out of date: all checkpoints go, durably, and this
-    /// one start reads everything.
+    /// Says how many shards will run. With another number than before, partitions change their shards: every
+    /// shard is given what any checkpoint attests, the newest of each partition, as of a start that was not
+    /// clean. So nothing that was acknowledged is taken for a torn tail, and only what was written since is
+    /// read again.
+    ///
+    /// # Errors
+    /// A file cannot be read or written, or a checkpoint is not this directory's or this build's.
     pub fn set_shards(&self, shards: usize) -> Result<(), DataDirectoryError> {
         let path = self.path.join("shards");
-        let unusable = |error| DataDirectoryError::Unusable { path: path.clone(), error };
+        let unusable = |path: &Path| {
+            let path = path.to_owned();
+            move |error| DataDirectoryError::Unusable { path, error }
+        };
         let text = format!("{shards}\n");
         match fs::read_to_string(&path) {
             Ok(before) if before == text => return Ok(()),
-            Ok(_) => forget_checkpoints(&self.path).map_err(unusable)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                forget_checkpoints(&self.path).map_err(unusable)?;
-            }
-            Err(error) => return Err(unusable(error)),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unusable(&path)(error)),
         }
-        let temporary = self.path.join("shards.new");
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&temporary)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(unusable)
+        // A crash in between is harmless: with either number each shard finds at least its own partitions.
+        let found = self.read_checkpoints()?;
+        if let Some(all) = merge(&found) {
+            for shard in 0..shards {
+                let directory = self.path.join(format!("shard-{shard}"));
+                self.replace_checkpoints(&directory, &all).map_err(unusable(&directory))?;
+            }
+        }
+        write_durably(&path, text.as_bytes()).map_err(unusable(&path))?;
+        // Those of shards that are no more would be out of date when they come again.
+        for (directory, _) in &found {
+            let number = directory.file_name().and_then(|name| name.to_str()?.strip_prefix("shard-"));
+            if number.and_then(|number| number.parse().ok()).is_none_or(|number: usize| number >= shards) {
+                remove_checkpoints(directory, &CHECKPOINTS).map_err(unusable(directory))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories of all shards, with the checkpoints in them that can be used.
+    fn read_checkpoints(&self) -> Result<Vec<(PathBuf, Vec<Checkpoint>)>, DataDirectoryError> {
+        let unusable = |path: &Path, error| DataDirectoryError::Unusable { path: path.to_owned(), error };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(|error| unusable(&self.path, error))? {
+            let entry = entry.map_err(|error| unusable(&self.path, error))?;
+            if !entry.file_name().to_string_lossy().starts_with("shard-") {
+                continue;
+            }
+            let mut checkpoints = Vec::new();
+            for name in CHECKPOINTS {
+                let path = entry.path().join(name);
+                let bytes = match fs::read(&path) {
+                    Ok(bytes) => bytes,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(unusable(&path, error)),
+                };
+                match Checkpoint::decode(&bytes) {
+                    Ok(checkpoint) if checkpoint.storage_uuid == self.uuid => checkpoints.push(checkpoint),
+                    // Neither is replaced; the shard's own start says the same.
+                    Ok(_) => return Err(DataDirectoryError::ForeignCheckpoint { path }),
+                    Err(CheckpointError::Version(found)) => {
+                        return Err(DataDirectoryError::NewerCheckpoint { path, found });
+                    }
+                    Err(error) => tracing::warn!(
+                        "checkpoint {} cannot be used ({error}): recovery reads more",
+                        path.display()
+                    ),
+                }
+            }
+            found.push((entry.path(), checkpoints));
+        }
+        Ok(found)
+    }
+
+    /// Puts `checkpoint` into a shard's directory, and takes away what was there.
+    fn replace_checkpoints(&self, directory: &Path, checkpoint: &Checkpoint) -> io::Result<()> {
+        if !directory.exists() {
+            fs::create_dir(directory)?;
+            File::open(&self.path)?.sync_all()?;
+        }
+        let checkpoint = Checkpoint { storage_uuid: self.uuid, ..checkpoint.clone() };
+        write_durably(&directory.join(CHECKPOINTS[0]), &checkpoint.encode())?;
+        remove_checkpoints(directory, &CHECKPOINTS[1..])
     }
 }
 
-fn forget_checkpoints(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let shard = entry?;
-        if !shard.file_name().to_string_lossy().starts_with("shard-") {
-            continue;
-        }
-        for name in ["checkpoint.a", "checkpoint.b"] {
-            match fs::remove_file(shard.path().join(name)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        File::open(shard.path())?.sync_all()?;
+/// The names of a shard's two checkpoints.
+const CHECKPOINTS: [&str; 2] = ["checkpoint.a", "checkpoint.b"];
+
+/// The newest that any checkpoint says of each partition, with a generation above all of theirs; `None` if
+/// there are none.
+fn merge(found: &[(PathBuf, Vec<Checkpoint>)]) -> Option<Checkpoint> {
+    let all = || found.iter().flat_map(|(_, checkpoints)| checkpoints);
+    // Even, as for the first of the two names.
+    let generation = (all().map(|checkpoint| checkpoint.generation).max()? + 1).next_multiple_of(2);
+    let mut newest: BTreeMap<(u128, u32), &PartitionCheckpoint> = BTreeMap::new();
+    for partition in all().flat_map(|checkpoint| &checkpoint.partitions) {
+        // A log's incarnation rises with every start, and its end while it runs.
+        let age = |of: &PartitionCheckpoint| (of.generation, of.incarnation, of.durable_end, of.log_start);
+        newest
+            .entry((partition.topic_id, partition.partition))
+            .and_modify(|known| {
+                if age(known) < age(partition) {
+                    *known = partition;
+                }
+            })
+            .or_insert(partition);
     }
-    Ok(())
+    let partitions = newest.into_values().cloned().collect();
+    Some(Checkpoint { generation, clean: false, partitions, ..Checkpoint::default() })
+}
+
+/// Writes a file under another name, and gives it its own when it is on the device.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+fn remove_checkpoints(directory: &Path, names: &[&str]) -> io::Result<()> {
+    for name in names {
+        match fs::remove_file(directory.join(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    File::open(directory)?.sync_all()
 }
 
 fn read_identity(identity: &Path) -> Result<u128, DataDirectoryError> {
@@ -213,5 +322,64 @@ mod tests {
         fs::write(&file, "").unwrap();
         let error = DataDirectory::open(&file).unwrap_err().to_string();
         assert!(error.contains("cannot be used"), "{error}");
+    }
+
+    fn partition(partition: u32, incarnation: u64, durable_end: u64) -> PartitionCheckpoint {
+        PartitionCheckpoint { topic_id: 1, partition, incarnation, durable_end, ..Default::default() }
+    }
+
+    fn write(
+        directory: &DataDirectory,
+        shard: usize,
+        name: &str,
+        generation: u64,
+        of: &[PartitionCheckpoint],
+    ) {
+        let path = directory.path.join(format!("shard-{shard}"));
+        fs::create_dir_all(&path).unwrap();
+        let storage_uuid = directory.uuid;
+        let checkpoint = Checkpoint { generation, storage_uuid, clean: true, partitions: of.to_vec() };
+        fs::write(path.join(name), checkpoint.encode()).unwrap();
+    }
+
+    fn read(directory: &DataDirectory, shard: usize, name: &str) -> Option<Checkpoint> {
+        let bytes = fs::read(directory.path.join(format!("shard-{shard}")).join(name)).ok()?;
+        Some(Checkpoint::decode(&bytes).unwrap())
+    }
+
+    #[test]
+    fn checkpoints_follow_their_partitions_to_other_shards() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::open(root.path()).unwrap();
+        directory.set_shards(2).unwrap();
+        assert_eq!(read(&directory, 0, "checkpoint.a"), None, "nothing is made of nothing");
+        write(&directory, 0, "checkpoint.a", 4, &[partition(0, 3, 70)]);
+        write(&directory, 0, "checkpoint.b", 5, &[partition(0, 3, 90), partition(2, 1, 0)]);
+        // Of a time when there was one shard; newer and older than what the others say.
+        write(&directory, 1, "checkpoint.b", 7, &[partition(0, 2, 95), partition(1, 8, 40)]);
+        directory.set_shards(2).unwrap();
+        assert_eq!(read(&directory, 1, "checkpoint.b").map(|found| found.generation), Some(7), "as before");
+
+        let partitions = vec![partition(0, 3, 90), partition(1, 8, 40), partition(2, 1, 0)];
+        for (shards, generation) in [(3, 8), (1, 10)] {
+            directory.set_shards(shards).unwrap();
+            for shard in 0..3 {
+                let found = read(&directory, shard, "checkpoint.a");
+                let (storage_uuid, partitions) = (directory.uuid, partitions.clone());
+                let expected = Checkpoint { generation, storage_uuid, clean: false, partitions };
+                assert_eq!(found, (shard < shards).then_some(expected), "shard {shard} of {shards}");
+                assert_eq!(read(&directory, shard, "checkpoint.b"), None, "shard {shard} of {shards}");
+            }
+        }
+
+        // One that cannot be read is not worth a start; one that is somebody else's is not replaced.
+        fs::write(root.path().join("shard-0/checkpoint.b"), "nonsense").unwrap();
+        directory.set_shards(2).unwrap();
+        assert_eq!(read(&directory, 1, "checkpoint.a").map(|found| found.partitions), Some(partitions));
+        let foreign = Checkpoint { storage_uuid: !directory.uuid, ..Checkpoint::default() };
+        fs::write(root.path().join("shard-0/checkpoint.b"), foreign.encode()).unwrap();
+        let error = directory.set_shards(1).unwrap_err().to_string();
+        assert!(error.contains("checkpoint.b belongs to another data directory"), "{error}");
+        assert_eq!(fs::read_to_string(root.path().join("shards")).unwrap(), "2\n");
     }
 }

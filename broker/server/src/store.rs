@@ -162,14 +162,18 @@ impl<D: Disk> Store<D> {
 
     /// After all partitions of the start have been opened: from now on the next start must recover.
     pub async fn begin_service(&self) -> io::Result<()> {
-        self.clean.set(false);
+        let was_clean = self.clean.replace(false);
         // What was not opened is not ours any more: its topic is gone.
         self.checkpointed.borrow_mut().clear();
         match self.checkpoint(false).await {
             Err(error) if is_no_space(&error) => {
                 self.storage.notice("no space for a checkpoint: the next start reads more".into());
-                // A clean one that stays would be believed.
-                self.storage.remove_checkpoints().await
+                match was_clean {
+                    // A clean one that stays would be believed.
+                    true => self.storage.remove_checkpoints().await,
+                    // What this one attests stays true.
+                    false => Ok(()),
+                }
             }
             other => other,
         }

@@ -92,6 +92,52 @@ fn another_number_of_shards() {
     check(&[2, 1, 2, 1, 3, 2]);
 }
 
+/// What was acknowledged last and has rotted while the broker was stopped is a loss that is told, also to the
+/// shard that has never seen the partition: its offsets are not given again.
+#[test]
+fn another_number_of_shards_knows_what_was_acknowledged() {
+    let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut ends = Vec::new();
+    for (life, shards) in [2, 1, 2, 3].into_iter().enumerate() {
+        let broker = start(data.path(), shards);
+        runtime.block_on(async {
+            let client = connect(&broker).await;
+            if life == 0 {
+                let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
+                client.admin().create_topic(&topic).await.unwrap();
+            }
+            let producer = client.producer(ProducerConfig::default());
+            let mut bases = Vec::new();
+            for partition in 0..PARTITIONS {
+                let record = ProducerRecord::new("t", b"one".to_vec()).to_partition(partition);
+                bases.push(producer.send(record).await.unwrap().await.unwrap().offset);
+            }
+            producer.close().await.unwrap();
+            assert_eq!(bases, vec![life as u64; PARTITIONS as usize], "life {life}: offsets");
+            ends = bases;
+        });
+        broker.stop().unwrap();
+        wipe_newest_groups(&data.path().join("topics"));
+    }
+    assert_eq!(ends, vec![3; PARTITIONS as usize]);
+}
+
+/// Zeroes everything behind the first block of every segment.
+fn wipe_newest_groups(directory: &Path) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            wipe_newest_groups(&path);
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            let head = &bytes[..4096.min(bytes.len())];
+            let wiped = [head, &vec![0; bytes.len() - head.len()]].concat();
+            std::fs::write(&path, wiped).unwrap();
+        }
+    }
+}
+
 /// Copies a directory with everything in it.
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
