@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
-pub use crate::shard::TimeOuts;
+pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
 use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
@@ -22,8 +22,8 @@ use glommio::net::{TcpListener, TcpStream};
 use glommio::{LocalExecutorBuilder, Placement};
 use logic::ids::{BrokerId, ShardId};
 use logic::limits::{
-    CONNECTIONS_BEFORE_HELLO_MAX, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO,
-    FRAME_TABLES_MAX, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
+    CONNECTIONS_BEFORE_HELLO_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TABLES_MAX,
+    FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
 };
 use logic::metadata::reconcile::Here;
 use logic::metadata::{BrokerRegistration, Command};
@@ -75,6 +75,8 @@ pub struct BrokerConfig {
     pub one_flush_covers_all_files: bool,
     /// How long peers may take; a tool for tests, not a setting.
     pub time_outs: TimeOuts,
+    /// How much a shard takes from its peers; a tool for tests, not a setting.
+    pub capacity: Capacity,
 }
 
 impl BrokerConfig {
@@ -91,6 +93,7 @@ impl BrokerConfig {
             direct: true,
             one_flush_covers_all_files: false,
             time_outs: TimeOuts::default(),
+            capacity: Capacity::default(),
         }
     }
 }
@@ -445,6 +448,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         shard: shard_id,
         shards: setup.config.shards as u16,
         time_outs: setup.config.time_outs,
+        capacity: setup.config.capacity,
     };
     let shard = Shard::new(identity, store, setup.metadata.clone(), setup.mailboxes.clone(), setup.began);
     // Before the metadata is followed: what is deleted from here on removes its own files.
@@ -502,6 +506,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         }
         Message::Produce(remote, reply) => produce::handle_remote(shard, remote, reply),
         Message::Fetch(remote, reply) => fetch::handle_remote(shard, remote, reply),
+        Message::AwaitBytes(wait, reply) => fetch::handle_wait(shard, wait, reply),
         Message::ListOffsets(asked, reply) => {
             let shard = shard.clone();
             glommio::spawn_local(async move {
@@ -575,8 +580,8 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener) {
                 continue;
             }
         };
-        let full = shard.connections.borrow().len() >= CONNECTIONS_PER_SHARD_MAX
-            || greeting.get() >= CONNECTIONS_BEFORE_HELLO_MAX;
+        // A connection for another shard passes through a full one.
+        let full = greeting.get() >= CONNECTIONS_BEFORE_HELLO_MAX;
         if greeting.get() >= 2 * CONNECTIONS_BEFORE_HELLO_MAX {
             // Too many even to be told.
             continue;
@@ -610,7 +615,7 @@ async fn read_before(stream: &mut TcpStream, deadline: Instant, bytes: &mut [u8]
     Ok(())
 }
 
-/// A connection that has not said Hello; counted until dropped.
+/// A connection that is not served, or not yet; counted until dropped.
 struct Greeting(Rc<Cell<usize>>);
 
 impl Greeting {
@@ -701,8 +706,17 @@ async fn greet(shard: Rc<Shard>, mut stream: TcpStream, greeting: Greeting) {
     }
 }
 
+/// Serves a connection that wants this shard, accepted here or handed over, if there is a place for it.
 async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello_id: u64, protocol_version: u32) {
     let identity = shard.identity;
+    if !shard.has_place() {
+        if shard.refusing.get() >= CONNECTIONS_BEFORE_HELLO_MAX {
+            // Too many even to be told.
+            return;
+        }
+        let _telling = Greeting::new(&shard.refusing);
+        return refuse(stream, hello_id, ErrorCode::TooManyConnections, "this shard has no room").await;
+    }
     Connection::serve(shard, stream, peer, |connection| {
         connection.reply(Vec::new(), |builder| {
             let software = builder.create_string(concat!("ringlog ", env!("CARGO_PKG_VERSION")));

@@ -6,20 +6,23 @@
 //!
 //! Every byte is accounted for before memory is taken: a connection above its share is not read
 //! (muted), so its client feels the back-pressure as a full socket. The sweep closes whoever takes too
-//! long over a frame or over its replies.
+//! long over a frame or over its replies. Whoever does not speak the protocol is told so: bytes that nobody
+//! reads would turn the close into a reset, and the answer would be lost, so some of them are drained.
 
 use crate::error_code;
 use crate::partition::tail_cache::Slice;
 use crate::produce::{self, InPlaceProduce};
+use crate::reply_budget::ReplyBudget;
 use crate::shard::Shard;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
+use futures_util::future::select;
 use futures_util::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use logic::limits::{
-    FRAME_BYTES_MAX, FRAME_METADATA_BYTES_MAX, FRAME_TABLES_MAX, IN_FLIGHT_BYTES_PER_CONNECTION_MAX,
-    IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX, IN_PLACE_BODY_BYTES_MIN, PEER_PROBE_INTERVAL_MS, PEER_PROBES_MAX,
-    REPLY_BYTES_PER_CONNECTION_MAX,
+    DRAIN_BYTES_MAX, DRAIN_MS, FRAME_BYTES_MAX, FRAME_METADATA_BYTES_MAX, FRAME_TABLES_MAX,
+    IN_FLIGHT_BYTES_PER_CONNECTION_MAX, IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX, IN_PLACE_BODY_BYTES_MIN,
+    PEER_PROBE_INTERVAL_MS, PEER_PROBES_MAX, REPLY_BYTES_PER_CONNECTION_MAX,
 };
 use rustix::net::sockopt;
 use schema::error_code::ErrorCode;
@@ -31,7 +34,7 @@ use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -40,6 +43,7 @@ use std::time::Duration;
 const RECEIVE_STEP_BYTES: usize = 256 * 1024;
 /// Small replies are gathered up to this size.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
+const NS_PER_MS: u64 = 1_000_000;
 /// Pieces handed to the socket at once.
 const WRITE_PIECES_MAX: usize = 64;
 
@@ -80,7 +84,6 @@ struct Outbox {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that have been sent.
     sent: usize,
-    bytes: usize,
 }
 
 /// A connection.
@@ -90,6 +93,8 @@ pub struct Connection {
     id: u64,
     peer: SocketAddr,
     stream: RefCell<TcpStream>,
+    /// Bytes of its replies: queued, and reserved by fetches under way.
+    pub replies: Rc<ReplyBudget>,
     outbox: RefCell<Outbox>,
     writer: RefCell<Option<Waker>>,
     reader: RefCell<Option<Waker>>,
@@ -97,10 +102,14 @@ pub struct Connection {
     in_flight_requests: Cell<usize>,
     /// Budget taken for the frame whose beginning has been received.
     reserved: Cell<usize>,
+    /// When the first byte of what is received and not handled was seen.
+    oldest_ns: Cell<Option<u64>>,
     frame_began_ms: Cell<Option<u64>>,
     write_stalled_ms: Cell<Option<u64>>,
     /// Told to go; closed at the next sweep.
     condemned: Cell<bool>,
+    /// It does not speak this protocol, and may still be talking.
+    refused: Cell<bool>,
     ended: Cell<bool>,
     dead: Cell<bool>,
 }
@@ -138,6 +147,29 @@ pub struct Received {
     pub began_ns: u64,
     /// All of it was there.
     pub done_ns: u64,
+    /// Its client waits no longer; `u64::MAX` = it did not say.
+    pub deadline_ns: u64,
+}
+
+impl Received {
+    /// A frame that is not all here, whose client waits for `deadline_ms`; 0 = as long as it takes.
+    fn new(began_ns: u64, deadline_ms: u32) -> Self {
+        let deadline_ns = match deadline_ms {
+            0 => u64::MAX,
+            wait_ms => began_ns.saturating_add(u64::from(wait_ms) * NS_PER_MS),
+        };
+        Self { began_ns, done_ns: 0, deadline_ns }
+    }
+
+    /// Whether its client has given up.
+    pub fn is_late(&self, now_ns: u64) -> bool {
+        now_ns >= self.deadline_ns
+    }
+
+    /// The deadline in milliseconds of the broker's clock; `u64::MAX` = none.
+    pub fn deadline_ms(&self) -> u64 {
+        if self.deadline_ns == u64::MAX { u64::MAX } else { self.deadline_ns / NS_PER_MS }
+    }
 }
 
 /// What reading goes on with.
@@ -163,15 +195,18 @@ impl Connection {
             id: shard.connection_id(),
             peer,
             stream: RefCell::new(stream),
+            replies: ReplyBudget::new(REPLY_BYTES_PER_CONNECTION_MAX),
             outbox: RefCell::default(),
             writer: RefCell::default(),
             reader: RefCell::default(),
             in_flight_bytes: Cell::new(0),
             in_flight_requests: Cell::new(0),
             reserved: Cell::new(0),
+            oldest_ns: Cell::new(None),
             frame_began_ms: Cell::new(None),
             write_stalled_ms: Cell::new(None),
             condemned: Cell::new(false),
+            refused: Cell::new(false),
             ended: Cell::new(false),
             dead: Cell::new(false),
             shard,
@@ -189,10 +224,50 @@ impl Connection {
         })
         .detach();
         connection.write_replies().await;
+        if connection.refused.get() && !connection.dead.get() {
+            connection.drain().await;
+        }
         connection.close();
         shard.connections.borrow_mut().remove(&connection.id);
-        let left = std::mem::take(&mut *connection.outbox.borrow_mut());
-        shard.add_reply_bytes(0, left.bytes);
+        let left = connection.outbox.take();
+        drop(left);
+        connection.sent(connection.replies.queued_bytes());
+    }
+
+    /// Says the end and takes what the peer still sends, for some time and bytes, until it has heard.
+    async fn drain(&self) {
+        self.shut_down(Shutdown::Write);
+        let mut left_bytes = DRAIN_BYTES_MAX;
+        let draining = poll_fn(|context| {
+            // The reader has ended: nothing else uses the stream or needs what it holds.
+            let mut scratch = self.shard.scratch.borrow_mut();
+            while left_bytes > 0 {
+                match Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, &mut scratch) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(bytes)) => left_bytes = left_bytes.saturating_sub(bytes),
+                }
+            }
+            Poll::Ready(())
+        });
+        let patience = glommio::timer::sleep(Duration::from_millis(DRAIN_MS));
+        select(pin!(draining), pin!(patience)).await;
+    }
+
+    fn shut_down(&self, direction: Shutdown) {
+        let how = match direction {
+            Shutdown::Read => libc::SHUT_RD,
+            Shutdown::Write => libc::SHUT_WR,
+            Shutdown::Both => libc::SHUT_RDWR,
+        };
+        let descriptor = self.stream.borrow().as_raw_fd();
+        // SAFETY: the descriptor is the open stream's; shutdown takes no memory.
+        unsafe { libc::shutdown(descriptor, how) };
+    }
+
+    /// Whether nobody hears its replies any more.
+    pub fn is_dead(&self) -> bool {
+        self.dead.get()
     }
 
     /// Ends the connection: both tasks finish.
@@ -200,9 +275,7 @@ impl Connection {
         self.dead.set(true);
         self.ended.set(true);
         // The reader's pending receive returns with the end of the stream.
-        let descriptor = self.stream.borrow().as_raw_fd();
-        // SAFETY: the descriptor is the open stream's; shutdown takes no memory.
-        unsafe { libc::shutdown(descriptor, Shutdown::Both as i32) };
+        self.shut_down(Shutdown::Both);
         self.wake_reader();
         self.wake_writer();
     }
@@ -236,13 +309,15 @@ impl Connection {
     }
 
     fn wake_reader(&self) {
-        if let Some(waker) = self.reader.borrow_mut().take() {
+        let waker = self.reader.take();
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
 
     fn wake_writer(&self) {
-        if let Some(waker) = self.writer.borrow_mut().take() {
+        let waker = self.writer.take();
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
@@ -252,7 +327,7 @@ impl Connection {
     fn is_muted(&self) -> bool {
         self.in_flight_bytes.get() >= IN_FLIGHT_BYTES_PER_CONNECTION_MAX
             || self.in_flight_requests.get() >= IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX
-            || self.outbox.borrow().bytes >= REPLY_BYTES_PER_CONNECTION_MAX
+            || self.replies.queued_bytes() >= REPLY_BYTES_PER_CONNECTION_MAX
     }
 
     async fn unmuted(&self) {
@@ -307,7 +382,10 @@ impl Connection {
                     // The batch may have come whole, with the next frames behind it.
                     retry = !partial.is_empty();
                 }
-                Step::Close => return,
+                Step::Close => {
+                    self.refused.set(true);
+                    return;
+                }
             }
             if partial.is_empty() {
                 self.frame_began_ms.set(None);
@@ -350,7 +428,20 @@ impl Connection {
 
     /// Handles the complete frames at the start of `bytes`; how many bytes were used.
     fn consume(self: &Rc<Self>, bytes: &[u8]) -> (usize, Step) {
-        let began_ns = self.shard.now_ns();
+        let now_ns = self.shard.now_ns();
+        let oldest_ns = self.oldest_ns.get().unwrap_or(now_ns);
+        let (used, step) = self.consume_frames(bytes, oldest_ns, now_ns);
+        let left_ns = match step {
+            // No more is received until all of it has been handled.
+            Step::Muted => oldest_ns,
+            _ if used == 0 => oldest_ns,
+            _ => now_ns,
+        };
+        self.oldest_ns.set((used < bytes.len()).then_some(left_ns));
+        (used, step)
+    }
+
+    fn consume_frames(self: &Rc<Self>, bytes: &[u8], oldest_ns: u64, now_ns: u64) -> (usize, Step) {
         let mut at = 0;
         loop {
             let rest = &bytes[at..];
@@ -401,8 +492,9 @@ impl Connection {
                 }
             };
             let in_flight = self.begin(prefix.frame_bytes);
+            let began_ns = if at == 0 { oldest_ns } else { now_ns };
+            let received = Received::new(began_ns, request.deadline_ms());
             if in_place {
-                let received = Received { began_ns, done_ns: 0 };
                 let body = prefix.body_bytes();
                 match produce::in_place(&self.shard, &request, body, received, in_flight) {
                     Ok(mut produce) => {
@@ -415,12 +507,12 @@ impl Connection {
                     Err(_in_flight) if !complete => return (at, Step::Reserve(prefix.frame_bytes)),
                     Err(in_flight) => {
                         let body = &rest[prefix.body_start()..prefix.frame_bytes];
-                        self.handle(&request, body, began_ns, in_flight);
+                        self.handle(&request, body, received, in_flight);
                     }
                 }
             } else {
                 let body = &rest[prefix.body_start()..prefix.frame_bytes];
-                self.handle(&request, body, began_ns, in_flight);
+                self.handle(&request, body, received, in_flight);
             }
             at += prefix.frame_bytes;
         }
@@ -433,9 +525,15 @@ impl Connection {
         InFlight { connection: self.clone(), bytes }
     }
 
-    fn handle(self: &Rc<Self>, request: &wire::Request<'_>, body: &[u8], began_ns: u64, in_flight: InFlight) {
+    fn handle(
+        self: &Rc<Self>,
+        request: &wire::Request<'_>,
+        body: &[u8],
+        mut received: Received,
+        in_flight: InFlight,
+    ) {
         crate::storage::count(&self.shard.counters.requests, 1);
-        let received = Received { began_ns, done_ns: self.shard.now_ns() };
+        received.done_ns = self.shard.now_ns();
         crate::dispatch::dispatch(&self.shard, request, body, received, in_flight);
     }
 
@@ -495,9 +593,9 @@ impl Connection {
             head = bytes.len() - before;
         }
         outbox.pieces.extend(body.into_iter().filter(|piece| !piece.bytes().is_empty()));
-        outbox.bytes += head + body_bytes;
         drop(outbox);
-        self.shard.add_reply_bytes(head + body_bytes, 0);
+        self.replies.queued(head + body_bytes);
+        self.shard.replies.queued(head + body_bytes);
         self.wake_writer();
     }
 
@@ -516,6 +614,18 @@ impl Connection {
                 },
             )
         });
+    }
+
+    /// Answers a request that its client has given up: it was not done.
+    pub fn reply_late(&self, id: u64) {
+        crate::storage::count(&self.shard.counters.late_requests, 1);
+        self.reply_error(id, ErrorCode::TimedOut, "the request's deadline had passed before it was done", 0);
+    }
+
+    /// Bytes of replies have left, for the peer or for good.
+    fn sent(&self, bytes: usize) {
+        self.replies.sent(bytes);
+        self.shard.replies.sent(bytes);
     }
 
     /// Writes replies until everything is answered after the end, or the peer is gone.
@@ -560,7 +670,7 @@ impl Connection {
             })
             .await;
             let Some(bytes) = wrote else { return };
-            self.shard.add_reply_bytes(0, bytes);
+            self.sent(bytes);
             self.wake_reader();
             glommio::yield_if_needed().await;
         }
@@ -569,7 +679,6 @@ impl Connection {
 
 impl Outbox {
     fn advance(&mut self, mut bytes: usize) {
-        self.bytes -= bytes;
         while let Some(front) = self.pieces.front() {
             let left = front.bytes().len() - self.sent;
             if bytes < left {

@@ -1,7 +1,7 @@
 //! From a verified request to its handler: one table.
 //!
 //! Produce and fetch are handled at once, where their bytes lie. Everything else copies its few words
-//! and goes on as a task of its own.
+//! and goes on as a task of its own. A request that its client has given up is not done.
 
 use crate::admin;
 use crate::connection::{InFlight, Received};
@@ -21,6 +21,9 @@ pub fn dispatch(
 ) {
     use wire::RequestApi as Api;
     let id = request.id();
+    if received.is_late(shard.now_ns()) {
+        return in_flight.connection().reply_late(id);
+    }
     match request.api_type() {
         Api::ProduceRequest => {
             if let Some(produce) = request.api_as_produce_request() {
@@ -29,7 +32,7 @@ pub fn dispatch(
         }
         Api::FetchRequest => {
             if let Some(fetch) = request.api_as_fetch_request() {
-                fetch::handle(shard, id, fetch, in_flight);
+                fetch::handle(shard, id, fetch, received, in_flight);
             }
         }
         Api::HelloRequest => {

@@ -2,35 +2,36 @@
 //!
 //! ```text
 //! handle → tail caches (in memory, at once) → reply
-//!        → else a task: read here and at other cores → enough? reply : park → woken or expired → again
+//!        → else a task: [`job::Job`] reads here and at other cores, and waits for more → reply
 //! ```
 //!
 //! Runs on the shard that the connection is on. Batches go out as they are stored, from the buffers they
-//! were written from or read into. Too few bytes: the fetch is parked in `fetch_waiters` and costs
-//! nothing until the watermark moves or its time is over.
+//! were written from or read into. Room for the reply is reserved before anything is read; too few bytes:
+//! the fetch is parked in `fetch_waiters`, holds no room, and costs nothing until the watermark moves or
+//! its time is over.
 
-use crate::connection::{InFlight, Piece};
-use crate::error_code;
-use crate::mailbox::{Message, Refused};
-use crate::partition::tail_cache::Slice;
-use crate::shard::{Location, Partition, Shard};
+mod job;
+
+use crate::connection::{InFlight, Piece, Received};
+use crate::shard::Shard;
 use crate::storage::count;
 use bytes::Bytes;
 use futures_channel::oneshot;
-use futures_util::future::LocalBoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use logic::fetch_waiters::{NotParked, Waited, WaiterKey};
-use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
-use logic::limits::{FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, REPLY_BYTES_PER_SHARD_MAX, TOPICS_PER_REQUEST_MAX};
+use futures_util::future::select;
+use job::{Found, Job, Parking, Refusal, Terms};
+use logic::ids::{Offset, PartitionIndex, TopicId, TopicPartition};
+use logic::limits::{BATCH_BYTES_MAX, FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, TOPICS_PER_REQUEST_MAX};
 use schema::error_code::ErrorCode;
 use schema::wire;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 const RETRY_AFTER_MS: u32 = 50;
+/// A long poll ends before its request's deadline by this part of the time, so that its answer is not late.
+const ANSWER_PART: u64 = 8;
 
 /// One entry of a fetch.
 #[derive(Clone, Copy, Debug)]
@@ -45,24 +46,60 @@ pub struct FetchEntry {
     pub leader_epoch: u32,
 }
 
-/// What a fetch wants.
+/// Room in a reply.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// Wait for so many bytes…
-    pub min_bytes: usize,
-    /// … for so long, milliseconds.
-    pub max_wait_ms: u64,
-    /// Bytes of the whole reply at most.
-    pub max_bytes: usize,
+pub struct Room {
+    /// Bytes of all entries together.
+    pub bytes: usize,
+    /// The first batch may be larger.
+    pub one_batch: bool,
 }
 
-/// Entries for partitions of another shard.
+/// Entries for partitions of another shard, to be read now.
 #[derive(Debug)]
 pub struct RemoteFetch {
     /// The entries.
     pub entries: Vec<FetchEntry>,
-    /// What they want.
-    pub terms: Terms,
+    /// Bytes that the asking shard has room for.
+    pub room: Room,
+    /// Not to be done any more from then on, milliseconds of the broker's clock.
+    pub deadline_ms: u64,
+}
+
+impl RemoteFetch {
+    /// What it takes of a mailbox, bytes. Its answer takes none: the asking shard has reserved for it.
+    pub fn carried_bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(&self.entries[..])
+    }
+}
+
+/// Partitions of another shard that a fetch waits for.
+#[derive(Debug)]
+pub struct RemoteWait {
+    /// The partitions.
+    pub entries: Vec<WaitedEntry>,
+    /// New bytes to wait for, of all together…
+    pub min_bytes: u64,
+    /// … until then, milliseconds of the broker's clock.
+    pub until_ms: u64,
+}
+
+impl RemoteWait {
+    /// What it takes of a mailbox, bytes.
+    pub fn carried_bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(&self.entries[..])
+    }
+}
+
+/// A partition that a fetch waits for.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitedEntry {
+    /// The partition.
+    pub id: TopicPartition,
+    /// The high watermark that is known.
+    pub seen: u64,
+    /// New bytes that count.
+    pub room_bytes: u64,
 }
 
 /// What another shard found for one entry.
@@ -74,38 +111,24 @@ pub struct FetchPart {
     pub message: Option<String>,
     /// Stored batches.
     pub body: Vec<Bytes>,
+    /// There is more, but no room for it.
+    pub cut: bool,
     /// The high watermark.
     pub high_watermark: u64,
     /// The log's start.
     pub log_start: u64,
 }
 
-/// What was found for one entry.
-struct Found {
-    error: Option<ErrorCode>,
-    /// For people: the offsets that are damaged, for example.
-    message: Option<String>,
-    body: Vec<Piece>,
-    bytes: usize,
-    high_watermark: u64,
-    log_start: u64,
-}
-
-impl Found {
-    fn nothing(error: Option<ErrorCode>) -> Self {
-        Self { error, message: None, body: Vec::new(), bytes: 0, high_watermark: 0, log_start: 0 }
-    }
-
-    fn stored(partition: &Partition, slices: Vec<Slice>) -> Self {
-        let bytes = slices.iter().map(|slice| slice.range.len()).sum();
-        let body = slices.into_iter().map(Piece::Stored).collect();
-        Self { bytes, body, ..Self::at(partition, None) }
-    }
-
-    fn at(partition: &Partition, error: Option<ErrorCode>) -> Self {
-        let (high_watermark, log_start) =
-            partition.with_log(|log| (log.high_watermark().get(), log.log_start().get()));
-        Self { error, message: None, body: Vec::new(), bytes: 0, high_watermark, log_start }
+impl FetchPart {
+    fn refused(error: ErrorCode) -> Self {
+        Self {
+            error: Some(error),
+            message: None,
+            body: Vec::new(),
+            cut: false,
+            high_watermark: 0,
+            log_start: 0,
+        }
     }
 }
 
@@ -120,7 +143,8 @@ impl ParkedFetch {
     /// There is something, or the time is over.
     pub fn wake(&self) {
         self.woken.set(true);
-        if let Some(waker) = self.waker.borrow_mut().take() {
+        let waker = self.waker.take();
+        if let Some(waker) = waker {
             waker.wake();
         }
     }
@@ -138,13 +162,14 @@ impl ParkedFetch {
 }
 
 /// Handles a fetch request.
-pub fn handle(shard: &Rc<Shard>, id: u64, request: wire::FetchRequest<'_>, in_flight: InFlight) {
+pub fn handle(
+    shard: &Rc<Shard>,
+    id: u64,
+    request: wire::FetchRequest<'_>,
+    received: Received,
+    in_flight: InFlight,
+) {
     let connection = in_flight.connection().clone();
-    let terms = Terms {
-        min_bytes: request.min_bytes() as usize,
-        max_wait_ms: u64::from(request.max_wait_ms()).min(FETCH_WAIT_MS_MAX),
-        max_bytes: (request.max_bytes() as usize).min(FETCH_BYTES_MAX),
-    };
     let mut entries = Vec::new();
     let mut topics = Vec::new();
     for topic in request.topics().iter().flatten() {
@@ -163,27 +188,57 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: wire::FetchRequest<'_>, in_fl
     if entries.is_empty() || topics.len() > TOPICS_PER_REQUEST_MAX {
         return connection.reply_error(id, ErrorCode::InvalidRequest, "a fetch names 1 to 4096 topics", 0);
     }
-    if shard.reply_bytes() >= REPLY_BYTES_PER_SHARD_MAX {
-        count(&shard.counters.overloaded, 1);
-        let text = "replies of this core wait for slow consumers";
-        return connection.reply_error(id, ErrorCode::Overloaded, text, RETRY_AFTER_MS);
-    }
-    let job = Job { shard: shard.clone(), entries, terms };
-    if let Some(found) = job.in_memory() {
+    let terms = terms(shard.now_ms(), &request, received.deadline_ms());
+    let job = Job { shard: shard.clone(), connection, entries, terms };
+    if let Some((found, _held)) = job.in_memory() {
         return reply(id, &in_flight, &topics, &job.entries, found);
     }
     glommio::spawn_local(async move {
-        let found = job.run(true).await;
-        reply(id, &in_flight, &topics, &job.entries, found);
+        match job.run().await {
+            // Queued first, then the reservation is given back.
+            Ok((found, _held)) => reply(id, &in_flight, &topics, &job.entries, found),
+            Err(Refusal::Overloaded) => {
+                count(&job.shard.counters.overloaded, 1);
+                let text = "replies of this core wait for slow consumers";
+                job.connection.reply_error(id, ErrorCode::Overloaded, text, RETRY_AFTER_MS);
+            }
+            Err(Refusal::TimedOut) => job.connection.reply_late(id),
+            Err(Refusal::Gone) => {}
+        }
     })
     .detach();
 }
 
-/// Handles entries that another shard sent on.
+fn terms(now_ms: u64, request: &wire::FetchRequest<'_>, deadline_ms: u64) -> Terms {
+    let wait_until_ms = now_ms + u64::from(request.max_wait_ms()).min(FETCH_WAIT_MS_MAX);
+    let answer_ms = deadline_ms.saturating_sub(now_ms) / ANSWER_PART;
+    Terms {
+        min_bytes: request.min_bytes() as usize,
+        wait_until_ms: wait_until_ms.min(deadline_ms - answer_ms),
+        deadline_ms,
+        max_bytes: (request.max_bytes() as usize).min(FETCH_BYTES_MAX),
+    }
+}
+
+/// Reads entries that another shard sent on, and never waits: the other holds room for the answer.
 pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sender<Vec<FetchPart>>) {
-    let job = Job { shard: shard.clone(), entries: remote.entries, terms: remote.terms };
+    // What is read is in this shard's memory until it has been copied.
+    let held = shard.replies.try_reserve(remote.room.bytes.max(BATCH_BYTES_MAX));
+    let refusal = match &held {
+        None => Some(ErrorCode::Overloaded),
+        Some(_) if shard.now_ms() >= remote.deadline_ms => Some(ErrorCode::TimedOut),
+        Some(_) => None,
+    };
+    if let Some(code) = refusal {
+        count(&shard.counters.overloaded, u64::from(code == ErrorCode::Overloaded));
+        // The asking shard may have answered without this part.
+        let _ = reply.send(remote.entries.iter().map(|_| FetchPart::refused(code)).collect());
+        return;
+    }
+    let shard = shard.clone();
     glommio::spawn_local(async move {
-        let parts = job.run(false).await.into_iter().map(|found| FetchPart {
+        let found = job::read(&shard, &remote.entries, remote.room).await;
+        let parts = found.into_iter().map(|found| FetchPart {
             error: found.error,
             message: found.message,
             // Buffers stay with their core: what goes to another is copied.
@@ -195,228 +250,34 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
                     Piece::Owned(_) | Piece::Copied(_) => None,
                 })
                 .collect(),
+            cut: found.cut,
             high_watermark: found.high_watermark,
             log_start: found.log_start,
         });
-        // The asking shard may have answered without this part.
         let _ = reply.send(parts.collect());
+        drop(held);
     })
     .detach();
 }
 
-/// A place among the waiting fetches, given up when dropped.
-struct Place<'a> {
-    shard: &'a Shard,
-    key: WaiterKey,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.shard.waiters.borrow_mut().remove(self.key);
-    }
-}
-
-/// A fetch that is not answered.
-struct Job {
-    shard: Rc<Shard>,
-    entries: Vec<FetchEntry>,
-    terms: Terms,
-}
-
-impl Job {
-    /// The whole answer, if it lies in memory and is enough.
-    fn in_memory(&self) -> Option<Vec<Found>> {
-        let mut all = Vec::with_capacity(self.entries.len());
-        let mut total = 0;
-        for entry in &self.entries {
-            let Location::Here(partition) = self.shard.locate(entry.id) else { return None };
-            if entry.leader_epoch != partition.leader_epoch().get() {
-                return None;
-            }
-            let room = self.room(entry, total);
-            let found = match room {
-                0 => Found::at(&partition, None),
-                _ => Found::stored(&partition, partition.read_tail(entry.offset, room)?),
-            };
-            total += found.bytes;
-            all.push(found);
-        }
-        (total >= self.terms.min_bytes.max(1)).then(|| {
-            count(&self.shard.counters.fetches_from_memory, 1);
-            all
-        })
-    }
-
-    /// Bytes that an entry may still get; the first one to give bytes gets a batch in any case.
-    fn room(&self, entry: &FetchEntry, total: usize) -> usize {
-        let left = self.terms.max_bytes.saturating_sub(total);
-        entry.max_bytes.min(left).max(usize::from(total == 0))
-    }
-
-    /// Reads until there is enough or the time is over. `may_forward`: entries of other shards are sent on.
-    async fn run(&self, may_forward: bool) -> Vec<Found> {
-        let deadline_ms = self.shard.now_ms() + self.terms.max_wait_ms;
-        let mut remote: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
-        let mut local = Vec::new();
-        for (at, entry) in self.entries.iter().enumerate() {
-            match self.shard.locate(entry.id) {
-                Location::Shard(home) if may_forward => remote.entry(home).or_default().push(at),
-                _ => local.push(at),
-            }
-        }
-        let mut parts: FuturesUnordered<LocalBoxFuture<'_, Vec<(usize, Found)>>> = FuturesUnordered::new();
-        for (home, at) in remote {
-            parts.push(Box::pin(self.forward(home, at)));
-        }
-        if !local.is_empty() {
-            parts.push(Box::pin(self.read_local(local, deadline_ms)));
-        }
-        let mut all: Vec<Option<Found>> = self.entries.iter().map(|_| None).collect();
-        let mut total = 0;
-        let mut failed = false;
-        while let Some(part) = parts.next().await {
-            for (at, found) in part {
-                total += found.bytes;
-                failed |= found.error.is_some();
-                all[at] = Some(found);
-            }
-            // What is still waiting elsewhere answers when its time is over, to nobody.
-            if total >= self.terms.min_bytes || failed {
-                break;
-            }
-        }
-        all.into_iter().map(|found| found.unwrap_or_else(|| Found::nothing(None))).collect()
-    }
-
-    /// Reads this shard's entries, waiting as the terms say.
-    async fn read_local(&self, at: Vec<usize>, deadline_ms: u64) -> Vec<(usize, Found)> {
-        loop {
-            // Noted before reading: what becomes visible meanwhile is not missed.
-            let parked = Rc::new(ParkedFetch::default());
-            let mut found = Vec::with_capacity(at.len());
-            let mut total = 0;
-            let mut failed = false;
-            for &at in &at {
-                let one = self.read(&self.entries[at], total).await;
-                total += one.bytes;
-                failed |= one.error.is_some();
-                found.push((at, one));
-            }
-            let now_ms = self.shard.now_ms();
-            let enough = total >= self.terms.min_bytes.max(1) || failed || self.shard.is_stopping();
-            if enough || now_ms >= deadline_ms {
-                return found;
-            }
-            // Something may have become visible while another entry was read.
-            let moved = found.iter().any(|(at, one)| {
-                let entry = &self.entries[*at];
-                one.bytes < entry.max_bytes
-                    && self
-                        .shard
-                        .store
-                        .partition(&entry.id)
-                        .is_none_or(|p| p.high_watermark().get() > one.high_watermark)
-            });
-            if moved {
-                continue;
-            }
-            let Some(key) = self.park(&parked, &found, now_ms, deadline_ms) else { return found };
-            // Buffers are not held while waiting; a wait that is given up leaves nothing behind.
-            drop(found);
-            let _place = Place { shard: &self.shard, key };
-            parked.wait().await;
-        }
-    }
-
-    fn park(
-        &self,
-        parked: &Rc<ParkedFetch>,
-        found: &[(usize, Found)],
-        now_ms: u64,
-        deadline_ms: u64,
-    ) -> Option<WaiterKey> {
-        let waited: Vec<Waited> = found
-            .iter()
-            .map(|(at, one)| Waited {
-                partition: self.entries[*at].id,
-                have_bytes: one.bytes as u64,
-                max_bytes: self.entries[*at].max_bytes.max(one.bytes + 1) as u64,
-            })
-            .collect();
-        let min_bytes = self.terms.min_bytes.max(1) as u64;
-        let result =
-            self.shard.waiters.borrow_mut().park(parked.clone(), now_ms, deadline_ms, min_bytes, &waited);
-        match result {
-            Ok(key) => Some(key),
-            Err(NotParked::Ready(_)) => None,
-            Err(NotParked::Full(_)) => {
-                count(&self.shard.counters.overloaded, 1);
-                None
-            }
-        }
-    }
-
-    async fn read(&self, entry: &FetchEntry, total: usize) -> Found {
-        let partition = match self.shard.locate(entry.id) {
-            Location::Here(partition) => partition,
-            Location::Shard(_) => return Found::nothing(Some(ErrorCode::NotLeader)),
-            Location::Nowhere(code) => return Found::nothing(Some(code)),
-        };
-        if entry.leader_epoch != partition.leader_epoch().get() {
-            return Found::at(&partition, Some(ErrorCode::FencedLeaderEpoch));
-        }
-        let room = self.room(entry, total);
-        if room == 0 {
-            return Found::at(&partition, None);
-        }
-        if let Some(slices) = partition.read_tail(entry.offset, room) {
-            count(&self.shard.counters.fetches_from_memory, 1);
-            return Found::stored(&partition, slices);
-        }
-        match partition.read(&self.shard.store.chunks, entry.offset, room).await {
-            Ok(slices) => {
-                count(&self.shard.counters.fetches_from_device, u64::from(!slices.is_empty()));
-                Found::stored(&partition, slices)
-            }
-            Err(error) => {
-                tracing::debug!("partition {}: fetch of {}: {error}", entry.id, entry.offset);
-                let label = self.shard.store.storage.label(entry.id);
-                let message = Some(format!("{label}: {error}"));
-                Found { message, ..Found::at(&partition, Some(error_code::of_read(&error))) }
-            }
-        }
-    }
-
-    async fn forward(&self, home: ShardId, at: Vec<usize>) -> Vec<(usize, Found)> {
-        count(&self.shard.counters.forwarded, 1);
-        let entries = at.iter().map(|&at| self.entries[at]).collect();
-        let (reply, parts) = oneshot::channel();
-        let message = Message::Fetch(RemoteFetch { entries, terms: self.terms }, reply);
-        let code = match self.shard.mailboxes.try_send(home, message, 256) {
-            Ok(()) => match parts.await {
-                Ok(parts) => {
-                    return at.into_iter().zip(parts).map(|(at, part)| (at, part.into())).collect();
-                }
-                Err(_) => ErrorCode::ShuttingDown,
-            },
-            Err(Refused::Full) => ErrorCode::Overloaded,
-            Err(Refused::Closed) => ErrorCode::ShuttingDown,
-        };
-        at.into_iter().map(|at| (at, Found::nothing(Some(code)))).collect()
-    }
-}
-
-impl From<FetchPart> for Found {
-    fn from(part: FetchPart) -> Self {
-        Self {
-            error: part.error,
-            message: part.message,
-            bytes: part.body.iter().map(Bytes::len).sum(),
-            body: part.body.into_iter().map(Piece::Copied).collect(),
-            high_watermark: part.high_watermark,
-            log_start: part.log_start,
-        }
-    }
+/// Waits for another shard's fetch; answers whether there may be something, `false` = it was not waited.
+pub fn handle_wait(shard: &Rc<Shard>, wait: RemoteWait, mut reply: oneshot::Sender<bool>) {
+    let (parked, waited) = match job::park(shard, &wait) {
+        Parking::Parked(parked) => (Some(parked), true),
+        Parking::Moved => (None, true),
+        Parking::Full => (None, false),
+    };
+    let Some(parked) = parked else {
+        // The asking shard may have been woken by somebody else.
+        let _ = reply.send(waited);
+        return;
+    };
+    glommio::spawn_local(async move {
+        // Until the other end is dropped: it was woken elsewhere.
+        select(pin!(parked.woken()), reply.cancellation()).await;
+        let _ = reply.send(true);
+    })
+    .detach();
 }
 
 fn reply(
@@ -431,6 +292,7 @@ fn reply(
     let mut lists = Vec::with_capacity(found.len());
     let mut body = Vec::new();
     let mut message = None;
+    let busy = found.iter().any(|found| found.error == Some(ErrorCode::Overloaded));
     let mut found = entries.iter().zip(found);
     for (topic, entries) in topics {
         let mut list = Vec::with_capacity(*entries);
@@ -477,6 +339,7 @@ fn reply(
             &wire::ResponseArgs {
                 id,
                 message,
+                retry_after_ms: if busy { RETRY_AFTER_MS } else { 0 },
                 api_type: wire::ResponseApi::FetchResponse,
                 api: Some(api.as_union_value()),
                 ..Default::default()

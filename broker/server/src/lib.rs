@@ -11,6 +11,7 @@ mod mailbox;
 pub mod metadata;
 pub mod partition;
 mod produce;
+mod reply_budget;
 mod shard;
 pub mod storage;
 pub mod store;

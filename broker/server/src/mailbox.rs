@@ -5,7 +5,7 @@
 //! `OVERLOADED`. Replies come back through a channel that the request brought along, so they never wait
 //! for room. Absent on purpose: closures, shared state, blocking.
 
-use crate::fetch::{FetchPart, RemoteFetch};
+use crate::fetch::{FetchPart, RemoteFetch, RemoteWait};
 use crate::produce::{EntryResult, RemoteProduce};
 use async_channel::{Receiver, Sender, TrySendError};
 use futures_channel::oneshot;
@@ -25,6 +25,8 @@ pub enum Message {
     Produce(RemoteProduce, oneshot::Sender<Vec<EntryResult>>),
     /// A fetch from partitions of this shard.
     Fetch(RemoteFetch, oneshot::Sender<Vec<FetchPart>>),
+    /// A fetch that waits for partitions of this shard; `false` = it could not be parked.
+    AwaitBytes(RemoteWait, oneshot::Sender<bool>),
     /// Offsets of partitions of this shard.
     ListOffsets(Vec<(TopicPartition, i64)>, oneshot::Sender<Vec<ListedOffset>>),
     /// The logs of partitions of this shard.

@@ -54,6 +54,16 @@ impl EntryResult {
 pub struct RemoteProduce {
     /// The partitions, with the epoch that the client believes in, and their batches.
     pub entries: Vec<(TopicPartition, u32, Vec<u8>)>,
+    /// Not to be appended any more from then on, nanoseconds of the broker's clock.
+    pub deadline_ns: u64,
+}
+
+impl RemoteProduce {
+    /// What it takes of a mailbox, bytes.
+    fn carried_bytes(&self) -> usize {
+        let batches: usize = self.entries.iter().map(|(_, _, batch)| batch.len()).sum();
+        size_of::<Self>() + size_of_val(&self.entries[..]) + batches
+    }
 }
 
 /// Who gets the results.
@@ -79,6 +89,17 @@ struct Timing {
     received_ns: u64,
     at_core_ns: u64,
     appended_ns: u64,
+}
+
+impl Timing {
+    fn of(received: Received) -> Self {
+        Self {
+            began_ns: received.began_ns,
+            received_ns: received.done_ns,
+            at_core_ns: received.done_ns,
+            appended_ns: 0,
+        }
+    }
 }
 
 /// A produce request that is not answered.
@@ -140,20 +161,22 @@ pub fn handle(
     if at != body.len() || entries.is_empty() || topics.len() > TOPICS_PER_REQUEST_MAX {
         return refuse("the body must be the batches of the entries and nothing else");
     }
-    let timing = Timing {
-        began_ns: received.began_ns,
-        received_ns: received.done_ns,
-        at_core_ns: received.done_ns,
-        appended_ns: 0,
-    };
     let answer = Answer::Client { id, in_flight, acks, explain: request.explain() };
-    Job::run(shard, entries, topics, answer, timing);
+    Job::run(shard, entries, topics, answer, received);
 }
 
 /// Handles entries that another shard sent on.
 pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteProduce, reply: oneshot::Sender<Vec<EntryResult>>) {
+    if shard.now_ns() >= remote.deadline_ns {
+        count(&shard.counters.late_requests, 1);
+        let late = |(id, _, _): &_| EntryResult::refused(*id, ErrorCode::TimedOut);
+        // The asking connection may be gone; then nobody minds.
+        let _ = reply.send(remote.entries.iter().map(late).collect());
+        return;
+    }
     let entries = remote.entries.iter().map(|(id, epoch, batch)| (*id, *epoch, &batch[..])).collect();
-    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), Timing::default());
+    let received = Received { began_ns: 0, done_ns: 0, deadline_ns: remote.deadline_ns };
+    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), received);
 }
 
 fn parse_acks(acks: i8) -> Option<Acks> {
@@ -171,7 +194,7 @@ impl Job {
         entries: Vec<(TopicPartition, u32, &[u8])>,
         topics: Vec<(TopicId, usize)>,
         answer: Answer,
-        timing: Timing,
+        received: Received,
     ) {
         let may_forward = matches!(answer, Answer::Client { .. });
         let job = Rc::new(Job {
@@ -192,7 +215,7 @@ impl Job {
             open: Cell::new(entries.len() + 1),
             answer: RefCell::new(Some(answer)),
             topics,
-            timing: Cell::new(timing),
+            timing: Cell::new(Timing::of(received)),
         });
         let mut remote: BTreeMap<ShardId, Vec<usize>> = BTreeMap::new();
         for (token, (id, epoch, batch)) in entries.iter().enumerate() {
@@ -211,7 +234,11 @@ impl Job {
                     (id, epoch, batch.to_vec())
                 })
                 .collect();
-            job.clone().forward(home, tokens, RemoteProduce { entries: parts });
+            job.clone().forward(
+                home,
+                tokens,
+                RemoteProduce { entries: parts, deadline_ns: received.deadline_ns },
+            );
         }
         job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
         job.close_one();
@@ -267,7 +294,7 @@ impl Job {
 
     fn forward(self: Rc<Self>, home: ShardId, tokens: Vec<usize>, produce: RemoteProduce) {
         count(&self.shard.counters.forwarded, 1);
-        let bytes = produce.entries.iter().map(|(_, _, batch)| batch.len()).sum();
+        let bytes = produce.carried_bytes();
         let (reply, results) = oneshot::channel();
         let sent = self.shard.mailboxes.try_send(home, Message::Produce(produce, reply), bytes);
         if let Err(refused) = sent {
@@ -297,10 +324,13 @@ impl Job {
         if self.open.get() > 0 {
             return;
         }
-        match self.answer.borrow_mut().take() {
+        // Taken first: whoever is told may come back to this job.
+        let answer = self.answer.take();
+        match answer {
             Some(Answer::Shard(reply)) => {
                 // The asking connection may be gone; then nobody minds.
-                let _ = reply.send(std::mem::take(&mut *self.results.borrow_mut()));
+                let results = self.results.take();
+                let _ = reply.send(results);
             }
             Some(Answer::Client { acks: Acks::None, .. }) | None => {}
             Some(Answer::Client { id, in_flight, acks, explain }) => {
@@ -506,17 +536,16 @@ impl InPlaceProduce {
                 explain: self.explain,
             })),
             topics: vec![(id.topic, 1)],
-            timing: Cell::new(Timing {
-                began_ns: self.received.began_ns,
-                received_ns: self.received.done_ns,
-                at_core_ns: self.received.done_ns,
-                appended_ns: 0,
-            }),
+            timing: Cell::new(Timing::of(self.received)),
         });
-        // The partition may have been closed while the bytes came.
-        let admitted = match self.partition.is_closed() {
-            true => Err(ErrorCode::UnknownTopic),
-            false => admit(shard, &self.partition, self.epoch),
+        // Both may have happened while the bytes came.
+        let admitted = if self.received.is_late(self.received.done_ns) {
+            count(&shard.counters.late_requests, 1);
+            Err(ErrorCode::TimedOut)
+        } else if self.partition.is_closed() {
+            Err(ErrorCode::UnknownTopic)
+        } else {
+            admit(shard, &self.partition, self.epoch)
         };
         if let Err(code) = admitted {
             return job.refuse(0, code);

@@ -9,6 +9,7 @@ use crate::fetch::ParkedFetch;
 use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::partition::{self, PartitionSettings};
+use crate::reply_budget::ReplyBudget;
 use crate::storage::disk::Disk;
 use crate::storage::ring::RingDisk;
 use crate::store::Store;
@@ -16,8 +17,9 @@ use flatbuffers::FlatBufferBuilder;
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerId, ShardId, TopicPartition};
 use logic::limits::{
-    FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX,
-    PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES, WRITE_TIMEOUT_MS,
+    CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS,
+    IN_FLIGHT_BYTES_PER_SHARD_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES, REPLY_BYTES_PER_SHARD_MAX,
+    WRITE_TIMEOUT_MS,
 };
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
@@ -71,6 +73,23 @@ pub struct ShardCounters {
     pub invalid_batches: Cell<u64>,
     /// Connections closed because they were too slow.
     pub timed_out_connections: Cell<u64>,
+    /// Requests that were not done because their deadline had passed.
+    pub late_requests: Cell<u64>,
+}
+
+/// What a shard takes from its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Connections, at most as many as `limits.rs` says.
+    pub connections_max: usize,
+    /// Reply bytes, queued and under way; at most as many as `limits.rs` says.
+    pub reply_bytes_max: usize,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { connections_max: CONNECTIONS_PER_SHARD_MAX, reply_bytes_max: REPLY_BYTES_PER_SHARD_MAX }
+    }
 }
 
 /// How long peers may take.
@@ -108,6 +127,8 @@ pub struct Identity {
     pub shards: u16,
     /// How long its peers may take.
     pub time_outs: TimeOuts,
+    /// How many and how much.
+    pub capacity: Capacity,
 }
 
 /// A core's share of the broker.
@@ -130,6 +151,10 @@ pub struct Shard {
     pub aligned: RefCell<Aligned>,
     /// One builder for all replies of the shard.
     pub builder: RefCell<FlatBufferBuilder<'static>>,
+    /// Bytes of replies: queued, and reserved by fetches under way.
+    pub replies: Rc<ReplyBudget>,
+    /// Connections that are being told that there is no room for them.
+    pub refusing: Rc<Cell<usize>>,
     /// Its connections.
     pub connections: RefCell<HashMap<u64, Rc<Connection>>>,
     image: RefCell<Arc<Image>>,
@@ -137,7 +162,6 @@ pub struct Shard {
     in_flight_bytes: Cell<usize>,
     /// Of those, bytes of frames that are not complete.
     partial_bytes: Cell<usize>,
-    reply_bytes: Cell<usize>,
     room: RefCell<VecDeque<Waker>>,
     settling: RefCell<Vec<Waker>>,
     next_connection: Cell<u64>,
@@ -169,7 +193,8 @@ impl Shard {
             local: RefCell::default(),
             in_flight_bytes: Cell::new(0),
             partial_bytes: Cell::new(0),
-            reply_bytes: Cell::new(0),
+            replies: ReplyBudget::new(identity.capacity.reply_bytes_max.min(REPLY_BYTES_PER_SHARD_MAX)),
+            refusing: Rc::default(),
             room: RefCell::default(),
             settling: RefCell::default(),
             next_connection: Cell::new(0),
@@ -370,14 +395,10 @@ impl Shard {
         self.in_flight_bytes.get()
     }
 
-    /// Bytes of replies that wait for their sockets.
-    pub fn reply_bytes(&self) -> usize {
-        self.reply_bytes.get()
-    }
-
-    /// Accounts for reply bytes that were queued or sent.
-    pub fn add_reply_bytes(&self, queued: usize, sent: usize) {
-        self.reply_bytes.set(self.reply_bytes.get() + queued - sent);
+    /// Whether one more connection can be served.
+    pub fn has_place(&self) -> bool {
+        let most = self.identity.capacity.connections_max.min(CONNECTIONS_PER_SHARD_MAX);
+        self.connections.borrow().len() < most
     }
 
     /// A log as people see it.
@@ -428,6 +449,7 @@ impl Shard {
             ("invalid_frames_total", own.invalid_frames.get()),
             ("invalid_batches_total", own.invalid_batches.get()),
             ("timed_out_connections_total", own.timed_out_connections.get()),
+            ("late_requests_total", own.late_requests.get()),
             ("partitions", self.store.partitions().len() as u64),
             ("flush_rounds_total", storage.rounds.get()),
             ("flush_groups_total", storage.groups.get()),
@@ -443,7 +465,8 @@ impl Shard {
             ("dirty_partitions", dirty as u64),
             ("dirty_bytes", self.store.storage.dirty_bytes() as u64),
             ("in_flight_bytes", self.in_flight_bytes() as u64),
-            ("reply_bytes", self.reply_bytes() as u64),
+            ("reply_bytes", self.replies.queued_bytes() as u64),
+            ("reserved_reply_bytes", self.replies.reserved_bytes() as u64),
             ("tail_cache_bytes", self.store.tail_bytes() as u64),
             ("buffer_bytes", self.store.storage.pool.live_bytes() as u64),
             ("parked_fetches", self.waiters.borrow().len() as u64),

@@ -1,0 +1,547 @@
+//! A fetch that is not answered: reads its entries here and at other shards until there is enough.
+//!
+//! ```text
+//! reserve → pass: every shard at once, none waits → enough? answer
+//!         → park here and there, holding nothing → woken or expired → again
+//! ```
+//!
+//! Owned by the fetch's task, on the shard of its connection. The sum over all shards is at most the
+//! terms' `max_bytes`, or one batch if that is larger; what the sum lacks of `min_bytes` is waited for
+//! everywhere in equal parts: if it comes, it comes to one of them at least. A shard that reads for another
+//! never waits for room while the other holds some: it answers `OVERLOADED` for its entries.
+
+use super::{FetchEntry, FetchPart, ParkedFetch, RETRY_AFTER_MS, RemoteFetch, RemoteWait, Room, WaitedEntry};
+use crate::connection::{Connection, Piece};
+use crate::error_code;
+use crate::mailbox::{Message, Refused};
+use crate::partition::tail_cache::Slice;
+use crate::reply_budget::Reservation;
+use crate::shard::{Location, Partition, Shard};
+use crate::storage::count;
+use bytes::Bytes;
+use futures_channel::oneshot;
+use futures_util::future::{Either, LocalBoxFuture, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use logic::fetch_waiters::{NotParked, Waited, WaiterKey};
+use logic::ids::ShardId;
+use logic::limits::BATCH_BYTES_MAX;
+use schema::error_code::ErrorCode;
+use schema::record_batch::{HEADER_BYTES, Header};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Bytes of a reply's head: at most so many for each entry…
+const HEAD_BYTES_PER_ENTRY: usize = 128;
+/// … and so many besides, the message included.
+const HEAD_BYTES: usize = 4096;
+
+/// What a fetch wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Wait for so many bytes…
+    pub min_bytes: usize,
+    /// … until then, milliseconds of the broker's clock.
+    pub wait_until_ms: u64,
+    /// Nothing is done for the request any more from then on.
+    pub deadline_ms: u64,
+    /// Bytes of the whole reply at most.
+    pub max_bytes: usize,
+}
+
+/// Why a fetch is not answered with what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There was no room for its reply in time.
+    Overloaded,
+    /// Its deadline has passed.
+    TimedOut,
+    /// Nobody is there to hear the answer.
+    Gone,
+}
+
+/// Room for a reply, in the connection's budget and the shard's.
+pub type Held = [Reservation; 2];
+
+/// What was found for one entry.
+pub struct Found {
+    /// Why there is nothing.
+    pub error: Option<ErrorCode>,
+    /// For people: the offsets that are damaged, for example.
+    pub message: Option<String>,
+    /// Stored batches.
+    pub body: Vec<Piece>,
+    /// Their bytes.
+    pub bytes: usize,
+    /// There is more, but not room for it in the reply.
+    pub cut: bool,
+    /// The high watermark.
+    pub high_watermark: u64,
+    /// The log's start.
+    pub log_start: u64,
+}
+
+impl Found {
+    fn nothing(error: Option<ErrorCode>) -> Self {
+        Self { error, message: None, body: Vec::new(), bytes: 0, cut: false, high_watermark: 0, log_start: 0 }
+    }
+
+    fn at(partition: &Partition, error: Option<ErrorCode>) -> Self {
+        let (high_watermark, log_start) =
+            partition.with_log(|log| (log.high_watermark().get(), log.log_start().get()));
+        Self { high_watermark, log_start, ..Self::nothing(error) }
+    }
+
+    /// What was read, as far as the room of the whole reply goes.
+    fn stored(partition: &Partition, slices: Vec<Slice>, entry: &FetchEntry, left: Left) -> Self {
+        let bytes: usize = slices.iter().map(|slice| slice.range.len()).sum();
+        let nothing = Self::at(partition, None);
+        if bytes > left.bytes && !left.one_batch {
+            return Self { cut: true, ..nothing };
+        }
+        let end = slices.last().and_then(|last| end_offset(last.bytes()));
+        let cut = left.bytes < entry.max_bytes && end.is_some_and(|end| end < nothing.high_watermark);
+        Self { bytes, cut, body: slices.into_iter().map(Piece::Stored).collect(), ..nothing }
+    }
+}
+
+/// One past the last offset of whole batches.
+fn end_offset(batches: &[u8]) -> Option<u64> {
+    let (mut at, mut end) = (0, None);
+    while let Some(header) = batches.get(at..at + HEADER_BYTES).and_then(|bytes| Header::decode(bytes).ok()) {
+        end = Some(header.end_offset());
+        at += header.batch_bytes;
+    }
+    end
+}
+
+impl From<FetchPart> for Found {
+    fn from(part: FetchPart) -> Self {
+        Self {
+            error: part.error,
+            message: part.message,
+            bytes: part.body.iter().map(Bytes::len).sum(),
+            body: part.body.into_iter().map(Piece::Copied).collect(),
+            cut: part.cut,
+            high_watermark: part.high_watermark,
+            log_start: part.log_start,
+        }
+    }
+}
+
+/// What is left of the reply's room for one entry.
+#[derive(Clone, Copy)]
+struct Left {
+    bytes: usize,
+    /// The first batch may be larger.
+    one_batch: bool,
+}
+
+impl Left {
+    fn of(room: Room, total: usize) -> Self {
+        Self { bytes: room.bytes.saturating_sub(total), one_batch: room.one_batch && total == 0 }
+    }
+
+    /// Bytes to read of an entry; 0 = nothing.
+    fn to_read(self, entry: &FetchEntry) -> usize {
+        entry.max_bytes.min(self.bytes).max(usize::from(self.one_batch))
+    }
+}
+
+/// One look at all entries.
+struct Pass {
+    found: Vec<Found>,
+    bytes: usize,
+}
+
+/// Entries of one shard, by their places in the request; `None` = this shard.
+type Group = (Option<ShardId>, Vec<usize>);
+
+/// What comes of wanting to wait.
+enum Waiting<'a> {
+    /// Something came meanwhile: look again.
+    Again,
+    /// Too many wait already: answer with what there is.
+    Full,
+    /// Each ends with whether it was waited for; the first one counts.
+    Begun(FuturesUnordered<LocalBoxFuture<'a, bool>>),
+}
+
+/// A fetch that is not answered.
+pub struct Job {
+    /// Where its connection is.
+    pub shard: Rc<Shard>,
+    /// Who asks.
+    pub connection: Rc<Connection>,
+    /// For what.
+    pub entries: Vec<FetchEntry>,
+    /// How much, and for how long.
+    pub terms: Terms,
+}
+
+impl Job {
+    /// The whole answer, if it lies in memory, is enough, and there is room for it now.
+    pub fn in_memory(&self) -> Option<(Vec<Found>, Held)> {
+        let room = Room { bytes: self.terms.max_bytes, one_batch: true };
+        let mut found = Vec::with_capacity(self.entries.len());
+        let mut bytes = 0;
+        for entry in &self.entries {
+            let Location::Here(partition) = self.shard.locate(entry.id) else { return None };
+            if entry.leader_epoch != partition.leader_epoch().get() {
+                return None;
+            }
+            let one = from_tail(&partition, entry, Left::of(room, bytes))?;
+            bytes += one.bytes;
+            found.push(one);
+        }
+        let pass = Pass { found, bytes };
+        if !self.is_enough(&pass) {
+            return None;
+        }
+        let held = self.try_reserve(bytes + self.head_bytes())?;
+        count(&self.shard.counters.fetches_from_memory, 1);
+        Some((pass.found, held))
+    }
+
+    /// Reads until there is enough or the time is over.
+    ///
+    /// # Errors
+    /// There is no room for the reply, no time left, or no connection.
+    pub async fn run(&self) -> Result<(Vec<Found>, Held), Refusal> {
+        let mut may_wait = true;
+        loop {
+            let held = self.reserve().await?;
+            let groups = self.groups();
+            let pass = self.pass(&groups).await;
+            let over = self.shard.now_ms() >= self.terms.wait_until_ms || self.shard.is_stopping();
+            if over || !may_wait || self.is_enough(&pass) {
+                return Ok((pass.found, held));
+            }
+            // In the same turn as the last look at this shard's watermarks: nothing slips between.
+            let mut waits = match self.wait(&groups, &pass) {
+                Waiting::Again => continue,
+                Waiting::Full => {
+                    count(&self.shard.counters.overloaded, 1);
+                    return Ok((pass.found, held));
+                }
+                Waiting::Begun(waits) => waits,
+            };
+            // Buffers and room are not held while waiting; a wait that is given up leaves nothing behind.
+            drop(pass);
+            drop(held);
+            may_wait = waits.next().await.unwrap_or(false);
+        }
+    }
+
+    // ---- Room ----------------------------------------------------------------------------------------
+
+    fn head_bytes(&self) -> usize {
+        HEAD_BYTES + HEAD_BYTES_PER_ENTRY * self.entries.len()
+    }
+
+    /// The largest reply that this fetch can get.
+    fn reply_bytes_max(&self) -> usize {
+        let entries = self.entries.iter().map(|entry| entry.max_bytes.max(BATCH_BYTES_MAX));
+        let of_entries = entries.fold(0, usize::saturating_add);
+        self.terms.max_bytes.max(BATCH_BYTES_MAX).min(of_entries) + self.head_bytes()
+    }
+
+    fn try_reserve(&self, bytes: usize) -> Option<Held> {
+        let own = self.connection.replies.try_reserve(bytes)?;
+        Some([own, self.shard.replies.try_reserve(bytes)?])
+    }
+
+    /// Takes room for the largest reply; waits for that of its own connection as long as it may, for that
+    /// of the shard not longer than it would for bytes.
+    async fn reserve(&self) -> Result<Held, Refusal> {
+        self.check_asker()?;
+        let bytes = self.reply_bytes_max();
+        if let Some(held) = self.try_reserve(bytes) {
+            return Ok(held);
+        }
+        let deadline_ms = self.terms.deadline_ms;
+        let own = self.within(deadline_ms, self.connection.replies.reserve(bytes)).await;
+        let own = own.ok_or(Refusal::TimedOut)?;
+        let shortest_ms = self.shard.now_ms() + u64::from(RETRY_AFTER_MS);
+        let until_ms = self.terms.wait_until_ms.max(shortest_ms).min(deadline_ms);
+        let shared = self.within(until_ms, self.shard.replies.reserve(bytes)).await;
+        self.check_asker()?;
+        Ok([own, shared.ok_or(Refusal::Overloaded)?])
+    }
+
+    /// Whether somebody still wants the answer.
+    fn check_asker(&self) -> Result<(), Refusal> {
+        if self.connection.is_dead() {
+            return Err(Refusal::Gone);
+        }
+        if self.shard.now_ms() >= self.terms.deadline_ms {
+            return Err(Refusal::TimedOut);
+        }
+        Ok(())
+    }
+
+    async fn within<T>(&self, until_ms: u64, future: impl Future<Output = T> + Unpin) -> Option<T> {
+        if until_ms == u64::MAX {
+            return Some(future.await);
+        }
+        let left = Duration::from_millis(until_ms.saturating_sub(self.shard.now_ms()));
+        match select(future, Box::pin(glommio::timer::sleep(left))).await {
+            Either::Left((value, _)) => Some(value),
+            Either::Right(_) => None,
+        }
+    }
+
+    // ---- Reading -------------------------------------------------------------------------------------
+
+    /// The entries by shard, in the order in which the request names the shards first.
+    fn groups(&self) -> Vec<Group> {
+        let mut groups: Vec<Group> = Vec::new();
+        for (at, entry) in self.entries.iter().enumerate() {
+            let home = match self.shard.locate(entry.id) {
+                Location::Shard(home) => Some(home),
+                Location::Here(_) | Location::Nowhere(_) => None,
+            };
+            match groups.iter_mut().find(|(other, _)| *other == home) {
+                Some((_, group)) => group.push(at),
+                None => groups.push((home, vec![at])),
+            }
+        }
+        groups
+    }
+
+    /// Asks all shards at once, each for its share; if that is not enough although there is more, those
+    /// that have it for what is left.
+    async fn pass(&self, groups: &[Group]) -> Pass {
+        let max_bytes = self.terms.max_bytes;
+        let mut pass = Pass { found: self.entries.iter().map(|_| Found::nothing(None)).collect(), bytes: 0 };
+        let mut asked = FuturesUnordered::new();
+        for (home, group) in groups {
+            let bytes = max_bytes / self.entries.len() * group.len();
+            let room = match groups.len() {
+                1 => Room { bytes: max_bytes, one_batch: true },
+                _ => Room { bytes, one_batch: false },
+            };
+            asked.push(self.ask(*home, group.clone(), room));
+        }
+        while let Some(part) = asked.next().await {
+            pass.take(part);
+        }
+        for (home, group) in groups.iter().filter(|_| groups.len() > 1) {
+            if self.missing_bytes(&pass) == 0 {
+                break;
+            }
+            let again: Vec<usize> = group.iter().copied().filter(|at| pass.found[*at].cut).collect();
+            if again.is_empty() {
+                continue;
+            }
+            // Their share goes back into the whole.
+            pass.take(again.iter().map(|at| (*at, Found::nothing(None))).collect());
+            let room = Room { bytes: max_bytes - pass.bytes, one_batch: pass.bytes == 0 };
+            let part = self.ask(*home, again, room).await;
+            pass.take(part);
+        }
+        pass
+    }
+
+    async fn ask(&self, home: Option<ShardId>, at: Vec<usize>, room: Room) -> Vec<(usize, Found)> {
+        let entries: Vec<FetchEntry> = at.iter().map(|&at| self.entries[at]).collect();
+        let found = match home {
+            None => read(&self.shard, &entries, room).await,
+            Some(home) => match self.forward(home, entries, room).await {
+                Ok(parts) => parts.into_iter().map(Found::from).collect(),
+                Err(code) => at.iter().map(|_| Found::nothing(Some(code))).collect(),
+            },
+        };
+        at.into_iter().zip(found).collect()
+    }
+
+    async fn forward(
+        &self,
+        home: ShardId,
+        entries: Vec<FetchEntry>,
+        room: Room,
+    ) -> Result<Vec<FetchPart>, ErrorCode> {
+        count(&self.shard.counters.forwarded, 1);
+        let remote = RemoteFetch { entries, room, deadline_ms: self.terms.deadline_ms };
+        let bytes = remote.carried_bytes();
+        let (reply, parts) = oneshot::channel();
+        match self.shard.mailboxes.try_send(home, Message::Fetch(remote, reply), bytes) {
+            Ok(()) => parts.await.map_err(|_| ErrorCode::ShuttingDown),
+            Err(Refused::Full) => {
+                count(&self.shard.counters.overloaded, 1);
+                Err(ErrorCode::Overloaded)
+            }
+            Err(Refused::Closed) => Err(ErrorCode::ShuttingDown),
+        }
+    }
+
+    /// Whether a pass is to be answered with, whatever time is left.
+    fn is_enough(&self, pass: &Pass) -> bool {
+        let settled = |found: &Found| found.error.is_some() || found.cut;
+        self.missing_bytes(pass) == 0 || pass.found.iter().any(settled)
+    }
+
+    /// Bytes without which the fetch waits: what the reply cannot carry is not waited for.
+    fn missing_bytes(&self, pass: &Pass) -> usize {
+        let entries = self.entries.iter().map(|entry| entry.max_bytes.max(1));
+        let most = entries.fold(0, usize::saturating_add).min(self.terms.max_bytes.max(1));
+        self.terms.min_bytes.max(1).min(most).saturating_sub(pass.bytes)
+    }
+
+    // ---- Waiting -------------------------------------------------------------------------------------
+
+    /// Waits for what is missing, here and at the other shards.
+    fn wait(&self, groups: &[Group], pass: &Pass) -> Waiting<'_> {
+        let min_bytes = self.missing_bytes(pass).div_ceil(groups.len()) as u64;
+        let waits = FuturesUnordered::new();
+        for (home, group) in groups {
+            let entries: Vec<WaitedEntry> = group
+                .iter()
+                .map(|&at| (&self.entries[at], &pass.found[at]))
+                .filter(|(entry, found)| found.bytes < entry.max_bytes.max(1))
+                .map(|(entry, found)| WaitedEntry {
+                    id: entry.id,
+                    seen: found.high_watermark,
+                    room_bytes: (entry.max_bytes.max(1) - found.bytes) as u64,
+                })
+                .collect();
+            if entries.is_empty() {
+                continue;
+            }
+            let wait = RemoteWait { entries, min_bytes, until_ms: self.terms.wait_until_ms };
+            let Some(home) = *home else {
+                match park(&self.shard, &wait) {
+                    Parking::Moved => return Waiting::Again,
+                    Parking::Full => return Waiting::Full,
+                    Parking::Parked(parked) => waits.push(Box::pin(async move {
+                        parked.woken().await;
+                        true
+                    }) as LocalBoxFuture<'_, bool>),
+                }
+                continue;
+            };
+            let bytes = wait.carried_bytes();
+            let (reply, woken) = oneshot::channel();
+            if self.shard.mailboxes.try_send(home, Message::AwaitBytes(wait, reply), bytes).is_err() {
+                return Waiting::Full;
+            }
+            waits.push(Box::pin(async move { woken.await.unwrap_or(false) }));
+        }
+        Waiting::Begun(waits)
+    }
+}
+
+impl Pass {
+    fn take(&mut self, part: Vec<(usize, Found)>) {
+        for (at, found) in part {
+            self.bytes = self.bytes - self.found[at].bytes + found.bytes;
+            self.found[at] = found;
+        }
+    }
+}
+
+/// What comes of parking.
+pub enum Parking {
+    /// There is something new already, or no time left.
+    Moved,
+    /// Too many wait, or the shard is stopping.
+    Full,
+    /// It waits.
+    Parked(Parked),
+}
+
+/// A place among the waiting fetches, given up when dropped.
+pub struct Parked {
+    shard: Rc<Shard>,
+    key: WaiterKey,
+    fetch: Rc<ParkedFetch>,
+}
+
+impl Parked {
+    /// Waits until there is something, or the time is over.
+    pub async fn woken(&self) {
+        self.fetch.wait().await;
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.shard.waiters.borrow_mut().remove(self.key);
+    }
+}
+
+/// Parks a fetch on a shard, unless there is something new already.
+pub fn park(shard: &Rc<Shard>, wait: &RemoteWait) -> Parking {
+    if shard.is_stopping() {
+        return Parking::Full;
+    }
+    let moved = wait.entries.iter().any(|entry| {
+        shard.store.partition(&entry.id).is_none_or(|partition| partition.high_watermark().get() > entry.seen)
+    });
+    if moved {
+        return Parking::Moved;
+    }
+    let entries = wait.entries.iter();
+    let waited: Vec<Waited> = entries
+        .map(|entry| Waited { partition: entry.id, have_bytes: 0, max_bytes: entry.room_bytes })
+        .collect();
+    let fetch = Rc::new(ParkedFetch::default());
+    let (now_ms, min_bytes) = (shard.now_ms(), wait.min_bytes.max(1));
+    let parked = shard.waiters.borrow_mut().park(fetch.clone(), now_ms, wait.until_ms, min_bytes, &waited);
+    match parked {
+        Ok(key) => Parking::Parked(Parked { shard: shard.clone(), key, fetch }),
+        Err(NotParked::Ready(_)) => Parking::Moved,
+        Err(NotParked::Full(_)) => Parking::Full,
+    }
+}
+
+/// Reads entries of this shard, one after the other, into `room` altogether.
+pub async fn read(shard: &Shard, entries: &[FetchEntry], room: Room) -> Vec<Found> {
+    let mut found = Vec::with_capacity(entries.len());
+    let mut total = 0;
+    for entry in entries {
+        let one = read_one(shard, entry, Left::of(room, total)).await;
+        total += one.bytes;
+        found.push(one);
+    }
+    found
+}
+
+async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found {
+    let partition = match shard.locate(entry.id) {
+        Location::Here(partition) => partition,
+        Location::Shard(_) => return Found::nothing(Some(ErrorCode::NotLeader)),
+        Location::Nowhere(code) => return Found::nothing(Some(code)),
+    };
+    if entry.leader_epoch != partition.leader_epoch().get() {
+        return Found::at(&partition, Some(ErrorCode::FencedLeaderEpoch));
+    }
+    if let Some(found) = from_tail(&partition, entry, left) {
+        count(&shard.counters.fetches_from_memory, u64::from(found.bytes > 0));
+        return found;
+    }
+    match partition.read(&shard.store.chunks, entry.offset, left.to_read(entry)).await {
+        Ok(slices) => {
+            count(&shard.counters.fetches_from_device, u64::from(!slices.is_empty()));
+            Found::stored(&partition, slices, entry, left)
+        }
+        Err(error) => {
+            tracing::debug!("partition {}: fetch of {}: {error}", entry.id, entry.offset);
+            let label = shard.store.storage.label(entry.id);
+            let message = Some(format!("{label}: {error}"));
+            Found { message, ..Found::at(&partition, Some(error_code::of_read(&error))) }
+        }
+    }
+}
+
+/// What is known without reading the device.
+fn from_tail(partition: &Partition, entry: &FetchEntry, left: Left) -> Option<Found> {
+    let to_read = left.to_read(entry);
+    if to_read == 0 {
+        let nothing = Found::at(partition, None);
+        // An entry that wants nothing is not cut.
+        let cut = entry.max_bytes > 0 && nothing.high_watermark > entry.offset.get();
+        return Some(Found { cut, ..nothing });
+    }
+    Some(Found::stored(partition, partition.read_tail(entry.offset, to_read)?, entry, left))
+}
