@@ -80,6 +80,24 @@ pub struct Store<D: Disk> {
     round_times: RefCell<RoundTimes>,
 }
 
+/// Takes the writes of closed partitions out of a round that waits for space: nobody is told of them any
+/// more, and a deletion that waited for them would never give its space back.
+fn give_up_closed<D: Disk>(writes: &mut Vec<Write<D::File>>, owners: &mut Vec<(usize, Rc<Partition<D>>)>) {
+    let mut rest = std::mem::take(writes).into_iter();
+    let mut began = 0;
+    owners.retain_mut(|(end, owner)| {
+        let own = rest.by_ref().take(*end - began);
+        began = *end;
+        let keep = !owner.is_closed();
+        match keep {
+            true => writes.extend(own),
+            false => own.for_each(drop),
+        }
+        *end = writes.len();
+        keep
+    });
+}
+
 impl<D: Disk> Store<D> {
     /// The store of a shard whose files are `storage`. Spawns the round task.
     pub fn new(storage: Rc<Storage<D>>, checkpoint: Option<Checkpoint>, rounds_in_flight: usize) -> Rc<Self> {
@@ -253,7 +271,7 @@ impl<D: Disk> Store<D> {
         let mut writes = RoundWrites { writes: Vec::new(), prepared: Vec::new(), bytes: 0, groups: 0 };
         let mut partitions = Vec::new();
         // Whose writes they are: each partition's end before the next one's.
-        let mut owners: Vec<(usize, TopicPartition)> = Vec::new();
+        let mut owners: Vec<(usize, Rc<Partition<D>>)> = Vec::new();
         let mut more = Vec::new();
         while writes.bytes < ROUND_BYTES_MAX && writes.groups < ROUND_GROUPS_MAX {
             let Some(id) = self.rounds.borrow_mut().pop_dirty() else { break };
@@ -266,7 +284,7 @@ impl<D: Disk> Store<D> {
             }
             if writes.groups > before {
                 partitions.push(id);
-                owners.push((writes.writes.len(), id));
+                owners.push((writes.writes.len(), partition.clone()));
             }
             self.prepare(&partition);
         }
@@ -279,21 +297,21 @@ impl<D: Disk> Store<D> {
         assert!(id == round, "round {} began as {}", round.0, id.0);
         self.bytes_since_checkpoint.set(self.bytes_since_checkpoint.get() + writes.bytes as u64);
         // Submitted here, before anything else runs; the task only waits.
-        let again: Vec<Write<D::File>> = writes.writes.clone();
+        let mut again: Vec<Write<D::File>> = writes.writes.clone();
         let submitted = self.storage.disk.write(writes.writes);
         let store = self.clone();
         glommio::spawn_local(async move {
             let mut result = submitted.await;
             while let Err(error) = result {
                 if !is_no_space(&error) {
-                    let owner = Failed::of(&error).and_then(|failed| {
-                        owners.get(owners.partition_point(|(end, _)| *end <= failed.index))
-                    });
-                    store.storage.fail("writing a flush round", owner.map(|(_, id)| *id), &error);
+                    let owner = Failed::of(&error).map(|failed| failed.index);
+                    let owner = owner.and_then(|at| owners.iter().find(|(end, _)| at < *end));
+                    store.storage.fail("writing a flush round", owner.map(|(_, owner)| owner.id()), &error);
                 }
                 // Nothing of the round is acknowledged; the same bytes go to the same places again.
                 store.storage.set_full(true);
                 store.storage.environment.sleep(FULL_DISK_RETRY).await;
+                give_up_closed(&mut again, &mut owners);
                 result = store.storage.disk.write(again.clone()).await;
             }
             store.storage.set_full(false);

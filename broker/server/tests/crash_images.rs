@@ -130,6 +130,23 @@ fn unreadable_bytes_are_read_around() {
     });
 }
 
+/// The round that waits for space has groups of the very partition that would give space back.
+#[test]
+fn a_partition_is_deleted_on_a_full_disk() {
+    scripts::run(async {
+        for segment_ms in [0, i64::MAX] {
+            let script = Script::start(&Image::fresh(&root()), segment_ms).await.expect("it starts");
+            assert_eq!(script.append(4).await, 4);
+            script.append_to_full_disk().await;
+            let rounds = if segment_ms == 0 { 0 } else { 1 };
+            assert_eq!(script.waits(), (rounds, true), "segment.ms {segment_ms}: nothing waits for space");
+            assert!(script.delete().await, "segment.ms {segment_ms}: the deletion does not end");
+            assert_eq!(script.waits().0, 0, "segment.ms {segment_ms}");
+            script.end().await;
+        }
+    });
+}
+
 #[test]
 fn partitions_share_the_pace_of_zeroing() {
     scripts::run(async {

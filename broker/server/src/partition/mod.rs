@@ -776,7 +776,8 @@ impl<D: Disk> Partition<D> {
     /// Removes all files of a closed partition whose topic has been deleted.
     pub async fn delete_files(&self) -> io::Result<()> {
         assert!(self.closed.get(), "files of the open partition {} deleted", self.id());
-        // What no round writes to goes first: on a full disk rounds wait for just this room.
+        // What no round writes to goes first: on a full disk rounds of others may wait for just this room. Its own
+        // groups are given up there, so the wait behind this ends.
         let (durable_sequence, _) = self.log.borrow().durable_position();
         let sealed: Vec<u64> = self
             .log

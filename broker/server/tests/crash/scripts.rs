@@ -85,6 +85,44 @@ impl Script {
         self.store.shut_down().await.expect("an orderly end");
     }
 
+    /// Appends a batch that is larger than what has blocks already, while the disk is full.
+    pub async fn append_to_full_disk(&self) {
+        self.disk.set_full(true);
+        let mut builder = BatchBuilder::new();
+        builder.append(1_700_000_000_000, None, Some(&[7; 300_000]), &[]);
+        let bytes = builder.finish();
+        let header = record_batch::validate_produced(&bytes, 1 << 20).expect("a sound batch");
+        self.partition.append_copy(&bytes, &header);
+        self.store.mark_dirty(self.partition.id());
+        self.pass_a_second().await;
+    }
+
+    async fn pass_a_second(&self) {
+        for _ in 0..1000 {
+            self.disk.pass(Duration::from_millis(1));
+            settle().await;
+        }
+    }
+
+    /// Rounds under way, and whether the disk counts as full.
+    pub fn waits(&self) -> (usize, bool) {
+        (self.store.load().0, self.store.storage.is_full())
+    }
+
+    /// Deletes the partition; whether its files are gone a second later.
+    pub async fn delete(&self) -> bool {
+        self.store.close_partition(&self.partition.id()).expect("it was open");
+        let (partition, gone) = (self.partition.clone(), Rc::new(Cell::new(false)));
+        let done = gone.clone();
+        glommio::spawn_local(async move {
+            partition.delete_files().await.expect("files go");
+            done.set(true);
+        })
+        .detach();
+        self.pass_a_second().await;
+        gone.get()
+    }
+
     /// The time in which so many tasks at once each get so many turns to zero.
     pub async fn zeroing_took(&self, tasks: usize, turns: usize, bytes: u64) -> Duration {
         let storage = self.store.storage.clone();
