@@ -421,27 +421,32 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_short_write() {
-        // Bytes written of four blocks at position 8192, what is written next, `None` = no room.
-        let rows: [(usize, Option<Option<(Range<usize>, u64)>>); 7] = [
-            (16384, Some(None)),
-            (12288, Some(Some((12288..16384, 20480)))),
-            (12287, Some(Some((8192..16384, 16384)))),
-            (4096, Some(Some((4096..16384, 12288)))),
-            (4095, None),
-            (512, None),
-            (0, None),
+        // Bytes written of four blocks at position 8192, where it goes on in the buffer and in the file.
+        let (whole, no_room) = ((0, 0), (0, 1));
+        let rows = [
+            (16384, whole),
+            (12288, (12288, 20480)),
+            (12287, (8192, 16384)),
+            (4096, (4096, 12288)),
+            (4095, no_room),
+            (512, no_room),
+            (0, no_room),
         ];
         for (written, expected) in rows {
             let buffer = Rc::new(BufferPool::new().take(16384));
             let rest = Rest { buffer, range: 0..16384, position: 8192, durable: true, index: 0 };
-            match (rest.after(written), expected) {
-                (Ok(found), Some(expected)) => {
-                    assert!(found.as_ref().is_none_or(|rest| rest.durable));
-                    assert_eq!(found.map(|rest| (rest.range, rest.position)), expected, "{written}");
+            let found = match rest.after(written) {
+                Ok(None) => whole,
+                Ok(Some(rest)) => {
+                    assert!(rest.durable && rest.range.end == 16384, "{written}");
+                    (rest.range.start, rest.position)
                 }
-                (Err(error), None) => assert!(is_no_space(&error), "{written}: {error}"),
-                (found, _) => panic!("{written}: {:?}", found.map(|rest| rest.map(|rest| rest.range))),
-            }
+                Err(error) => {
+                    assert!(is_no_space(&error), "{written}: {error}");
+                    no_room
+                }
+            };
+            assert_eq!(found, expected, "{written}");
         }
     }
 }
