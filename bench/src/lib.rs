@@ -4,8 +4,19 @@
 //! broker; a figure is what a client could have measured.
 //! Absent on purpose: ceilings of the machine (`perf` has them) and assertions about timings.
 
+//!
+//! Code map: [`workload`] what to run → [`run`] producers and consumers of a [`driver`], at the times of a
+//! `pacer`, seen by a [`recorder`]. [`load`] is a closed loop of raw requests, below the client
+//! library.
+
+pub mod driver;
 pub mod load;
+pub mod recorder;
+pub mod run;
+pub mod stamp;
+pub mod workload;
 
 mod consume;
 mod meter;
+mod pacer;
 mod produce;
