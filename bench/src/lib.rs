@@ -12,8 +12,10 @@
 pub mod driver;
 pub mod load;
 pub mod recorder;
+pub mod report;
 pub mod run;
 pub mod stamp;
+pub mod usage;
 pub mod workload;
 
 mod consume;
