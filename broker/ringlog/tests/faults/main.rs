@@ -2,8 +2,8 @@
 //! strange disks, loaded up to its memory bound.
 //!
 //! One binary, so that it links once. Every broker is a process of its own, ended by its id when its test
-//! ends, however that ends; only the time-outs are tested on an embedded broker, whose limits can be
-//! lowered. What the suite promises and the figures that it prints: `docs/TESTING.md`.
+//! ends, however that ends; only time-outs and what a shard takes are tested on an embedded broker, whose
+//! limits can be lowered. What the suite promises and the figures that it prints: `docs/TESTING.md`.
 //! Absent on purpose: crash images (a killed process loses nothing that the kernel has), and timings as
 //! assertions; deadlines here only turn a hang into a failure.
 
@@ -12,6 +12,7 @@ mod bit_flips;
 mod host;
 mod kill_nine;
 mod memory;
+mod requests;
 mod support;
 mod time_outs;
 mod two_shards;

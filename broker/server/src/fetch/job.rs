@@ -99,8 +99,10 @@ impl Found {
         if bytes > left.bytes && !left.one_batch {
             return Self { cut: true, ..nothing };
         }
-        let end = slices.last().and_then(|last| end_offset(last.bytes()));
-        let cut = left.bytes < entry.max_bytes && end.is_some_and(|end| end < nothing.high_watermark);
+        // Only who was kept short needs to know whether there is more.
+        let short = slices.last().filter(|_| left.bytes < entry.max_bytes);
+        let end = short.and_then(|last| end_offset(last.bytes()));
+        let cut = end.is_some_and(|end| end < nothing.high_watermark);
         Self { bytes, cut, body: slices.into_iter().map(Piece::Stored).collect(), ..nothing }
     }
 }

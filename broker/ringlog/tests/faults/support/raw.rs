@@ -133,9 +133,19 @@ pub fn request(
     body_bytes: usize,
     build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<UnionWIPOffset>,
 ) -> Vec<u8> {
+    request_within((id, 0), kind, body_bytes, build)
+}
+
+/// The same with its id and the milliseconds that its client waits.
+fn request_within(
+    (id, deadline_ms): (u64, u32),
+    kind: wire::RequestApi,
+    body_bytes: usize,
+    build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<UnionWIPOffset>,
+) -> Vec<u8> {
     let mut builder = FlatBufferBuilder::new();
     let api = build(&mut builder);
-    let args = wire::RequestArgs { id, api_type: kind, api: Some(api), ..Default::default() };
+    let args = wire::RequestArgs { id, deadline_ms, api_type: kind, api: Some(api), ..Default::default() };
     let root = wire::Request::create(&mut builder, &args);
     let mut out = Vec::new();
     frame::finish_request(&mut out, &mut builder, root, body_bytes);
@@ -172,7 +182,12 @@ pub struct Target {
 
 /// One topic's entries, each with the length that it claims; the body is what it is.
 pub fn produce(id: u64, acks: i8, entries: &[(Target, u32)], body: &[u8]) -> Vec<u8> {
-    let mut out = request(id, wire::RequestApi::ProduceRequest, body.len(), |builder| {
+    produce_within((id, 0), acks, entries, body)
+}
+
+/// The same with its id and the milliseconds that its client waits.
+pub fn produce_within(head: (u64, u32), acks: i8, entries: &[(Target, u32)], body: &[u8]) -> Vec<u8> {
+    let mut out = request_within(head, wire::RequestApi::ProduceRequest, body.len(), |builder| {
         let list: Vec<_> = entries
             .iter()
             .map(|(target, bytes)| wire::ProduceEntry::new(target.partition, *bytes, target.epoch, 0))
@@ -196,13 +211,39 @@ pub fn produce_one(id: u64, target: Target, batch: &[u8]) -> Vec<u8> {
 
 /// A fetch of one partition.
 pub fn fetch(id: u64, target: Target, offset: u64, max_wait_ms: u32, max_bytes: u32) -> Vec<u8> {
-    request(id, wire::RequestApi::FetchRequest, 0, |builder| {
-        let entry = wire::FetchEntry::new(target.partition, max_bytes, offset, target.epoch, 0);
-        let entries = Some(builder.create_vector(&[entry]));
-        let args = wire::FetchTopicArgs { id: Some(&wire::TopicId::from_u128(target.topic)), entries };
+    let terms = FetchTerms { id, deadline_ms: 0, max_wait_ms, min_bytes: 1, max_bytes };
+    fetch_many(terms, &[(target, offset, max_bytes)])
+}
+
+/// What a fetch wants.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchTerms {
+    /// Its id.
+    pub id: u64,
+    /// How long its client waits; 0 = as long as it takes.
+    pub deadline_ms: u32,
+    /// How long it may wait for bytes.
+    pub max_wait_ms: u32,
+    /// For how many.
+    pub min_bytes: u32,
+    /// Not more of them.
+    pub max_bytes: u32,
+}
+
+/// A fetch of partitions of one topic: each with its offset and its own `max_bytes`.
+pub fn fetch_many(terms: FetchTerms, entries: &[(Target, u64, u32)]) -> Vec<u8> {
+    request_within((terms.id, terms.deadline_ms), wire::RequestApi::FetchRequest, 0, |builder| {
+        let topic = entries.first().map_or(0, |(target, _, _)| target.topic);
+        let entry = |(target, offset, max_bytes): &(Target, u64, u32)| {
+            wire::FetchEntry::new(target.partition, *max_bytes, *offset, target.epoch, 0)
+        };
+        let list: Vec<_> = entries.iter().map(entry).collect();
+        let list = Some(builder.create_vector(&list));
+        let args = wire::FetchTopicArgs { id: Some(&wire::TopicId::from_u128(topic)), entries: list };
         let topic = wire::FetchTopic::create(builder, &args);
         let topics = Some(builder.create_vector(&[topic]));
-        let args = wire::FetchRequestArgs { max_wait_ms, min_bytes: 1, max_bytes, topics };
+        let FetchTerms { max_wait_ms, min_bytes, max_bytes, .. } = terms;
+        let args = wire::FetchRequestArgs { max_wait_ms, min_bytes, max_bytes, topics };
         wire::FetchRequest::create(builder, &args).as_union_value()
     })
 }
