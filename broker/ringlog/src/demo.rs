@@ -11,17 +11,16 @@
 
 mod flights;
 mod ledger;
-mod place;
 mod reader;
 mod report;
 mod writer;
 
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, counted};
+use crate::place::{self, Place};
 use flights::Flights;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ledger::Tally;
-use place::Place;
 use reader::Until;
 use report::Report;
 use ringlog_client::{Admin, BrokerStatus, Client, ClientConfig, NewTopic, OffsetSpec};

@@ -7,13 +7,14 @@
 //! error; every error says what to do. A reader that hangs up (`| head`) is no error.
 //! Absent on purpose: knowledge of the log, the wire or the disk.
 
+mod bench;
 mod client;
 mod consume;
 mod demo;
 mod failure;
-mod load;
 mod output;
 mod perf;
+mod place;
 mod produce;
 mod serve;
 mod status;
@@ -51,9 +52,8 @@ enum Command {
     Consume(consume::ConsumeArguments),
     /// What the broker is and does: counters of each core, and notices
     Status(status::StatusArguments),
-    /// Load a broker and measure it
-    #[command(subcommand)]
-    Bench(load::BenchCommand),
+    /// Load a broker and measure it: a workload, against an embedded broker unless told otherwise
+    Bench(Box<bench::BenchArguments>),
     /// What this machine could do without a broker
     #[command(subcommand)]
     Perf(perf::PerfCommand),
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         Command::Produce(arguments) => produce::run(arguments),
         Command::Consume(arguments) => consume::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
-        Command::Bench(command) => load::run(command),
+        Command::Bench(arguments) => bench::run(*arguments),
         Command::Perf(command) => perf::run(command),
     };
     match done {

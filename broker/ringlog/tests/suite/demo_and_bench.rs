@@ -62,6 +62,63 @@ fn load_reports_its_settings_and_leaves_nothing() {
     assert!(text.contains("COUNTER") && text.contains("flush_rounds_total"), "{text}");
 }
 
+/// A closed loop, an open one, and a backlog, through the client library: every record that is acknowledged
+/// is received, and the rate is the one that was asked for.
+#[test]
+fn workloads_are_measured_and_leave_nothing() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let file = data.path().join("small-backlog.yaml");
+    std::fs::write(&file, "name: small\nconsumerBacklogSizeGB: 0.002\nproducerRate: 300\n").unwrap();
+    let rows = [
+        ("simple --rate 500 --explain", Some(500.0)),
+        ("30-producers-180-partitions --rate 600 --partitions 12 --acks 1", Some(600.0)),
+        ("two-million-writes-100b", None),
+        (file.to_str().unwrap(), Some(300.0)),
+    ];
+    for (row, rate) in rows {
+        let common = ["--brokers", &broker.address, "--seconds", "1", "--warmup", "0.2", "--format", "json"];
+        let line: Vec<&str> = ["bench"].into_iter().chain(row.split(' ')).chain(common).collect();
+        let report = broker.run(&line).ok().json().remove(0);
+        assert_eq!(report["not_received"], 0, "{row}: {report}");
+        assert_eq!(report["failed"], 0, "{row}: {report}");
+        // An open loop intends as many records as the rate says, whatever the broker does.
+        let intended = report["acknowledge"]["count"].as_f64().unwrap();
+        assert!(rate.is_none_or(|rate| (intended - rate).abs() <= 2.0 + rate / 100.0), "{row}: {intended}");
+        assert!(intended > 0.0 && report["end_to_end"]["count"].as_f64() > Some(0.0), "{row}: {report}");
+        assert_eq!(report["explained"].as_array().unwrap().is_empty(), !row.contains("--explain"), "{row}");
+        assert_eq!(report["durability"], "device");
+    }
+    assert!(broker.run(&["topic", "list", "--format", "json"]).ok().text().is_empty());
+    broker.run(&["bench", "no-such-workload"]).failed(2, &["no-such-workload", "simple"]);
+}
+
+/// A broker of its own, in a process of its own, that is gone afterwards.
+#[test]
+fn an_embedded_broker_is_measured_and_removed() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let parent = directory();
+    let place = parent.path().to_str().unwrap();
+    let line = [
+        "bench",
+        "--rate",
+        "200",
+        "--seconds",
+        "0.5",
+        "--warmup",
+        "0.1",
+        "--data",
+        place,
+        "--format",
+        "json",
+    ];
+    let report = broker.run(&line).ok().json().remove(0);
+    assert!(report["broker_usage"]["resident_max_bytes"].as_u64() > Some(1 << 20), "{report}");
+    assert!(report["counters"]["flush_rounds_total"].as_u64() > Some(0), "{report}");
+    assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "the directory is removed");
+}
+
 #[test]
 fn ceilings_are_measured_in_the_given_directory() {
     let directory = directory();

@@ -1,6 +1,6 @@
-//! Where the demo's broker keeps its data, and on which cores it runs.
+//! Where an embedded broker keeps its data, and on which cores it runs.
 //!
-//! Owner: one demo; dropping a [`Place`] removes the directory. A file system in memory would make every
+//! Owner: one demo or one benchmark; dropping a [`Place`] removes the directory. A file system in memory would make every
 //! figure of durability a lie, so it is the last choice, and it is named.
 
 use crate::failure::Failure;
@@ -43,7 +43,7 @@ impl Place {
 
     fn make(parent: &Path) -> std::io::Result<Self> {
         let directory =
-            tempfile::Builder::new().prefix("ringlog-demo-").tempdir_in(parent.canonicalize()?)?;
+            tempfile::Builder::new().prefix("ringlog-embedded-").tempdir_in(parent.canonicalize()?)?;
         let facts = tuning::host_facts(directory.path())?;
         Ok(Self { directory, facts })
     }
@@ -60,7 +60,8 @@ impl Place {
     }
 }
 
-fn usable_cores() -> Vec<usize> {
+/// Cores that this process may use.
+pub fn usable_cores() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }
 
@@ -69,7 +70,7 @@ pub fn default_shards() -> usize {
     (usable_cores().len() / 2).max(1)
 }
 
-/// The first `shards` cores, if others are left for the demo itself.
+/// The first `shards` cores, if others are left for the load itself.
 pub fn cores(shards: usize) -> Option<Vec<usize>> {
     let usable = usable_cores();
     (shards < usable.len()).then(|| usable[..shards].to_vec())

@@ -5,15 +5,8 @@
 use crate::client::BrokersArguments;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, duration_us, grouped};
-use bench::load::{LoadConfig, LoadError, LoadReport, Mode};
+use ::bench::load::{LoadConfig, LoadError, LoadReport, Mode};
 use ringlog_client::Acks;
-
-/// `ringlog bench …`
-#[derive(clap::Subcommand)]
-pub enum BenchCommand {
-    /// Closed loop: every connection keeps N requests in flight to its own partition
-    Load(Box<LoadArguments>),
-}
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ModeArgument {
@@ -79,8 +72,7 @@ pub struct LoadArguments {
 }
 
 /// Runs it.
-pub fn run(command: BenchCommand) -> Result<(), Failure> {
-    let BenchCommand::Load(arguments) = command;
+pub fn run(arguments: LoadArguments) -> Result<(), Failure> {
     let mut output = Output::new(arguments.format.format);
     let config = LoadConfig {
         brokers: arguments.brokers.brokers,
@@ -104,7 +96,7 @@ pub fn run(command: BenchCommand) -> Result<(), Failure> {
         verify: arguments.verify,
         keep_topic: arguments.keep,
     };
-    let report = bench::load::run(&config).map_err(|error| match error {
+    let report = ::bench::load::run(&config).map_err(|error| match error {
         LoadError::Invalid(text) => Failure::usage(text),
         error => Failure::operation(error.to_string()),
     })?;

@@ -1,0 +1,338 @@
+//! `ringlog bench`: a workload against a broker, and its report.
+//!
+//! The load is the `bench` crate's; here are arguments, the embedded broker and output. Without a
+//! subcommand a workload is run; `load` is the closed loop of raw requests below the client library.
+//! Invariant: every report carries all settings, the host, and what an acknowledgement meant.
+
+mod embedded;
+mod load;
+
+use crate::failure::Failure;
+use crate::output::{Format, FormatArguments, Output, Table, bytes, duration_us, grouped};
+use crate::place::{self, Place};
+use ::bench::driver::Driver;
+use ::bench::driver::ringlog::RinglogDriver;
+use ::bench::report::{HostReport, Report, Surroundings};
+use ::bench::run::{Phase, Progress, RunError, RunOptions};
+use ::bench::usage::Usage;
+use ::bench::workload::{SHIPPED, Workload};
+use embedded::EmbeddedBroker;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ringlog_client::Acks;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// `ringlog bench`
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BenchArguments {
+    #[command(subcommand)]
+    command: Option<BenchCommand>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+/// `ringlog bench …`
+#[derive(clap::Subcommand)]
+enum BenchCommand {
+    /// The shipped workloads
+    Workloads(FormatArguments),
+    /// Closed loop of raw requests: every connection keeps N in flight to its own partition
+    Load(Box<load::LoadArguments>),
+}
+
+/// What to run, where, and what of it is to be changed.
+#[derive(clap::Args)]
+struct RunArguments {
+    /// A shipped workload (see: ringlog bench workloads) or a file in the OpenMessaging Benchmark's fields
+    #[arg(default_value = "simple")]
+    workload: String,
+    /// A running broker; without this one is embedded
+    #[arg(long, value_name = "HOST:PORT,…", conflicts_with = "embedded")]
+    brokers: Option<String>,
+    /// A broker on a temporary directory, stopped and removed afterwards; the default
+    #[arg(long)]
+    embedded: bool,
+    /// Embedded: where the temporary directory is made [default: a place on a real disk]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Embedded: the cores of the broker, one shard each [default: half of the cores]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    broker_cores: Vec<usize>,
+    /// The cores of the load, a thread each [default: those that the broker does not have]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    client_cores: Vec<usize>,
+    /// Instead of the workload's: records per second of all producers, 0 = as fast as it goes
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    /// Instead of the workload's: seconds to measure
+    #[arg(long, value_name = "S")]
+    seconds: Option<f64>,
+    /// Instead of the workload's: seconds before that
+    #[arg(long, value_name = "S")]
+    warmup: Option<f64>,
+    /// Instead of the workload's: bytes of a record
+    #[arg(long, value_name = "N")]
+    record_bytes: Option<usize>,
+    /// Instead of the workload's: partitions of each topic
+    #[arg(long, value_name = "N")]
+    partitions: Option<u32>,
+    /// What an acknowledgement waits for
+    #[arg(long, value_parser = crate::produce::acks, default_value = "all")]
+    acks: Acks,
+    /// Show where the time of the p50, p99 and p99.9 went
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+/// Runs it.
+pub fn run(arguments: BenchArguments) -> Result<(), Failure> {
+    match arguments.command {
+        Some(BenchCommand::Load(arguments)) => load::run(*arguments),
+        Some(BenchCommand::Workloads(arguments)) => workloads(arguments.format),
+        None => measure(arguments.run),
+    }
+}
+
+fn workloads(format: Format) -> Result<(), Failure> {
+    let mut output = Output::new(format);
+    let mut table = Table::new(&["WORKLOAD", "WHAT", ">SECONDS"]);
+    for (name, text) in SHIPPED {
+        let workload = Workload::parse(name, text).map_err(|error| Failure::usage(error.to_string()))?;
+        if output.is_json() {
+            output.json(&workload)?;
+        } else {
+            let seconds = (workload.measured() + workload.warm_up()).as_secs_f64();
+            table.row([(*name).to_owned(), workload.name, format!("{seconds:.0}")]);
+        }
+    }
+    if !output.is_json() {
+        output.table(&table)?;
+    }
+    output.flush()
+}
+
+impl RunArguments {
+    fn workload(&self) -> Result<Workload, Failure> {
+        let usage = |error: ::bench::workload::WorkloadError| Failure::usage(error.to_string());
+        let mut workload = Workload::find(&self.workload).map_err(usage)?;
+        if let Some(rate) = self.rate {
+            workload.producer_rate = rate;
+            workload.find_rate_for_p99_ms = None;
+        }
+        if let Some(seconds) = self.seconds {
+            workload.test_duration_minutes = seconds / 60.0;
+        }
+        if let Some(seconds) = self.warmup {
+            workload.warmup_duration_minutes = seconds / 60.0;
+        }
+        if let Some(record_bytes) = self.record_bytes {
+            workload.message_size = record_bytes;
+        }
+        if let Some(partitions) = self.partitions {
+            workload.partitions_per_topic = partitions;
+        }
+        workload.check().map_err(usage)?;
+        Ok(workload)
+    }
+
+    /// Cores of the broker and of the load.
+    fn cores(&self) -> (Vec<usize>, Vec<usize>) {
+        let usable = place::usable_cores();
+        let broker = match (self.brokers.is_some(), self.broker_cores.is_empty()) {
+            (true, _) => self.broker_cores.clone(),
+            (false, false) => self.broker_cores.clone(),
+            (false, true) => place::cores(place::default_shards()).unwrap_or_default(),
+        };
+        let client = match self.client_cores.is_empty() {
+            false => self.client_cores.clone(),
+            true => usable.iter().copied().filter(|core| !broker.contains(core)).collect(),
+        };
+        (broker, client)
+    }
+}
+
+fn measure(arguments: RunArguments) -> Result<(), Failure> {
+    let mut output = Output::new(arguments.format.format);
+    let workload = arguments.workload()?;
+    let (broker_cores, client_cores) = arguments.cores();
+    let overlap: Vec<String> =
+        client_cores.iter().filter(|core| broker_cores.contains(core)).map(usize::to_string).collect();
+    if !overlap.is_empty() {
+        eprintln!("warning: broker and load share core {}: they slow each other down", overlap.join(", "));
+    }
+    let embedded = match &arguments.brokers {
+        Some(_) => None,
+        None => {
+            let place = Place::choose(arguments.data.as_deref())?;
+            Some(EmbeddedBroker::start(place, broker_cores.len().max(1), &broker_cores)?)
+        }
+    };
+    let address = match (&embedded, &arguments.brokers) {
+        (Some(broker), _) => broker.address().to_owned(),
+        (None, Some(brokers)) => brokers.clone(),
+        (None, None) => unreachable!("one of them was made above"),
+    };
+    let facts = embedded.as_ref().map(|broker| broker.place().facts.clone());
+    if !output.is_json() {
+        let place = embedded.as_ref().map(|broker| format!(", data in {}", broker.place().describe()));
+        output.line(&format!("{}: broker {address}{}", workload.name, place.unwrap_or_default()))?;
+        output.flush()?;
+    }
+    let driver = RinglogDriver::new(&address, arguments.acks);
+    let options = RunOptions { client_cores: client_cores.clone(), explain: arguments.explain };
+    let bar = progress_bar(!output.is_json());
+    let broker_pid = embedded.as_ref().map(EmbeddedBroker::pid);
+    // On a thread of its own, so that an interruption stops the broker and removes its directory.
+    let measured = crate::block_on(async {
+        let run = {
+            let (workload, bar) = (workload.clone(), bar.clone());
+            tokio::task::spawn_blocking(move || {
+                let before = (broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
+                let result = ::bench::run::run(&driver, &workload, &options, &mut |now| show(&bar, now))?;
+                let after = (broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
+                let used = |after: Option<Usage>, before: Option<Usage>| Some(after?.since(&before?));
+                let surroundings = Surroundings {
+                    client_cores,
+                    broker_cores,
+                    host: host(facts.as_ref()),
+                    broker_usage: used(after.0, before.0),
+                    client_usage: used(after.1, before.1),
+                };
+                let ended_unix_s =
+                    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+                Ok(Report::new(&driver as &dyn Driver, &workload, result, surroundings, ended_unix_s))
+            })
+        };
+        tokio::select! {
+            report = run => match report {
+                Ok(report) => report.map_err(|error: RunError| Failure::operation(error.to_string())),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            },
+            _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the broker is stopped")),
+        }
+    });
+    bar.finish_and_clear();
+    drop(embedded);
+    let report = measured?;
+    if output.is_json() {
+        output.json(&report)?;
+    } else {
+        output.table(&table(&report))?;
+        if !report.explained.is_empty() {
+            output.line("")?;
+            output.table(&explained(&report))?;
+        }
+    }
+    output.flush()?;
+    match report.failed {
+        0 => Ok(()),
+        failed => Err(Failure::operation(format!(
+            "{} records were not acknowledged, the last because: {}",
+            grouped(failed),
+            report.last_failure.as_deref().unwrap_or("unknown")
+        ))),
+    }
+}
+
+fn progress_bar(people: bool) -> ProgressBar {
+    let target = if people { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::with_draw_target(None, target).with_style(style)
+}
+
+fn show(bar: &ProgressBar, now: Progress) {
+    let phase = match now.phase {
+        Phase::Connecting => "connecting",
+        Phase::Backlog => "making a backlog",
+        Phase::WarmUp => "warming up",
+        Phase::Measuring => "measuring",
+        Phase::Draining => "draining",
+    };
+    let rate = if now.elapsed_s > 0.5 { now.acknowledged as f64 / now.elapsed_s } else { 0.0 };
+    bar.set_message(format!(
+        "{phase} {:.0}/{:.0} s: {} acknowledged ({}/s), {} received, {} failed",
+        now.elapsed_s,
+        now.total_s,
+        grouped(now.acknowledged),
+        grouped(rate as u64),
+        grouped(now.received),
+        grouped(now.failed)
+    ));
+    bar.tick();
+}
+
+fn host(facts: Option<&tuning::HostFacts>) -> HostReport {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    HostReport {
+        kernel: kernel.trim().to_owned(),
+        cpu: cpu.map_or(String::new(), |(_, name)| name.to_owned()),
+        cores: place::usable_cores().len(),
+        filesystem: facts.map(|facts| facts.filesystem.clone()).unwrap_or_default(),
+        write_cache: facts
+            .and_then(|facts| facts.write_cache)
+            .map(|cache| format!("{cache:?}"))
+            .unwrap_or_default(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn table(report: &Report) -> Table {
+    let mut table = Table::new(&["MEASURED", ">PRODUCE", ">CONSUME"]);
+    let mut row = |name: &str, produce: String, consume: String| {
+        table.row([name.to_owned(), produce, consume]);
+    };
+    let (produced, consumed) = (report.produced, report.consumed);
+    row("records/s", grouped(produced.records_s as u64), grouped(consumed.records_s as u64));
+    row("MB/s", format!("{:.1}", produced.mb_s), format!("{:.1}", consumed.mb_s));
+    let (acknowledge, end_to_end) = (&report.acknowledge, &report.end_to_end);
+    for (name, produce, consume) in [
+        ("p50", acknowledge.p50_us, end_to_end.p50_us),
+        ("p99", acknowledge.p99_us, end_to_end.p99_us),
+        ("p99.9", acknowledge.p999_us, end_to_end.p999_us),
+        ("p99.99", acknowledge.p9999_us, end_to_end.p9999_us),
+        ("max", acknowledge.max_us, end_to_end.max_us),
+    ] {
+        row(name, duration_us(produce), duration_us(consume));
+    }
+    row("failed, not received", grouped(report.failed), grouped(report.not_received));
+    row(
+        "acknowledged from",
+        format!("{} ({})", report.durability.name(), report.durability_settings),
+        String::new(),
+    );
+    if let Some(seconds) = report.backlog_drained_s {
+        row("backlog consumed after", String::new(), format!("{seconds:.1} s"));
+    }
+    let usage = |usage: Option<Usage>, of: fn(Usage) -> String| usage.map(of).unwrap_or_else(|| "-".into());
+    let (broker, client) = (report.broker_usage, report.client_usage);
+    for (name, of) in [
+        ("processor time", (|usage| format!("{:.1} s", usage.cpu_s)) as fn(Usage) -> String),
+        ("resident memory, most", |usage| bytes(usage.resident_max_bytes)),
+        ("context switches", |usage| grouped(usage.switches_voluntary + usage.switches_involuntary)),
+    ] {
+        row(&format!("{name}: broker, load"), usage(broker, of), usage(client, of));
+    }
+    let counter = |name: &str| report.counters.get(name).copied();
+    if let (Some(rounds), Some(written)) = (counter("flush_rounds_total"), counter("flush_bytes_total")) {
+        row("flush rounds, bytes per round", grouped(rounds), bytes(written / rounds.max(1)));
+    }
+    table
+}
+
+fn explained(report: &Report) -> Table {
+    let mut columns = vec!["WHERE THE TIME WENT".to_owned()];
+    columns.extend(report.explained.iter().map(|explained| format!(">P{}", explained.quantile * 100.0)));
+    let mut table = Table::new(&columns.iter().map(String::as_str).collect::<Vec<_>>());
+    let parts = report.explained.first().map_or(0, |explained| explained.parts_us.len());
+    for part in 0..parts {
+        let mut cells = vec![report.explained[0].parts_us[part].0.clone()];
+        cells.extend(report.explained.iter().map(|explained| duration_us(explained.parts_us[part].1)));
+        table.row_of(cells);
+    }
+    table
+}
