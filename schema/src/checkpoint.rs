@@ -30,6 +30,14 @@ pub enum CheckpointError {
     /// The checksum does not match.
     #[error("checksum mismatch")]
     Checksum,
+    /// A sound checksum over what cannot be, see [`PartitionCheckpoint::is_consistent`].
+    #[error("it contradicts itself about partition {partition} of topic {topic_id:032x}")]
+    Contradiction {
+        /// The topic.
+        topic_id: u128,
+        /// The partition.
+        partition: u32,
+    },
 }
 
 /// What all partitions of a shard looked like at one moment.
@@ -190,6 +198,10 @@ impl Checkpoint {
                 partition.epochs.push((epoch, u64::from_le_bytes(field(bytes, at + 8)?)));
                 at += EPOCH_BYTES;
             }
+            if !partition.is_consistent() {
+                let PartitionCheckpoint { topic_id, partition, .. } = partition;
+                return Err(CheckpointError::Contradiction { topic_id, partition });
+            }
             partitions.push(partition);
         }
         Ok(Self {
@@ -198,6 +210,20 @@ impl Checkpoint {
             clean: bytes[6] & 1 == 1,
             partitions,
         })
+    }
+}
+
+impl PartitionCheckpoint {
+    /// Whether its numbers can all be true: segments and epochs in order, ends on whole blocks, nothing above
+    /// the durable end. Recovery relies on it.
+    pub fn is_consistent(&self) -> bool {
+        let blocks = |position: u64| position.is_multiple_of(BLOCK_BYTES as u64);
+        self.log_start <= self.durable_end
+            && blocks(self.position)
+            && self.segments.iter().all(|segment| blocks(segment.end_position))
+            && self.segments.is_sorted_by(|a, b| a.sequence < b.sequence && a.base_offset <= b.base_offset)
+            && self.segments.last().is_none_or(|last| last.base_offset <= self.durable_end)
+            && self.epochs.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1)
     }
 }
 
@@ -257,6 +283,29 @@ mod tests {
         assert!(std::fs::read(golden).unwrap() == bytes, "the format of version 1 has changed");
         assert_eq!(Checkpoint::decode(&bytes).unwrap(), sample());
         assert_eq!(bytes.len() % BLOCK_BYTES, 0);
+    }
+
+    #[test]
+    fn contradictions_are_noticed() {
+        let rows: [fn(&mut PartitionCheckpoint); 7] = [
+            |p| p.log_start = 501,
+            |p| p.durable_end = 99,
+            |p| p.position += 1,
+            |p| p.segments[0].end_position = 100,
+            |p| p.segments[0].base_offset = 101,
+            |p| p.segments[0].sequence = 1,
+            |p| p.epochs[1].0 = 0,
+        ];
+        for (row, change) in rows.iter().enumerate() {
+            let mut checkpoint = sample();
+            change(&mut checkpoint.partitions[2]);
+            let found = Checkpoint::decode(&checkpoint.encode());
+            assert_eq!(
+                found,
+                Err(CheckpointError::Contradiction { topic_id: 79, partition: 2 }),
+                "row {row}"
+            );
+        }
     }
 
     #[test]

@@ -114,6 +114,10 @@ pub struct GroupHeader {
     pub topic_id: u128,
     /// The partition.
     pub partition: u32,
+    /// The replica generation of the partition on this broker.
+    pub generation: u32,
+    /// The number of the segment: with it a group says where it belongs even if the segment's header has rotted.
+    pub sequence: u64,
     /// The leader epoch that its batches were appended in.
     pub leader_epoch: u32,
     /// Offset of the first record; for an empty group, where the log stands.
@@ -297,6 +301,8 @@ impl GroupHeader {
         w.put(self.append_time_ms.to_le_bytes());
         w.put(self.durable_floor.to_le_bytes());
         w.put(self.chain.to_le_bytes());
+        w.put(self.sequence.to_le_bytes());
+        w.put(self.generation.to_le_bytes());
         finish_header(out);
     }
 
@@ -318,6 +324,8 @@ impl GroupHeader {
             append_time_ms: r.i64(),
             durable_floor: r.u64(),
             chain: r.u64(),
+            sequence: r.u64(),
+            generation: r.u32(),
         };
         if header.end_offset < header.base_offset {
             return Err(SegmentError::Length { found: header.end_offset });
@@ -459,6 +467,8 @@ mod tests {
             incarnation: 3,
             topic_id: 0xfeed_0000_0000_0000_0000_0000_0000_0042,
             partition: 7,
+            generation: 1,
+            sequence: 12,
             leader_epoch: 5,
             base_offset: 1000,
             end_offset: 1003,

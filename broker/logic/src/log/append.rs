@@ -411,6 +411,8 @@ impl Log {
             incarnation,
             topic_id: identity.partition.topic.get(),
             partition: identity.partition.partition.get(),
+            generation: identity.generation,
+            sequence: active.sequence,
             leader_epoch: group.leader_epoch.get(),
             base_offset: group.base.get(),
             end_offset: group.end.get(),

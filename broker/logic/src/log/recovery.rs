@@ -300,9 +300,12 @@ impl Recovery {
         });
         if file.header.is_none() {
             let first = bytes.get(BLOCK_BYTES..).map(GroupHeader::decode);
+            // In a recycled file it may be a group of what the file held before.
             file.first = first.and_then(Result::ok).filter(|first| {
                 first.topic_id == self.identity.partition.topic.get()
                     && first.partition == self.identity.partition.partition.get()
+                    && first.generation == self.identity.generation
+                    && first.sequence == file.file.sequence
             });
         }
         let incarnation = file.header.map(|header| header.incarnation);
@@ -328,6 +331,7 @@ impl Recovery {
     fn start_scan(&mut self) {
         if self.cursor.is_none() {
             let first = self.files.iter().position(|file| begun(file).is_some());
+            let first = first.filter(|first| self.is_log_start(*first));
             let Some(first) = first else {
                 // Nothing was ever opened, or all headers are gone.
                 self.remains.torn = self.files.iter().any(|file| file.header.is_none());
@@ -350,6 +354,20 @@ impl Recovery {
             self.segments.push(segment);
         }
         self.scan_on();
+    }
+
+    /// Whether the oldest opened segment is where the log begins. Behind one that is only placed it is not,
+    /// unless its offset is attested: a segment is opened by a write before those of the next one, so the
+    /// write was lost, and a segment is dropped only once a later one is durable.
+    fn is_log_start(&mut self, first: usize) -> bool {
+        let placed = self.files[..first].iter().filter_map(|file| file.header);
+        if placed.filter(|header| header.state == SegmentState::Placed).count() == 0 {
+            return true;
+        }
+        let floors = self.files[first..].iter().filter_map(begun).map(|(_, begun)| begun.durable_floor());
+        self.floor = floors.fold(self.floor, u64::max);
+        let base = begun(&self.files[first]).map_or(0, |begun| begin(first, begun).1.offset);
+        base <= self.floor.max(self.log_start)
     }
 
     /// Continues the scan at the cursor: into the next segment if the chain leads there, else here.
@@ -704,6 +722,15 @@ fn opened(file: &File) -> Option<SegmentHeader> {
 enum Begun {
     Header(SegmentHeader),
     FirstGroup(GroupHeader),
+}
+
+impl Begun {
+    fn durable_floor(&self) -> u64 {
+        match self {
+            Self::Header(header) => header.durable_floor,
+            Self::FirstGroup(group) => group.durable_floor,
+        }
+    }
 }
 
 fn begun(file: &File) -> Option<(u64, Begun)> {

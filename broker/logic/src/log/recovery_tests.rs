@@ -4,7 +4,7 @@
 //! A script is words: `a3` writes a group of three records and has it acknowledged, `f3` leaves it in
 //! flight though written, `l3` in flight and lost, `t3` in flight and torn behind its first sector; `A`
 //! and `T` do so with 1.5 MiB. `E` attests, `R` lets the next group roll, `H` besides loses the header of
-//! the segment that it rolls into, `P` places a segment ahead. `C` takes a checkpoint, `Q` one of an
+//! the segment that it rolls into, `P` places a segment ahead, `S0` does so with the file of segment 0. `C` takes a checkpoint, `Q` one of an
 //! orderly end. `D3` moves the log's start to 3 and removes files, `K3` moves it and the files stay.
 //! `x0.2` rots the header in block 2 of segment 0, `n0.2` its nonce, `y0.2` its payload, `z0.2` zeroes the
 //! block, `-1` removes segment 1. `!` recovers and goes on from there.
@@ -73,6 +73,11 @@ impl Bench {
     }
 
     fn place(&mut self, sequence: u64) {
+        self.place_over(sequence, vec![0; 16 * BLOCK_BYTES]);
+    }
+
+    /// Places a segment in a file with these bytes.
+    fn place_over(&mut self, sequence: u64, file: Vec<u8>) {
         self.nonce =
             self.nonce.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let header = SegmentHeader {
@@ -91,7 +96,7 @@ impl Bench {
         };
         let mut block = vec![0; BLOCK_BYTES];
         header.encode(&mut block);
-        self.files.insert(sequence, vec![0; 16 * BLOCK_BYTES]);
+        self.files.insert(sequence, file);
         self.put(sequence, 0, &block);
         self.log.segment_placed(sequence, self.nonce);
     }
@@ -194,6 +199,10 @@ impl Bench {
             "R" => self.roll = true,
             "H" => self.lose_header = true,
             "P" => self.place(self.log.segments().back().map_or(0, |segment| segment.sequence + 1)),
+            "S" => {
+                let file = self.files.remove(&number()).expect("a file to recycle");
+                self.place_over(self.log.segments().back().map_or(0, |segment| segment.sequence + 1), file);
+            }
             "C" | "Q" => {
                 let checkpoint = self.log.checkpoint();
                 self.log.checkpointed(Offset::new(checkpoint.durable_end));
@@ -298,6 +307,10 @@ fn unproven_tails() {
         ("a3 R H f2 !", "0..3 unproven ..5 discard 1 open"),
         ("H f3 !", "0..0 unproven ..3 discard 0"),
         ("H t3 ! a1 !", "0..1 clean"),
+        // So was that of the first segment, and the log had rolled on meanwhile.
+        ("H l3 R f2 !", "0..0 unproven ..5 discard 1 discard 0"),
+        ("H f3 R f2 R f1 !", "0..0 unproven ..6 discard 1 discard 2 discard 0"),
+        ("H l3 R f2 ! a1 R a1 !", "0..2 clean"),
         // Acknowledged and rotten, and nothing attests it: cannot be told from a torn write.
         ("a3 a2 y0.2 !", "0..3 unproven ..5 open"),
         ("a3 a2 x0.2 !", "0..3 unproven ..? open"),
@@ -360,6 +373,9 @@ fn rotten_segment_headers() {
         ("a3 R a2 x1.0 x1.1 !", "0..3 unproven ..? discard 1 open"),
         ("a3 P x1.0 !", "0..3 unproven ..? discard 1 open"),
         ("a3 P Q x1.0 !", "0..3 clean discard 1"),
+        // Not even that: what stands there is of the time before the file was recycled.
+        ("a3 R a2 K3 S0 -1 x2.0 !", "0..0 unproven ..? discard 2"),
+        ("a3 R a2 K3 S0 x2.0 !", "3..5 unproven ..? discard 2 open"),
         ("a3 R a2 R a2 x1.0 x1.1 !", "0..7 clean lost 3..5 discard 1"),
     ]);
 }
