@@ -108,7 +108,7 @@ pub const PREWRITE_BYTES_MIN: u64 = 64 * KIB as u64;
 pub const PREWRITE_BYTES_MAX: u64 = 64 * MIB as u64;
 /// One zeroing write.
 pub const PREWRITE_CHUNK_BYTES: usize = 128 * KIB;
-/// Zeroing in the background, bytes per second and shard.
+/// Zeroing in the background, bytes per second and shard; more only for a shard that appends fast.
 pub const PREWRITE_BYTES_PER_SECOND: u64 = 100_000_000;
 /// Recycled segments kept by a shard.
 pub const SPARE_SEGMENTS_MAX: usize = 2;

@@ -434,7 +434,7 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
 
 async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let text = |error: io::Error| error.to_string();
-    let disk = RingDisk::new(setup.config.direct).map_err(|error| {
+    let disk = RingDisk::new(setup.config.direct, !setup.config.poll.is_zero()).map_err(|error| {
         format!("its io_uring cannot be made: {error}; see kernel.io_uring_disabled and ulimit -l")
     })?;
     let policy = DiskPolicy { one_flush_covers_all_files: setup.config.one_flush_covers_all_files };

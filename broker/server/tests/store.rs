@@ -128,7 +128,7 @@ impl Rig {
         if !root.join("flush").exists() {
             std::fs::write(root.join("flush"), vec![0; 4096]).expect("the flush file can be made");
         }
-        let disk = RingDisk::new(true).expect("a ring");
+        let disk = RingDisk::new(true, false).expect("a ring");
         let host = Rc::new(Host { began: Instant::now(), nonce: Cell::new(std::process::id().into()) });
         let policy = DiskPolicy { one_flush_covers_all_files: true };
         let (storage, checkpoint) =

@@ -21,13 +21,14 @@ pub mod leftovers;
 pub mod read_files;
 pub mod recover;
 pub mod ring;
+pub mod zeroing_pace;
 
 use buffer::{Buffer, BufferPool};
 use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
-    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_BYTES_PER_SECOND, PREWRITE_CHUNK_BYTES, RESERVE_BYTES,
-    SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
+    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES, RESERVE_BYTES, SPARE_SEGMENTS_MAX,
+    TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
 use read_files::ReadFiles;
@@ -42,6 +43,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use zeroing_pace::ZeroingPace;
 
 /// What storage takes from outside besides the disk: time and randomness, so that tests decide both.
 pub trait Environment {
@@ -150,8 +152,7 @@ pub struct Storage<D: Disk> {
     low: Cell<bool>,
     /// The reserve file is there, and its blocks with it.
     reserved: Cell<bool>,
-    /// When the next blocks may be zeroed ahead, nanoseconds of the environment's clock.
-    zeroing_turn_ns: Cell<u64>,
+    zeroing_pace: RefCell<ZeroingPace>,
 }
 
 /// The data directory's path for the segments of a log.
@@ -213,7 +214,7 @@ impl<D: Disk> Storage<D> {
             full: Cell::new(false),
             low: Cell::new(false),
             reserved: Cell::new(false),
-            zeroing_turn_ns: Cell::new(0),
+            zeroing_pace: RefCell::default(),
         });
         // What is in spare/ has no owner; its written blocks are not known to be published, so it goes.
         for (name, _) in storage.disk.list(&own.join("spare")).await? {
@@ -401,14 +402,13 @@ impl<D: Disk> Storage<D> {
         self.disk.write(split_write(file, buffer, length, position, durable)).await
     }
 
-    /// Waits for the turn to zero `bytes` in the background: all partitions of the shard share one pace,
-    /// [`PREWRITE_BYTES_PER_SECOND`].
+    /// Waits for the turn to zero `bytes` in the background.
     pub async fn wait_zeroing_turn(&self, bytes: u64) {
-        let now = self.environment.monotonic_ns();
-        let turn = self.zeroing_turn_ns.get().max(now);
-        self.zeroing_turn_ns.set(turn + bytes * 1_000_000_000 / PREWRITE_BYTES_PER_SECOND);
-        if turn > now {
-            self.environment.sleep(Duration::from_nanos(turn - now)).await;
+        let now_ns = self.environment.monotonic_ns();
+        let appended = self.counters.group_bytes.get();
+        let wait_ns = self.zeroing_pace.borrow_mut().take_turn(now_ns, appended, bytes);
+        if wait_ns > 0 {
+            self.environment.sleep(Duration::from_nanos(wait_ns)).await;
         }
     }
 

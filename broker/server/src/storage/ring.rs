@@ -140,16 +140,19 @@ impl AsRawFd for RingDescriptor {
 
 impl RingDisk {
     /// Sets up the ring of the current shard and the task that reaps it. `direct` = the data directory
-    /// supports O_DIRECT.
+    /// supports O_DIRECT; `spins` = the shard polls before it sleeps.
     ///
     /// # Errors
     /// The kernel refuses an io_uring: not permitted, or not enough locked memory.
-    pub fn new(direct: bool) -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_coop_taskrun()
-            .setup_clamp()
-            .setup_cqsize(RING_ENTRIES * 4)
-            .build(RING_ENTRIES)?;
+    pub fn new(direct: bool, spins: bool) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.setup_clamp().setup_cqsize(RING_ENTRIES * 4);
+        if !spins {
+            // Completions wait for the next system call, of which a shard that sleeps has one anyway. One
+            // that spins has none: it must be interrupted.
+            builder.setup_coop_taskrun();
+        }
+        let ring = builder.build(RING_ENTRIES)?;
         let descriptor = RingDescriptor(ring.as_raw_fd());
         let ring = Rc::new(Ring { ring: RefCell::new(ring), operations: RefCell::new(slab::Slab::new()) });
         let pollable = PollableFd::new(descriptor).map_err(io::Error::from)?;
