@@ -8,7 +8,7 @@
 //! A full disk stops rounds, not reads: the round that met it is written again until there is room.
 //! Any other write error ends the process.
 
-use crate::partition::reader::ChunkCache;
+use crate::partition::chunk_cache::ChunkCache;
 use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrites, SealOutcome};
 use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};

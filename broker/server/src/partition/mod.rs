@@ -11,9 +11,14 @@
 //! its group's buffer and not copied at all. The buffer then serves the write, tail reads and replies.
 //! No borrow of the log's state crosses an await.
 
+mod append;
+pub mod chunk_cache;
+mod index_files;
 pub mod prepare;
 pub mod reader;
+mod segments;
 pub mod tail_cache;
+mod walk;
 
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
@@ -21,15 +26,13 @@ use crate::storage::{
     OpenSegment, Storage, count, is_no_space, partition_directory, recover, segment_name, split_write,
 };
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
-use logic::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
+use logic::limits::BLOCK_BYTES;
 use logic::log::append::SegmentNeeded;
 use logic::log::recovery::Tail;
-use logic::log::retention::{self, RetentionSettings};
+use logic::log::retention::RetentionSettings;
 use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId};
 use prepare::Preparation;
 use schema::checkpoint::PartitionCheckpoint;
-use schema::crc;
-use schema::record_batch::{self, Header};
 use schema::segment::{GROUP_HEADER_BYTES, group_bytes};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -340,108 +343,9 @@ impl<D: Disk> Partition<D> {
         self.directory.join(segment_name(sequence))
     }
 
-    /// Appends a checked batch, copying it into the pending group.
-    pub fn append_copy(&self, batch: &[u8], header: &Header) -> Appended {
-        let (appended, epoch) = self.assign(header);
-        let mut pending = self.pending.borrow_mut();
-        let length = batch.len();
-        let joins = pending.back().is_some_and(|last| {
-            !last.closed
-                && last.group.leader_epoch == epoch
-                && group_bytes(last.group.payload_bytes as usize + length) <= GROUP_BYTES_MAX
-        });
-        if !joins {
-            let buffer = self.storage.pool.take(group_bytes(length));
-            pending.push_back(PendingGroup { buffer, group: open_group(&appended, epoch), closed: false });
-        }
-        let last = pending.back_mut().expect("a group has just been made sure of");
-        let start = GROUP_HEADER_BYTES + last.group.payload_bytes as usize;
-        self.ensure_room(last, start + length);
-        self.storage.add_dirty(length);
-        let place = &mut last.buffer[start..start + length];
-        place.copy_from_slice(batch);
-        self.stamp(place, header, &appended, epoch, &mut last.group);
-        appended
-    }
-
-    /// Appends a checked batch that was received into `buffer`, right behind the room for the group's
-    /// header. The buffer becomes the group.
-    pub fn append_in_place(&self, mut buffer: Buffer, header: &Header) -> Appended {
-        let (appended, epoch) = self.assign(header);
-        let mut group = open_group(&appended, epoch);
-        let length = header.batch_bytes;
-        self.storage.add_dirty(length);
-        let place = &mut buffer[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + length];
-        self.stamp(place, header, &appended, epoch, &mut group);
-        self.pending.borrow_mut().push_back(PendingGroup { buffer, group, closed: true });
-        appended
-    }
-
-    fn assign(&self, header: &Header) -> (Appended, LeaderEpoch) {
-        let epoch = self.leader_epoch.get();
-        let base = self.log.borrow_mut().append(header.last_offset_delta + 1, epoch);
-        let append_time_ms = self.storage.environment.now_ms();
-        self.last_append_ms.set(append_time_ms);
-        let end = base.advance(u64::from(header.last_offset_delta) + 1);
-        (Appended { base, end, append_time_ms }, epoch)
-    }
-
-    fn ensure_room(&self, pending: &mut PendingGroup, bytes: usize) {
-        if bytes <= pending.buffer.len() {
-            return;
-        }
-        pending.buffer.expand();
-        if bytes <= pending.buffer.len() {
-            return;
-        }
-        let used = GROUP_HEADER_BYTES + pending.group.payload_bytes as usize;
-        let mut larger = self.storage.pool.take((2 * pending.buffer.len()).min(GROUP_BYTES_MAX).max(bytes));
-        larger[..used].copy_from_slice(&pending.buffer[..used]);
-        pending.buffer = larger;
-    }
-
-    /// Writes what the broker decides into a batch in its final place, and adds it to the group.
-    fn stamp(
-        &self,
-        batch: &mut [u8],
-        header: &Header,
-        appended: &Appended,
-        epoch: LeaderEpoch,
-        group: &mut OpenGroup,
-    ) {
-        record_batch::set_base_offset(batch, appended.base.get());
-        record_batch::set_leader_epoch(batch, epoch.get());
-        let mut max_timestamp_ms = header.max_timestamp_ms;
-        let mut crc = Some(header.crc);
-        if self.settings.get().log_append_time {
-            record_batch::set_log_append_time(batch, appended.append_time_ms);
-            max_timestamp_ms = appended.append_time_ms;
-            crc = None;
-        }
-        group.payload_crc = extend_crc(group.payload_crc, batch, crc);
-        group.payload_bytes += batch.len() as u32;
-        group.batch_count += 1;
-        group.end = appended.end;
-        group.max_timestamp_ms = group.max_timestamp_ms.max(max_timestamp_ms);
-    }
-
     /// Calls `waiter` once every offset below `end` is durable.
     pub fn when_durable(&self, end: Offset, waiter: Rc<dyn DurabilityWaiter>, token: u32) {
         self.waiters.borrow_mut().push_back(Waiter { end, token, waiter });
-    }
-
-    /// Puts an attestation into the next round if the log has gone idle without one.
-    pub fn attest_if_idle(&self, idle_since_ms: i64) -> bool {
-        if self.closed.get() || self.last_append_ms.get() > idle_since_ms || !self.pending.borrow().is_empty()
-        {
-            return false;
-        }
-        let Some(group) = self.log.borrow_mut().attestation(self.storage.environment.now_ms()) else {
-            return false;
-        };
-        let buffer = self.storage.pool.take(BLOCK_BYTES);
-        self.pending.borrow_mut().push_back(PendingGroup { buffer, group, closed: true });
-        true
     }
 
     /// Gives pending groups their places and adds their writes to the round.
@@ -534,89 +438,6 @@ impl<D: Disk> Partition<D> {
         }
     }
 
-    /// Puts the next segment in place, unless that has been done or is being done.
-    pub async fn place_segment(&self, needed: SegmentNeeded) -> io::Result<()> {
-        // What was needed when it was asked for may be in place by now: a second file of the same number
-        // would replace a segment that is written to.
-        if self.closed.get() || !self.log.borrow().awaits_segment(needed.sequence) {
-            return Ok(());
-        }
-        if self.placing.replace(true) {
-            return Ok(());
-        }
-        let incarnation = self.log.borrow().incarnation();
-        let placed = self.storage.place_segment(&self.identity, incarnation, needed).await;
-        self.placing.set(false);
-        let placed = placed?;
-        self.keep_open(needed.sequence, placed.file);
-        self.preparation.borrow_mut().placed(needed.sequence, placed.prewritten_end);
-        self.log.borrow_mut().segment_placed(needed.sequence, placed.nonce);
-        Ok(())
-    }
-
-    /// Whether a segment is being put in place.
-    pub fn is_placing(&self) -> bool {
-        self.placing.get()
-    }
-
-    fn keep_open(&self, sequence: u64, file: D::File) {
-        let segment = Rc::new(OpenSegment { file, used: self.begin_use(sequence) });
-        self.files.borrow_mut().insert(sequence, segment);
-    }
-
-    fn begin_use(&self, sequence: u64) -> Rc<()> {
-        self.uses.borrow_mut().entry(sequence).or_default().clone()
-    }
-
-    /// The segment that should be put in place ahead of need, if none is on its way.
-    pub fn segment_wanted(&self) -> Option<SegmentNeeded> {
-        if self.placing.get() || self.closed.get() {
-            return None;
-        }
-        self.log.borrow().segment_wanted()
-    }
-
-    async fn open_files(&self) -> io::Result<()> {
-        let (active, placed) = {
-            let log = self.log.borrow();
-            let active = log.segments().back().map(|active| (active.sequence, Some(active.end_position)));
-            (active, log.placed().map(|(sequence, _)| (sequence, None)))
-        };
-        for (sequence, end_position) in active.into_iter().chain(placed) {
-            if self.files.borrow().contains_key(&sequence) {
-                continue;
-            }
-            let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
-            self.storage.disk.sync(&file).await?;
-            self.keep_open(sequence, file);
-            // The length says nothing: a crash leaves holes where a write was lost and a later one was
-            // not. What is sound up to the log's end is written, and so are the blocks that every
-            // segment has before it gets its name.
-            let mut preparation = self.preparation.borrow_mut();
-            match end_position {
-                Some(end_position) => preparation.resumed(sequence, end_position),
-                None => preparation.found_placed(sequence),
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes files that an idle partition does not need; they are opened again on demand.
-    pub fn close_idle_files(&self) {
-        let idle = self.pending.borrow().is_empty()
-            && self.on_the_way.borrow().is_empty()
-            && !self.placing.get()
-            && !self.preparation.borrow().is_busy();
-        if idle {
-            self.files.borrow_mut().clear();
-        }
-    }
-
-    /// Whether this partition keeps files open.
-    pub fn has_open_files(&self) -> bool {
-        !self.files.borrow().is_empty()
-    }
-
     /// A round is on the device: moves the durable end and calls those who wait for it.
     pub fn written(&self, round: RoundId) -> Option<Advance> {
         let (end, became_durable) = {
@@ -690,66 +511,6 @@ impl<D: Disk> Partition<D> {
         self.log.borrow_mut().checkpointed(durable_end);
     }
 
-    /// Applies retention; reclaims the files that went, when their readers have finished.
-    pub async fn enforce_retention(&self) -> io::Result<u64> {
-        let now_ms = self.storage.environment.now_ms();
-        let start = retention::new_log_start(&self.log.borrow(), self.settings.get().retention, now_ms);
-        if self.closed.get() {
-            return Ok(0);
-        }
-        let dropped = start.map_or(0, |start| self.advance_start(start));
-        self.reclaim_dropped().await?;
-        Ok(dropped)
-    }
-
-    /// Moves the log's start; the number of segments that went.
-    fn advance_start(&self, start: Offset) -> u64 {
-        let mut log = self.log.borrow_mut();
-        let ends: HashMap<u64, u64> =
-            log.segments().iter().map(|segment| (segment.sequence, segment.end_position)).collect();
-        let dropped = log.advance_start(start);
-        let with_ends = dropped.iter().map(|sequence| (*sequence, ends[sequence]));
-        self.dropped.borrow_mut().extend(with_ends);
-        dropped.len() as u64
-    }
-
-    /// Reclaims the files of dropped segments: by one task, oldest first, each name gone for good before
-    /// the next. After a crash a gap would look like a loss.
-    async fn reclaim_dropped(&self) -> io::Result<()> {
-        if self.reclaiming.replace(true) {
-            return Ok(());
-        }
-        let mut result = Ok(());
-        while result.is_ok() {
-            let Some((sequence, end_position)) = self.dropped.borrow().front().copied() else { break };
-            self.wait_for_readers(sequence).await;
-            let published_end = self.preparation.borrow_mut().forget(sequence).unwrap_or(end_position);
-            let want_bytes = self.settings.get().log.physical_bytes();
-            result = match self.storage.reclaim(&self.segment_path(sequence), published_end, want_bytes).await
-            {
-                // An earlier attempt came so far.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            };
-            if result.is_ok() {
-                self.dropped.borrow_mut().pop_front();
-            }
-        }
-        self.reclaiming.set(false);
-        result
-    }
-
-    /// Takes a segment's handle out of use and waits until nobody reads through it.
-    async fn wait_for_readers(&self, sequence: u64) {
-        self.files.borrow_mut().remove(&sequence);
-        self.storage.read_files.forget(self.id(), Some(sequence));
-        let is_used = || self.uses.borrow().get(&sequence).is_some_and(|used| Rc::strong_count(used) > 1);
-        while is_used() {
-            self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
-        }
-        self.uses.borrow_mut().remove(&sequence);
-    }
-
     /// Stops serving: whoever waits is told, nothing is appended any more.
     pub fn close(&self) {
         self.closed.set(true);
@@ -771,65 +532,5 @@ impl<D: Disk> Partition<D> {
             || self.placing.get()
             || self.reclaiming.get()
             || self.preparation.borrow().is_busy()
-    }
-
-    /// Removes all files of a closed partition whose topic has been deleted.
-    pub async fn delete_files(&self) -> io::Result<()> {
-        assert!(self.closed.get(), "files of the open partition {} deleted", self.id());
-        // What no round writes to goes first: on a full disk rounds of others may wait for just this room. Its own
-        // groups are given up there, so the wait behind this ends.
-        let (durable_sequence, _) = self.log.borrow().durable_position();
-        let sealed: Vec<u64> = self
-            .log
-            .borrow()
-            .segments()
-            .iter()
-            .map(|segment| segment.sequence)
-            .filter(|sequence| *sequence < durable_sequence)
-            .collect();
-        for sequence in sealed {
-            self.wait_for_readers(sequence).await;
-            self.storage.reclaim(&self.segment_path(sequence), 0, u64::MAX).await?;
-        }
-        while self.is_busy() {
-            self.storage.environment.sleep(std::time::Duration::from_millis(1)).await;
-        }
-        let mut open: Vec<u64> = self.uses.borrow().keys().copied().collect();
-        open.sort_unstable();
-        for sequence in open {
-            self.wait_for_readers(sequence).await;
-        }
-        for (name, _) in self.storage.disk.list(&self.directory).await? {
-            self.storage.reclaim(&self.directory.join(name), 0, u64::MAX).await?;
-        }
-        self.storage.disk.remove_directory(&self.directory).await
-    }
-}
-
-fn open_group(appended: &Appended, leader_epoch: LeaderEpoch) -> OpenGroup {
-    OpenGroup {
-        base: appended.base,
-        end: appended.base,
-        leader_epoch,
-        payload_bytes: 0,
-        batch_count: 0,
-        max_timestamp_ms: -1,
-        append_time_ms: appended.append_time_ms,
-        payload_crc: 0,
-    }
-}
-
-/// From this size on, combining checksums is cheaper than reading the batch again.
-const COMBINE_BYTES_MIN: usize = 8 * 1024;
-
-/// The checksum of a payload to which `batch` is added. The batch's own checksum, verified already,
-/// stands for the bytes that it covers.
-fn extend_crc(crc: u32, batch: &[u8], verified: Option<u32>) -> u32 {
-    match verified {
-        Some(verified) if batch.len() >= COMBINE_BYTES_MIN => {
-            let (head, covered) = batch.split_at(record_batch::CRC_START);
-            crc::combine(crc32c::crc32c_append(crc, head), verified, covered.len())
-        }
-        _ => crc32c::crc32c_append(crc, batch),
     }
 }

@@ -1,0 +1,192 @@
+//! The files of a partition's segments: put in place, opened, dropped by retention, removed with their topic.
+//!
+//! A file in use by a reader is neither recycled nor removed: every handle counts its use. Dropped segments go
+//! oldest first, each name gone for good before the next, so that after a crash a gap is a loss and
+//! nothing else.
+
+use super::Partition;
+use crate::storage::OpenSegment;
+use crate::storage::disk::Disk;
+use logic::ids::Offset;
+use logic::log::append::SegmentNeeded;
+use logic::log::retention;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+
+impl<D: Disk> Partition<D> {
+    /// Puts the next segment in place, unless that has been done or is being done.
+    pub async fn place_segment(&self, needed: SegmentNeeded) -> io::Result<()> {
+        // What was needed when it was asked for may be in place by now: a second file of the same number
+        // would replace a segment that is written to.
+        if self.closed.get() || !self.log.borrow().awaits_segment(needed.sequence) {
+            return Ok(());
+        }
+        if self.placing.replace(true) {
+            return Ok(());
+        }
+        let incarnation = self.log.borrow().incarnation();
+        let placed = self.storage.place_segment(&self.identity, incarnation, needed).await;
+        self.placing.set(false);
+        let placed = placed?;
+        self.keep_open(needed.sequence, placed.file);
+        self.preparation.borrow_mut().placed(needed.sequence, placed.prewritten_end);
+        self.log.borrow_mut().segment_placed(needed.sequence, placed.nonce);
+        Ok(())
+    }
+
+    /// Whether a segment is being put in place.
+    pub fn is_placing(&self) -> bool {
+        self.placing.get()
+    }
+
+    pub(super) fn keep_open(&self, sequence: u64, file: D::File) {
+        let segment = Rc::new(OpenSegment { file, used: self.begin_use(sequence) });
+        self.files.borrow_mut().insert(sequence, segment);
+    }
+
+    pub(super) fn begin_use(&self, sequence: u64) -> Rc<()> {
+        self.uses.borrow_mut().entry(sequence).or_default().clone()
+    }
+
+    /// The segment that should be put in place ahead of need, if none is on its way.
+    pub fn segment_wanted(&self) -> Option<SegmentNeeded> {
+        if self.placing.get() || self.closed.get() {
+            return None;
+        }
+        self.log.borrow().segment_wanted()
+    }
+
+    pub(super) async fn open_files(&self) -> io::Result<()> {
+        let (active, placed) = {
+            let log = self.log.borrow();
+            let active = log.segments().back().map(|active| (active.sequence, Some(active.end_position)));
+            (active, log.placed().map(|(sequence, _)| (sequence, None)))
+        };
+        for (sequence, end_position) in active.into_iter().chain(placed) {
+            if self.files.borrow().contains_key(&sequence) {
+                continue;
+            }
+            let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
+            self.storage.disk.sync(&file).await?;
+            self.keep_open(sequence, file);
+            // The length says nothing: a crash leaves holes where a write was lost and a later one was
+            // not. What is sound up to the log's end is written, and so are the blocks that every
+            // segment has before it gets its name.
+            let mut preparation = self.preparation.borrow_mut();
+            match end_position {
+                Some(end_position) => preparation.resumed(sequence, end_position),
+                None => preparation.found_placed(sequence),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes files that an idle partition does not need; they are opened again on demand.
+    pub fn close_idle_files(&self) {
+        let idle = self.pending.borrow().is_empty()
+            && self.on_the_way.borrow().is_empty()
+            && !self.placing.get()
+            && !self.preparation.borrow().is_busy();
+        if idle {
+            self.files.borrow_mut().clear();
+        }
+    }
+
+    /// Whether this partition keeps files open.
+    pub fn has_open_files(&self) -> bool {
+        !self.files.borrow().is_empty()
+    }
+
+    /// Applies retention; reclaims the files that went, when their readers have finished.
+    pub async fn enforce_retention(&self) -> io::Result<u64> {
+        let now_ms = self.storage.environment.now_ms();
+        let start = retention::new_log_start(&self.log.borrow(), self.settings.get().retention, now_ms);
+        if self.closed.get() {
+            return Ok(0);
+        }
+        let dropped = start.map_or(0, |start| self.advance_start(start));
+        self.reclaim_dropped().await?;
+        Ok(dropped)
+    }
+
+    /// Moves the log's start; the number of segments that went.
+    pub(super) fn advance_start(&self, start: Offset) -> u64 {
+        let mut log = self.log.borrow_mut();
+        let ends: HashMap<u64, u64> =
+            log.segments().iter().map(|segment| (segment.sequence, segment.end_position)).collect();
+        let dropped = log.advance_start(start);
+        let with_ends = dropped.iter().map(|sequence| (*sequence, ends[sequence]));
+        self.dropped.borrow_mut().extend(with_ends);
+        dropped.len() as u64
+    }
+
+    /// Reclaims the files of dropped segments: by one task, oldest first, each name gone for good before
+    /// the next. After a crash a gap would look like a loss.
+    pub(super) async fn reclaim_dropped(&self) -> io::Result<()> {
+        if self.reclaiming.replace(true) {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        while result.is_ok() {
+            let Some((sequence, end_position)) = self.dropped.borrow().front().copied() else { break };
+            self.wait_for_readers(sequence).await;
+            let published_end = self.preparation.borrow_mut().forget(sequence).unwrap_or(end_position);
+            let want_bytes = self.settings.get().log.physical_bytes();
+            result = match self.storage.reclaim(&self.segment_path(sequence), published_end, want_bytes).await
+            {
+                // An earlier attempt came so far.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            };
+            if result.is_ok() {
+                self.dropped.borrow_mut().pop_front();
+            }
+        }
+        self.reclaiming.set(false);
+        result
+    }
+
+    /// Takes a segment's handle out of use and waits until nobody reads through it.
+    pub(super) async fn wait_for_readers(&self, sequence: u64) {
+        self.files.borrow_mut().remove(&sequence);
+        self.storage.read_files.forget(self.id(), Some(sequence));
+        let is_used = || self.uses.borrow().get(&sequence).is_some_and(|used| Rc::strong_count(used) > 1);
+        while is_used() {
+            self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
+        }
+        self.uses.borrow_mut().remove(&sequence);
+    }
+
+    /// Removes all files of a closed partition whose topic has been deleted.
+    pub async fn delete_files(&self) -> io::Result<()> {
+        assert!(self.closed.get(), "files of the open partition {} deleted", self.id());
+        // What no round writes to goes first: on a full disk rounds of others may wait for just this room. Its own
+        // groups are given up there, so the wait behind this ends.
+        let (durable_sequence, _) = self.log.borrow().durable_position();
+        let sealed: Vec<u64> = self
+            .log
+            .borrow()
+            .segments()
+            .iter()
+            .map(|segment| segment.sequence)
+            .filter(|sequence| *sequence < durable_sequence)
+            .collect();
+        for sequence in sealed {
+            self.wait_for_readers(sequence).await;
+            self.storage.reclaim(&self.segment_path(sequence), 0, u64::MAX).await?;
+        }
+        while self.is_busy() {
+            self.storage.environment.sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let mut open: Vec<u64> = self.uses.borrow().keys().copied().collect();
+        open.sort_unstable();
+        for sequence in open {
+            self.wait_for_readers(sequence).await;
+        }
+        for (name, _) in self.storage.disk.list(&self.directory).await? {
+            self.storage.reclaim(&self.directory.join(name), 0, u64::MAX).await?;
+        }
+        self.storage.disk.remove_directory(&self.directory).await
+    }
+}
