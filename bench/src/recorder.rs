@@ -5,15 +5,16 @@
 //! hide records in the time after. Throughput counts by the moment of arrival.
 
 use crate::driver::{Observer, PARTS, Parts};
+use crate::live::LiveCounters;
 use crate::stamp::{Stamp, now_ns};
 use hdrhistogram::Histogram;
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use tokio::sync::Notify;
 
 /// No latency is longer, nanoseconds; what is, is recorded as this.
-const LATENCY_NS_MAX: u64 = 600_000_000_000;
+pub(crate) const LATENCY_NS_MAX: u64 = 600_000_000_000;
 /// Latencies are explained in classes of an eighth of an octave.
 const CLASSES_PER_OCTAVE: u32 = 8;
 
@@ -84,6 +85,8 @@ pub struct Recording {
     pub received_in_all: u64,
     /// Records that were not acknowledged.
     pub failed: u64,
+    /// Records that were intended and never sent, because their producer was too far behind.
+    pub abandoned: u64,
     /// Why the last of them was not.
     pub last_failure: Option<String>,
 }
@@ -102,6 +105,7 @@ impl Default for Recording {
             acknowledged_in_all: 0,
             received_in_all: 0,
             failed: 0,
+            abandoned: 0,
             last_failure: None,
         }
     }
@@ -111,12 +115,22 @@ fn latencies(digits: u8) -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_NS_MAX, digits).expect("these bounds are valid")
 }
 
-fn class_of(latency_ns: u64) -> usize {
+/// Which class a latency belongs to.
+pub(crate) fn class_of(latency_ns: u64) -> usize {
     let latency_ns = latency_ns.max(1);
     let octave = latency_ns.ilog2();
     // The bits behind the first one.
     let fraction = ((latency_ns as u128 * u128::from(CLASSES_PER_OCTAVE)) >> octave) as u32;
     (octave * CLASSES_PER_OCTAVE + fraction - CLASSES_PER_OCTAVE) as usize
+}
+
+/// The shortest latency of a class.
+pub(crate) fn class_floor_ns(class: usize) -> u64 {
+    let (octave, fraction) =
+        (class as u32 / CLASSES_PER_OCTAVE, class as u64 % u64::from(CLASSES_PER_OCTAVE));
+    let floor = (u128::from(CLASSES_PER_OCTAVE) + u128::from(fraction)) << octave;
+    // Octaves that are shorter than their classes have some that are never used.
+    floor.div_ceil(u128::from(CLASSES_PER_OCTAVE)) as u64
 }
 
 impl Recording {
@@ -148,6 +162,7 @@ impl Recording {
         self.acknowledged_in_all += other.acknowledged_in_all;
         self.received_in_all += other.received_in_all;
         self.failed += other.failed;
+        self.abandoned += other.abandoned;
         if other.last_failure.is_some() {
             self.last_failure.clone_from(&other.last_failure);
         }
@@ -180,19 +195,6 @@ impl Recording {
         let known: u64 = parts.iter().sum();
         Some((parts, (class.total_ns / class.records).saturating_sub(known)))
     }
-}
-
-/// Counters that the live view reads while a thread writes.
-#[derive(Debug, Default)]
-pub struct LiveCounters {
-    /// Records acknowledged.
-    pub acknowledged: AtomicU64,
-    /// Records received.
-    pub received: AtomicU64,
-    /// Bytes acknowledged.
-    pub acknowledged_bytes: AtomicU64,
-    /// Records that failed.
-    pub failed: AtomicU64,
 }
 
 /// Records what the producers and consumers of one thread see.
@@ -235,6 +237,11 @@ impl Recorder {
     /// A record has been handed over.
     pub fn sent(&self) {
         self.open.set(self.open.get() + 1);
+    }
+
+    /// Records that were intended will not be sent.
+    pub fn abandoned(&self, records: u64) {
+        self.recording.borrow_mut().abandoned += records;
     }
 
     /// Ends when fewer than `limit` records are neither acknowledged nor failed.
@@ -304,10 +311,10 @@ impl Recorder {
 
 impl Observer for Recorder {
     fn acknowledged(&self, intended_ns: u64, bytes: usize, parts: Option<&Parts>) {
-        self.acknowledged_at(now_ns(), intended_ns, bytes, parts);
+        let now_ns = now_ns();
+        self.acknowledged_at(now_ns, intended_ns, bytes, parts);
         self.settle_one();
-        self.live.acknowledged.fetch_add(1, Ordering::Relaxed);
-        self.live.acknowledged_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.live.acknowledged(bytes, now_ns.saturating_sub(intended_ns));
     }
 
     fn failed(&self, reason: &str) {
@@ -427,6 +434,8 @@ mod tests {
         for latency_ns in (1..2000).chain((12..63).map(|bit| 1u64 << bit)) {
             let class = class_of(latency_ns);
             assert!(class >= before, "{latency_ns}");
+            assert!(class_floor_ns(class) <= latency_ns, "{latency_ns}");
+            assert!(class_floor_ns(class + 1) > latency_ns || latency_ns < 8, "{latency_ns}");
             before = class;
         }
         assert!(class_of(LATENCY_NS_MAX) < 1000);

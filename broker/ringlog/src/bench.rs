@@ -182,7 +182,11 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
         output.flush()?;
     }
     let driver = RinglogDriver::new(&address, arguments.acks);
-    let options = RunOptions { client_cores: client_cores.clone(), explain: arguments.explain };
+    let options = RunOptions {
+        client_cores: client_cores.clone(),
+        explain: arguments.explain,
+        ..RunOptions::default()
+    };
     let bar = progress_bar(!output.is_json());
     let broker_pid = embedded.as_ref().map(EmbeddedBroker::pid);
     // On a thread of its own, so that an interruption stops the broker and removes its directory.
