@@ -8,7 +8,13 @@
 //! Absent on purpose: retries of the engine's own; what a broker's client library does by itself is part of
 //! what is measured.
 
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod ringlog;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod room;
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;

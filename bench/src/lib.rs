@@ -8,6 +8,7 @@
 //! `pacer`, seen by a [`recorder`], at a rate that a [`search`] may look for → [`report`].
 //! [`load`] is a closed loop of raw requests, below the client library.
 
+pub mod compare;
 pub mod driver;
 pub mod live;
 pub mod load;
@@ -15,6 +16,7 @@ pub mod recorder;
 pub mod report;
 pub mod run;
 pub mod search;
+pub mod servers;
 pub mod stamp;
 pub mod usage;
 pub mod workload;
