@@ -32,6 +32,8 @@ pub struct HostFacts {
     pub o_direct: bool,
     /// The alignment that `O_DIRECT` needs, bytes: what the kernel says, else 4096.
     pub dio_alignment: u32,
+    /// Whether the kernel says so.
+    pub dio_alignment_told: bool,
     /// The file system's type, such as `ext4`; empty when it was not found.
     pub filesystem: String,
     /// Options of the mount and the file system.
@@ -78,6 +80,7 @@ pub fn host_facts(data_directory: &Path) -> io::Result<HostFacts> {
         open_files_hard_max,
         o_direct: direct.works && dio_alignment <= BLOCK_BYTES,
         dio_alignment,
+        dio_alignment_told: direct.alignment.is_some(),
         volatile: mount.is_volatile(),
         one_flush_covers_all_files: mount.one_flush_covers_all_files() && is_on_one_device(&probed)?,
         filesystem: mount.filesystem,
@@ -91,7 +94,7 @@ pub fn host_facts(data_directory: &Path) -> io::Result<HostFacts> {
 }
 
 /// `path` without symbolic links, or its nearest parent that exists.
-fn nearest_existing(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn nearest_existing(path: &Path) -> io::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     for candidate in absolute.ancestors() {
         match candidate.canonicalize() {

@@ -66,11 +66,15 @@ impl Mount {
 
 /// The mount that `path` (absolute, without symbolic links) is on, from the text of a mountinfo file.
 pub fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
-    let mounts = mountinfo.lines().filter_map(Mount::parse);
     // The deepest wins; of mounts stacked on one point the last hides the others (max_by_key keeps it).
-    mounts
+    mounts(mountinfo)
         .filter(|mount| path.starts_with(&mount.mount_point))
         .max_by_key(|mount| mount.mount_point.components().count())
+}
+
+/// All mounts of a mountinfo file.
+pub(crate) fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount> {
+    mountinfo.lines().filter_map(Mount::parse)
 }
 
 /// Undoes `\040` and its like: three octal digits for blanks, newlines and backslashes.

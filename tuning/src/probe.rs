@@ -118,10 +118,15 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 
 /// Whether a process with this `/proc/self/status` may lock memory beyond its limit.
 pub(crate) fn locks_without_limit(status: &str) -> bool {
-    const CAP_IPC_LOCK: u64 = 1 << 14;
+    const CAP_IPC_LOCK: u32 = 14;
+    has_capability(status, CAP_IPC_LOCK)
+}
+
+/// Whether a process with this `/proc/self/status` has the capability of this number.
+pub(crate) fn has_capability(status: &str, number: u32) -> bool {
     field(status, "CapEff")
         .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-        .is_some_and(|set| set & CAP_IPC_LOCK != 0)
+        .is_some_and(|set| set & (1 << number) != 0)
 }
 
 /// One block of a file opened with `O_DIRECT`, at the alignment that the broker uses for all of them.

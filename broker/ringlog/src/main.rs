@@ -11,6 +11,7 @@ mod bench;
 mod client;
 mod consume;
 mod demo;
+mod doctor;
 mod failure;
 mod output;
 mod perf;
@@ -19,6 +20,7 @@ mod produce;
 mod serve;
 mod status;
 mod topic;
+mod tune;
 
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -57,6 +59,10 @@ enum Command {
     /// What this machine could do without a broker
     #[command(subcommand)]
     Perf(perf::PerfCommand),
+    /// Is this host fit? What will hurt a broker, what it will cost, and what mends it
+    Doctor(doctor::DoctorArguments),
+    /// Mend some of what doctor finds (look with --dry-run first), and take it back with --undo
+    Tune(tune::TuneArguments),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +77,8 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Bench(arguments) => bench::run(*arguments),
         Command::Perf(command) => perf::run(command),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Tune(arguments) => tune::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

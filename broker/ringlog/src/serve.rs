@@ -10,7 +10,7 @@ mod settings;
 
 use crate::failure::Failure;
 use server::broker::{Broker, BrokerConfig};
-pub use settings::ServeArguments;
+pub use settings::{Cores, ServeArguments, place};
 use settings::{Settings, pinning};
 use std::io::Write;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -81,7 +81,7 @@ impl Signals {
 
 /// Takes as many open files as this process may have: every connection is one. The check of the host says
 /// what is still missing.
-fn raise_open_files() {
+pub fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // Refused: then it stays as it was.
@@ -96,7 +96,7 @@ fn report(findings: &[Finding]) -> Result<(), Failure> {
         match finding.severity {
             Severity::Fatal => fatal.push(format!("{found}: {cost}\n  fix: {fix}")),
             Severity::Warning => eprintln!("warning ({name}): {found}: {cost}\n  fix: {fix}"),
-            Severity::Note => {}
+            Severity::Note | Severity::Ok => {}
         }
     }
     if fatal.is_empty() { Ok(()) } else { Err(cannot_start(fatal.join("\n"))) }

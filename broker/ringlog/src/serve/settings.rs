@@ -42,8 +42,10 @@ pub struct ServeArguments {
 /// `--cores`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "CoresInFile")]
-enum Cores {
+pub enum Cores {
+    /// Wherever the kernel puts them.
     NotPinned,
+    /// One each.
     Pinned(Vec<usize>),
 }
 
@@ -160,7 +162,7 @@ impl ServeArguments {
 }
 
 /// How many shards, and on which cores.
-fn place(
+pub fn place(
     shards: Option<usize>,
     cores: Option<Cores>,
     usable: Vec<usize>,

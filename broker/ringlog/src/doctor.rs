@@ -1,0 +1,113 @@
+//! `ringlog doctor`: what on this host will hurt a broker, what it will cost, and what mends it.
+//!
+//! The looking is the `tuning` crate's; here are arguments and output. Exit status: 0 the host is fit, notes
+//! at most; 1 there are warnings; 2 a broker cannot start. Invariant: changes nothing, works as any user.
+
+use crate::failure::Failure;
+use crate::output::{FormatArguments, Output, Table, counted};
+use crate::place::usable_cores;
+use crate::serve::{Cores, place, raise_open_files};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use tuning::{Finding, Severity, Subject};
+
+/// The broker that the host is looked at for; the options are those of `ringlog serve`.
+#[derive(clap::Args)]
+pub struct SubjectArguments {
+    /// The data directory, whose file system and disk are looked at; it need not exist
+    #[arg(long, value_name = "DIR", env = "RINGLOG_DATA", default_value = "ringlog-data")]
+    data: PathBuf,
+    /// Where the broker is to listen [default: 127.0.0.1:9644, where a broker may be running already]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// How many shards it has [default: one per core]
+    #[arg(long, value_name = "N")]
+    shards: Option<usize>,
+    /// The cores that its shards run on, as 0,1, or none [default: the first ones, if there is more than one]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<Cores>,
+}
+
+impl SubjectArguments {
+    /// What `serve` would make of the same options.
+    pub fn subject(&self) -> Result<Subject, Failure> {
+        let usable_cores = usable_cores();
+        let (shards, cores) = place(self.shards, self.cores.clone(), usable_cores.clone())?;
+        let listen = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], schema::DEFAULT_PORT)));
+        Ok(Subject { data: self.data.clone(), listen, shards, cores, usable_cores })
+    }
+}
+
+/// `ringlog doctor`
+#[derive(clap::Args)]
+pub struct DoctorArguments {
+    #[command(flatten)]
+    subject: SubjectArguments,
+    /// Also what is well
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+/// Runs it.
+pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
+    let subject = arguments.subject.subject()?;
+    // As `serve` does, or the limit would be judged that a broker never has.
+    raise_open_files();
+    let mut found = tuning::examine(&subject);
+    if arguments.subject.listen.is_none() {
+        expect_a_broker(&mut found, subject.listen);
+    }
+    let mut output = Output::new(arguments.format.format);
+    let shown = found.iter().filter(|finding| arguments.all || finding.severity > Severity::Ok);
+    if output.is_json() {
+        for finding in shown {
+            output.json(finding)?;
+        }
+    } else {
+        print(&found, arguments.all, &mut output)?;
+    }
+    output.flush()?;
+    match tuning::worst(&found) {
+        Severity::Ok | Severity::Note => Ok(()),
+        Severity::Warning => Err(Failure::Reported),
+        Severity::Fatal => Err(Failure::usage("a broker cannot start like this: see what is fatal")),
+    }
+}
+
+/// A default that is taken is probably a broker: nobody has asked for another one there.
+fn expect_a_broker(found: &mut Vec<Finding>, listen: SocketAddr) {
+    let taken = TcpListener::bind(listen).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+    for finding in found.iter_mut().filter(|finding| finding.name == "listen" && taken) {
+        finding.severity = Severity::Note;
+        finding.cost = "none if it is the broker: ringlog status shows it".into();
+    }
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+}
+
+fn print(found: &[Finding], all: bool, output: &mut Output) -> Result<(), Failure> {
+    for finding in found.iter().filter(|finding| finding.severity > Severity::Ok) {
+        output.line(&format!("{}: {}", finding.severity.word(), finding.name))?;
+        output.line(&format!("  found  {}", finding.found))?;
+        output.line(&format!("  cost   {}", finding.cost))?;
+        output.line(&format!("  fix    {}", finding.fix))?;
+    }
+    if all {
+        let mut table = Table::new(&["OK", "SEEN"]);
+        for finding in found.iter().filter(|finding| finding.severity == Severity::Ok) {
+            table.row([finding.name.to_owned(), finding.found.clone()]);
+        }
+        output.table(&table)?;
+    }
+    let count = |severity| found.iter().filter(|finding| finding.severity == severity).count() as u64;
+    let hint = if all { "" } else { " (--all shows them)" };
+    output.line(&format!(
+        "{} fatal, {}, {}, {} without a complaint{hint}",
+        count(Severity::Fatal),
+        counted(count(Severity::Warning), "warning"),
+        counted(count(Severity::Note), "note"),
+        counted(count(Severity::Ok), "check"),
+    ))
+}

@@ -1,0 +1,210 @@
+//! The examination: every check of the catalogue over one host, worst findings first.
+//!
+//! Owner: one call of [`examine`]. What is read from files comes through [`Sources`]; what only a system
+//! call can tell is asked once and handed to the checks as [`Measured`], so that each check is a function
+//! of a tree of files and a few numbers.
+//! Invariants: every row of the catalogue has exactly one finding, which may say that there is nothing to
+//! look at; works as any user; changes nothing but what the preflight's probe makes and removes again.
+
+use crate::catalogue::catalogue;
+use crate::facts::{HostFacts, host_facts, nearest_existing};
+use crate::finding::{Finding, Severity};
+use crate::mounts::{Mount, mount_of};
+use crate::preflight::{locked_memory_wanted, preflight};
+use crate::sources::{Sources, bytes, list, names, text};
+use crate::wake_up::{ClockState, clock_state, wake_up};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The broker that the host is examined for.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Its data directory, which need not exist yet.
+    pub data: PathBuf,
+    /// Where it is to listen.
+    pub listen: SocketAddr,
+    /// How many shards it has.
+    pub shards: usize,
+    /// The cores that its shards are pinned to; `None`: it runs wherever the kernel puts it.
+    pub cores: Option<Vec<usize>>,
+    /// The cores that this process may use.
+    pub usable_cores: Vec<usize>,
+}
+
+/// What no file tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Measured {
+    /// From waking a thread on another core until it runs; `None` where there is one core.
+    pub(crate) wake_up: Option<Duration>,
+    /// What the kernel says of its clock.
+    pub(crate) clock: Option<ClockState>,
+}
+
+/// A block device below the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Such as `vda`.
+    pub(crate) name: String,
+    /// Its folder below `/sys`.
+    pub(crate) path: PathBuf,
+}
+
+impl Disk {
+    pub(crate) fn queue(&self, name: &str) -> Option<String> {
+        text(&self.path.join("queue").join(name))
+    }
+
+    /// Whether a hypervisor made it: it then does not know what it is.
+    pub(crate) fn is_virtual(&self) -> bool {
+        const VENDORS: [&str; 7] = ["QEMU", "VMware", "Msft", "Google", "VBOX", "Virtio", "XEN"];
+        let vendor = text(&self.path.join("device/vendor")).unwrap_or_default();
+        ["vd", "xvd"].iter().any(|prefix| self.name.starts_with(prefix)) || VENDORS.contains(&vendor.as_str())
+    }
+}
+
+/// One host, as the checks see it.
+pub(crate) struct Host<'a> {
+    pub(crate) sources: &'a Sources,
+    pub(crate) subject: &'a Subject,
+    pub(crate) measured: Measured,
+    /// Of the data directory, or of its nearest parent that exists.
+    pub(crate) mount: Option<Mount>,
+    /// What its file system is on; empty where there is no block device.
+    pub(crate) disks: Vec<Disk>,
+    /// `/proc/self/status`.
+    pub(crate) status: String,
+}
+
+impl<'a> Host<'a> {
+    pub(crate) fn new(sources: &'a Sources, subject: &'a Subject, measured: Measured) -> Self {
+        let mountinfo = sources.proc("self/mountinfo").unwrap_or_default();
+        let probed = nearest_existing(&subject.data).unwrap_or_else(|_| subject.data.clone());
+        let mount = mount_of(&mountinfo, &probed);
+        let disks = mount.as_ref().map_or_else(Vec::new, |mount| {
+            let mut disks = Vec::new();
+            add_disks(&sources.sys.join("dev/block").join(&mount.device), &mut disks);
+            disks
+        });
+        let status = sources.proc("self/status").unwrap_or_default();
+        Self { sources, subject, measured, mount, disks, status }
+    }
+
+    /// The cores that the shards may run on.
+    pub(crate) fn shard_cores(&self) -> &[usize] {
+        self.subject.cores.as_deref().unwrap_or(&self.subject.usable_cores)
+    }
+
+    /// Cores of the host that are switched on.
+    pub(crate) fn online_cores(&self) -> Vec<usize> {
+        list(&self.sources.sys("devices/system/cpu/online").unwrap_or_default())
+    }
+
+    /// Those of them that no shard has.
+    pub(crate) fn spare_cores(&self) -> Vec<usize> {
+        let taken = self.shard_cores();
+        self.online_cores().into_iter().filter(|core| !taken.contains(core)).collect()
+    }
+
+    /// `name` below the folder of each shard's core, such as `topology/thread_siblings_list`.
+    pub(crate) fn of_shard_cores(&self, name: &str) -> Vec<(usize, String)> {
+        let file = |core: usize| self.sources.sys(&format!("devices/system/cpu/cpu{core}/{name}"));
+        self.shard_cores().iter().filter_map(|core| Some((*core, file(*core)?))).collect()
+    }
+
+    /// Numbers of the memory nodes.
+    pub(crate) fn nodes(&self) -> Vec<usize> {
+        let nodes = names(&self.sources.sys.join("devices/system/node"), "node");
+        nodes.iter().filter_map(|name| name[4..].parse().ok()).collect()
+    }
+
+    /// Whether this process has the capability with this number.
+    pub(crate) fn has_capability(&self, number: u32) -> bool {
+        crate::probe::has_capability(&self.status, number)
+    }
+}
+
+/// The disks that the device folder `device` is made of: itself, its disk if it is a partition, or those
+/// below it if it is mapped.
+fn add_disks(device: &Path, disks: &mut Vec<Disk>) {
+    let whole = if device.join("queue").is_dir() { device.to_owned() } else { device.join("..") };
+    let Ok(path) = whole.canonicalize() else { return };
+    if !path.join("queue").is_dir() {
+        return;
+    }
+    let below = names(&path.join("slaves"), "");
+    for name in &below {
+        add_disks(&path.join("slaves").join(name), disks);
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if below.is_empty() && disks.iter().all(|disk| disk.name != name) {
+        disks.push(Disk { name, path });
+    }
+}
+
+/// Examines this host for `subject`: a finding for every check, the worst first.
+pub fn examine(subject: &Subject) -> Vec<Finding> {
+    let sources = Sources::of_this_host();
+    let measured = Measured { wake_up: wake_up(&subject.usable_cores), clock: clock_state() };
+    let mut found = preflight(&subject.data, subject.listen, subject.shards);
+    let facts = host_facts(&subject.data).ok();
+    for check in catalogue().filter(|check| check.judge.is_none()) {
+        if found.iter().all(|finding| finding.name != check.name) {
+            let what = facts.as_ref().map_or_else(
+                || "not looked at: nothing can be written to the data directory".to_owned(),
+                |facts| all_well(check.name, facts, subject),
+            );
+            found.push(crate::finding::Verdict::fine(what).into_finding(check));
+        }
+    }
+    found.extend(judge(&Host::new(&sources, subject, measured)));
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    found
+}
+
+/// The checks that need only files and measurements, in the order of the catalogue.
+pub(crate) fn judge(host: &Host) -> Vec<Finding> {
+    catalogue().filter_map(|check| Some((check.judge?)(host).into_finding(check))).collect()
+}
+
+/// What a check of the preflight has seen where it has no complaint.
+fn all_well(name: &str, facts: &HostFacts, subject: &Subject) -> String {
+    match name {
+        "io_uring" => format!("kernel {} has every operation that the broker uses", facts.kernel),
+        "locked_memory" if facts.locks_without_limit => {
+            format!("may lock beyond its limit of {} (CAP_IPC_LOCK)", bytes(facts.locked_memory_bytes_max))
+        }
+        "locked_memory" => format!(
+            "limit {}, wanted {}",
+            bytes(facts.locked_memory_bytes_max),
+            bytes(locked_memory_wanted(subject.shards as u64))
+        ),
+        "open_files" => format!("limit {}", facts.open_files_max),
+        "data_directory" => format!("{} can be written to", facts.probed.display()),
+        "listen" => format!("{} is free", subject.listen),
+        "file_system" => format!("{} is on {}", facts.probed.display(), facts.filesystem),
+        "o_direct" => {
+            let aligned =
+                if facts.dio_alignment_told { "the kernel says" } else { "assumed, the kernel does not say" };
+            format!("works on {}, alignment {} bytes ({aligned})", facts.filesystem, facts.dio_alignment)
+        }
+        "flush_round" if facts.volatile => "there is nothing to flush".into(),
+        "flush_round" => {
+            format!("one flush covers all files ({}, device {})", facts.filesystem, facts.device)
+        }
+        "write_cache" => match (facts.write_cache, facts.fua) {
+            (None, _) => "the file system has no block device of its own".into(),
+            (Some(_), Some(true)) => format!("device {} has FUA", facts.device),
+            _ => format!("device {} writes through", facts.device),
+        },
+        "discard" => "not mounted with discard".into(),
+        "free_space" => format!("{} free", bytes(facts.free_bytes)),
+        "cores" => format!("{} shards on {} cores", subject.shards, facts.cores),
+        _ => "no complaint".into(),
+    }
+}
+
+/// The worst of `found`; [`Severity::Ok`] where there is nothing.
+pub fn worst(found: &[Finding]) -> Severity {
+    found.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok)
+}

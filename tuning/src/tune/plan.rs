@@ -1,0 +1,257 @@
+//! What a profile changes on a host: for each finding that is raised, the files and values that mend it.
+//!
+//! Owner: one call of [`plan`], which only reads. Absent on purpose: steps whose effect is a matter of
+//! security (io_uring forbidden by the administrator) or of a reason that cannot be seen from here (a clock
+//! that the kernel distrusts): those stay advice.
+
+use super::record::Setting;
+use crate::checks::{cpu, disk, network};
+use crate::doctor::{Host, Measured, Subject, judge};
+use crate::finding::{Finding, Severity};
+use crate::preflight::{files_wanted, locked_memory_wanted};
+use crate::sources::{Sources, chosen, mask, names, text, to_mask};
+use std::path::PathBuf;
+
+/// What the host is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// A broker that serves others: even latencies, whatever power it takes.
+    Production,
+    /// A desk: only what costs nobody anything, and counters for tools.
+    Development,
+    /// A measurement: as production, and nothing on the shards' cores but shards.
+    Benchmark,
+}
+
+impl Profile {
+    /// In one word, as in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Profile::Production => "production",
+            Profile::Development => "development",
+            Profile::Benchmark => "benchmark",
+        }
+    }
+}
+
+/// One value to write.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Step {
+    /// The finding that it mends.
+    pub finding: &'static str,
+    /// The file.
+    pub path: PathBuf,
+    /// What it says now.
+    pub old: String,
+    /// What it is to say.
+    pub new: String,
+    /// What brings the old state back.
+    pub restore: Setting,
+}
+
+/// Something to do by hand.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Advice {
+    /// What it is about.
+    pub about: String,
+    /// Lines to do or to copy.
+    pub lines: Vec<String>,
+}
+
+/// What a profile means on a host.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Plan {
+    /// In the order in which they are applied.
+    pub steps: Vec<Step>,
+    /// What is left to do by hand.
+    pub advice: Vec<Advice>,
+}
+
+/// Mends one finding; which profiles do so.
+struct Mend {
+    finding: &'static str,
+    profiles: &'static [Profile],
+    steps: fn(&Host) -> Vec<Step>,
+}
+
+const ALL: &[Profile] = &[Profile::Production, Profile::Development, Profile::Benchmark];
+const SERVING: &[Profile] = &[Profile::Production, Profile::Benchmark];
+const MEASURING: &[Profile] = &[Profile::Development, Profile::Benchmark];
+
+const MENDS: [Mend; 11] = [
+    Mend {
+        finding: "backlog",
+        profiles: ALL,
+        steps: |host| sysctls(host, "backlog", &[("net.core.somaxconn", "4096")]),
+    },
+    Mend {
+        finding: "syn_backlog",
+        profiles: SERVING,
+        steps: |host| sysctls(host, "syn_backlog", &[("net.ipv4.tcp_max_syn_backlog", "4096")]),
+    },
+    Mend { finding: "local_ports", profiles: ALL, steps: reserved_port },
+    Mend { finding: "huge_pages", profiles: ALL, steps: huge_pages },
+    Mend {
+        finding: "swap",
+        profiles: SERVING,
+        steps: |host| sysctls(host, "swap", &[("vm.swappiness", "1")]),
+    },
+    Mend { finding: "dirty_pages", profiles: SERVING, steps: dirty_pages },
+    Mend {
+        finding: "numa_balancing",
+        profiles: SERVING,
+        steps: |host| {
+            sysctls(host, "numa_balancing", &[("kernel.numa_balancing", "0"), ("vm.zone_reclaim_mode", "0")])
+        },
+    },
+    Mend { finding: "governor", profiles: SERVING, steps: governor },
+    Mend { finding: "scheduler", profiles: SERVING, steps: scheduler },
+    Mend { finding: "packet_steering", profiles: &[Profile::Benchmark], steps: packet_steering },
+    Mend { finding: "idle_states", profiles: &[Profile::Benchmark], steps: idle_states },
+];
+
+/// What `profile` changes for `subject` on the host that `sources` are of. Reads only.
+pub fn plan(profile: Profile, sources: &Sources, subject: &Subject) -> Plan {
+    let host = Host::new(sources, subject, Measured::default());
+    let complaints: Vec<Finding> =
+        judge(&host).into_iter().filter(|finding| finding.severity > Severity::Ok).collect();
+    let mut steps = Vec::new();
+    let mut mended = Vec::new();
+    for mend in MENDS.iter().filter(|mend| mend.profiles.contains(&profile)) {
+        if complaints.iter().any(|finding| finding.name == mend.finding) {
+            let own = (mend.steps)(&host);
+            if !own.is_empty() {
+                mended.push(mend.finding);
+            }
+            steps.extend(own);
+        }
+    }
+    // Not by its finding: root, who runs this, may count anyway.
+    if MEASURING.contains(&profile)
+        && host.sources.sysctl_number("kernel.perf_event_paranoid").is_some_and(|level| level > 1)
+    {
+        steps.extend(sysctls(&host, "perf_events", &[("kernel.perf_event_paranoid", "1")]));
+        mended.push("perf_events");
+    }
+    let mut advice = lasting(sources, &steps);
+    advice.push(limits(subject));
+    advice.extend(
+        complaints
+            .into_iter()
+            .filter(|finding| finding.severity >= Severity::Warning && !mended.contains(&finding.name))
+            .map(|finding| Advice {
+                about: format!("{}: {}", finding.name, finding.found),
+                lines: vec![finding.fix],
+            }),
+    );
+    Plan { steps, advice }
+}
+
+/// The step from what `path` says to `new`; none where it says that already, or is not there.
+fn step(finding: &'static str, path: PathBuf, new: impl Into<String>) -> Option<Step> {
+    let (old, new) = (chosen(&text(&path)?).to_owned(), new.into());
+    let restore = Setting { path: path.clone(), value: old.clone() };
+    (old != new).then_some(Step { finding, path, old, new, restore })
+}
+
+fn sysctls(host: &Host, finding: &'static str, wanted: &[(&str, &str)]) -> Vec<Step> {
+    wanted.iter().filter_map(|(name, new)| step(finding, host.sources.sysctl_path(name), *new)).collect()
+}
+
+fn reserved_port(host: &Host) -> Vec<Step> {
+    let path = host.sources.sysctl_path("net.ipv4.ip_local_reserved_ports");
+    let port = host.subject.listen.port();
+    let range = host.sources.sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
+    let ends: Vec<u16> = range.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+    // The finding may also be about too few ports, which is the administrator's choice.
+    let [first, last] = ends[..] else { return Vec::new() };
+    if !(first..=last).contains(&port) {
+        return Vec::new();
+    }
+    let old = text(&path).unwrap_or_default();
+    let new = if old.is_empty() { port.to_string() } else { format!("{old},{port}") };
+    step("local_ports", path, new).into_iter().collect()
+}
+
+fn huge_pages(host: &Host) -> Vec<Step> {
+    let path = host.sources.sys.join("kernel/mm/transparent_hugepage/enabled");
+    step("huge_pages", path, "madvise").into_iter().collect()
+}
+
+/// Bytes and ratio are one setting under two names: writing one zeroes the other, and a zero cannot be
+/// written back.
+fn dirty_pages(host: &Host) -> Vec<Step> {
+    let pairs = [
+        ("vm.dirty_background_bytes", "vm.dirty_background_ratio", "268435456"),
+        ("vm.dirty_bytes", "vm.dirty_ratio", "1073741824"),
+    ];
+    let one = |(amount, ratio, new): (&str, &str, &str)| {
+        let mut step = step("dirty_pages", host.sources.sysctl_path(amount), new)?;
+        if step.old == "0" {
+            step.restore =
+                Setting { path: host.sources.sysctl_path(ratio), value: host.sources.sysctl(ratio)? };
+        }
+        Some(step)
+    };
+    pairs.into_iter().filter_map(one).collect()
+}
+
+fn governor(host: &Host) -> Vec<Step> {
+    let policies = cpu::policies(host).into_iter().filter(|policy| {
+        let offered = text(&policy.join("scaling_available_governors")).unwrap_or_default();
+        offered.split(' ').any(|name| name == "performance")
+    });
+    policies.filter_map(|policy| step("governor", policy.join("scaling_governor"), "performance")).collect()
+}
+
+fn scheduler(host: &Host) -> Vec<Step> {
+    let needless = host.disks.iter().filter(|disk| disk::needless_scheduler(disk).is_some());
+    needless.filter_map(|disk| step("scheduler", disk.path.join("queue/scheduler"), "none")).collect()
+}
+
+fn packet_steering(host: &Host) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (_, card) in network::cards(host) {
+        for queue in names(&card.join("queues"), "rx-") {
+            let path = card.join("queues").join(queue).join("rps_cpus");
+            let old = mask(&text(&path).unwrap_or_default());
+            let new: Vec<usize> =
+                old.iter().copied().filter(|core| !host.shard_cores().contains(core)).collect();
+            if new.len() != old.len() {
+                steps.extend(step("packet_steering", path, to_mask(&new)));
+            }
+        }
+    }
+    steps
+}
+
+fn idle_states(host: &Host) -> Vec<Step> {
+    cpu::deep_states(host).into_iter().filter_map(|(disable, ..)| step("idle_states", disable, "1")).collect()
+}
+
+/// The sysctls of `steps` as a file that lasts.
+fn lasting(sources: &Sources, steps: &[Step]) -> Vec<Advice> {
+    let root = sources.proc.join("sys");
+    let line = |step: &Step| {
+        let name = step.path.strip_prefix(&root).ok()?.to_string_lossy().replace('/', ".");
+        Some(format!("{name} = {}", step.new))
+    };
+    let lines: Vec<String> = steps.iter().filter_map(line).collect();
+    let about = "to keep these over a restart of the host: /etc/sysctl.d/60-ringlog.conf".to_owned();
+    if lines.is_empty() { Vec::new() } else { vec![Advice { about, lines }] }
+}
+
+/// Limits belong to whoever starts the broker.
+fn limits(subject: &Subject) -> Advice {
+    let shards = subject.shards as u64;
+    Advice {
+        about: "limits, if systemd starts the broker: /etc/systemd/system/ringlog.service.d/limits.conf"
+            .into(),
+        lines: vec![
+            "[Service]".into(),
+            format!("LimitMEMLOCK={}", locked_memory_wanted(shards)),
+            format!("LimitNOFILE={}", files_wanted(shards)),
+        ],
+    }
+}
