@@ -2,7 +2,7 @@
 //!
 //! [`run`] takes a directory on the device in question, makes a scratch directory in it, measures one
 //! short bounded case after the other, and removes what it made. Each case runs on a thread of its own,
-//! pinned to the last core. Cases are data ([`storage`], [`host`], [`sketch`]); a new question is a new row.
+//! pinned to the last core. Cases are data ([`storage`], [`host`], [`wake`], [`sketch`]); a new question is a new row.
 //!
 //! Latency is from the submission of an operation to the moment at which its data is durable (where the
 //! case has a sync), which may be the completion of a later flush.
@@ -10,6 +10,7 @@
 mod host;
 mod sketch;
 mod storage;
+mod wake;
 
 use hdrhistogram::Histogram;
 use std::fmt::Write as _;
@@ -33,18 +34,38 @@ impl Default for Options {
 }
 
 /// One figure.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Ceiling {
     /// What was done: pattern, size, depth.
     pub name: String,
     /// How much of it.
     pub value: f64,
-    /// The unit of `value`: `MB/s` (10^6 bytes) or `1/s`.
-    pub unit: &'static str,
+    /// The unit of `value`.
+    pub unit: Unit,
     /// Median latency of one operation, microseconds.
     pub p50_us: f64,
     /// The latency that one operation in a hundred exceeds, microseconds.
     pub p99_us: f64,
+}
+
+/// What a ceiling counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Unit {
+    /// 10^6 bytes per second.
+    #[serde(rename = "MB/s")]
+    MbPerSecond,
+    /// Operations per second.
+    #[serde(rename = "1/s")]
+    PerSecond,
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Unit::MbPerSecond => "MB/s",
+            Unit::PerSecond => "1/s",
+        })
+    }
 }
 
 /// Why nothing was measured.
@@ -100,7 +121,7 @@ pub fn run_each(
         let sample = on_last_core(|| storage::measure(case, scratch.path(), duration));
         report(sample.map_err(|error| fail(&name, error))?.ceiling(name));
     }
-    for case in host::CASES.iter().filter(|case| selected(case.name)) {
+    for case in host::CASES.iter().chain(&wake::CASES).filter(|case| selected(case.name)) {
         let sample = on_last_core(|| (case.measure)(duration));
         report(sample.map_err(|error| fail(case.name, error))?.ceiling(case.name.to_owned()));
     }
@@ -109,6 +130,13 @@ pub fn run_each(
         report(sample.map_err(|error| fail(case.name, error))?.ceiling(case.name.to_owned()));
     }
     Ok(())
+}
+
+/// The names of all cases, in the order in which they run.
+pub fn names() -> Vec<String> {
+    let of_host = host::CASES.iter().chain(&wake::CASES).map(|case| case.name.to_owned());
+    let of_sketch = sketch::CASES.iter().map(|case| case.name.to_owned());
+    storage::cases().iter().map(storage::Case::name).chain(of_host).chain(of_sketch).collect()
 }
 
 /// `ceilings` as an aligned table with a heading, one line each.
@@ -155,8 +183,11 @@ impl Sample {
     fn ceiling(&self, name: String) -> Ceiling {
         let seconds = self.elapsed.as_secs_f64().max(1e-9);
         // Operations of no bytes are rounds: how many of them is the figure.
-        let (amount, unit) =
-            if self.bytes == 0 { (self.operations as f64, "1/s") } else { (self.bytes as f64 / 1e6, "MB/s") };
+        let (amount, unit) = if self.bytes == 0 {
+            (self.operations as f64, Unit::PerSecond)
+        } else {
+            (self.bytes as f64 / 1e6, Unit::MbPerSecond)
+        };
         let quantile = |q| self.latency_ns.value_at_quantile(q) as f64 / 1e3;
         Ceiling { name, value: amount / seconds, unit, p50_us: quantile(0.5), p99_us: quantile(0.99) }
     }
@@ -184,7 +215,7 @@ fn pin(core: usize) {
     }
 }
 
-fn core_count() -> usize {
+pub(crate) fn core_count() -> usize {
     core_affinity::get_core_ids().map_or(1, |ids| ids.len().max(1))
 }
 
@@ -199,8 +230,13 @@ mod tests {
 
     #[test]
     fn the_table_is_aligned() {
-        let row =
-            |name: &str, value| Ceiling { name: name.into(), value, unit: "MB/s", p50_us: 1.0, p99_us: 2.5 };
+        let row = |name: &str, value| Ceiling {
+            name: name.into(),
+            value,
+            unit: Unit::MbPerSecond,
+            p50_us: 1.0,
+            p99_us: 2.5,
+        };
         let table = table(&[row("a", 12.4), row("a longer name", 123456.0)]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);
@@ -211,7 +247,7 @@ mod tests {
     #[test]
     fn selected_cases_run_and_leave_nothing_behind() {
         let directory = tempfile::tempdir_in(beside_this_test()).unwrap();
-        for only in ["CRC-32C", "loopback", "round over 1 ", "acknowledge, 4 in flight"] {
+        for only in ["CRC-32C", "loopback TCP, 1 MiB", "round over 1 ", "acknowledge, 4 in flight"] {
             let options = Options { seconds: 0.02, only: Some(only.into()) };
             match run(directory.path(), &options) {
                 Ok(ceilings) => {

@@ -1,13 +1,21 @@
-//! Why is it as fast as it is? What this machine can do without a broker, to hold the broker against.
+//! Why is it as fast as it is? What this machine can do without a broker, what the hot paths cost, where the
+//! time of a running broker goes, and how that changed from commit to commit.
 //!
 //! A figure of the product means little alone: machines differ, and a virtual machine differs from itself
 //! an hour later. [`ceilings`] measures the same patterns of writes, reads, flushes, sockets and checksums
-//! in a bare loop, so that a result is stated as a ratio of two figures from one run.
+//! in a bare loop, [`host_profile`] keeps them, [`share`] states a result as a share of the one that binds it.
+//! [`budgets`] counts instructions, which do not depend on neighbours. [`sampling`] and [`flame`] look at a
+//! process, [`history`] keeps key figures by commit.
 //!
 //! Nothing here runs inside the broker, and nothing here starts one: load generation is `bench`'s.
 //! Absent on purpose: assertions about timings. A figure is reported, never asserted.
 
+pub mod budgets;
 pub mod ceilings;
+pub mod host_profile;
+pub mod share;
 
 mod aligned;
 mod ring;
+
+pub use host_profile::{Host, HostProfile};
