@@ -5,11 +5,12 @@
 //! Absent on purpose: ceilings of the machine (`perf` has them) and assertions about timings.
 //!
 //! Code map: [`workload`] what to run → [`run`] producers and consumers of a [`driver`], at the times of a
-//! `pacer`, seen by a [`recorder`], at a rate that a [`search`] may look for → [`report`].
-//! [`load`] is a closed loop of raw requests, below the client library.
+//! `pacer`, seen by a [`recorder`], at a rate that a [`search`] may look for → [`report`] →
+//! [`html`]. [`load`] is a closed loop of raw requests, below the client library.
 
 pub mod compare;
 pub mod driver;
+pub mod html;
 pub mod live;
 pub mod load;
 pub mod recorder;

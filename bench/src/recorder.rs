@@ -223,8 +223,10 @@ impl Recorder {
         }
     }
 
-    /// The run starts at `start_ns` and measures in `window`.
+    /// The run starts at `start_ns` and measures in `window`. Seconds count from there: those in which a
+    /// backlog was made are forgotten.
     pub fn begin(&self, start_ns: u64, window: Window) {
+        self.recording.borrow_mut().seconds.clear();
         self.start_ns.set(start_ns);
         self.window.set(window);
     }
@@ -394,6 +396,18 @@ mod tests {
             assert_eq!(recording.acknowledged == 1, throughput, "{intended_ns}");
             assert_eq!(recording.acknowledged_in_all, 1);
         }
+    }
+
+    #[test]
+    fn seconds_begin_with_the_run() {
+        let recorder = Recorder::new(7, Arc::default());
+        recorder.begin(0, WINDOW);
+        recorder.acknowledged_at(1_500_000_000, 1_400_000_000, 10, None);
+        recorder.begin(10_000_000_000, WINDOW);
+        recorder.acknowledged_at(10_500_000_000, 10_400_000_000, 10, None);
+        let recording = recorder.take();
+        assert_eq!((recording.seconds.len(), recording.acknowledged_in_all), (1, 2));
+        assert_eq!(recording.seconds[0].acknowledged, 1);
     }
 
     #[test]

@@ -6,14 +6,14 @@
 use crate::driver::{Driver, Durability, PARTS};
 use crate::recorder::Recording;
 use crate::run::RunResult;
+use crate::search::SearchReport;
 use crate::usage::Usage;
 use crate::workload::Workload;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
-/// Points of a percentile curve.
-const CURVE: [f64; 14] =
-    [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0];
+/// Points of a percentile curve per decade of rarity.
+const POINTS_PER_DECADE: u32 = 10;
 
 /// Latency in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -32,7 +32,8 @@ pub struct Latency {
     pub p9999_us: f64,
     /// The longest.
     pub max_us: f64,
-    /// (quantile, microseconds), for a plot.
+    /// (quantile, microseconds) for a plot: ten points from 0 to 0.9, ten to 0.99 and so on, as far as there
+    /// are records, then 1.
     pub curve: Vec<(f64, f64)>,
 }
 
@@ -47,9 +48,16 @@ impl Latency {
             p999_us: at(0.999),
             p9999_us: at(0.9999),
             max_us: histogram.max() as f64 / 1e3,
-            curve: CURVE.iter().map(|quantile| (*quantile, at(*quantile))).collect(),
+            curve: curve(histogram.len()).map(|quantile| (quantile, at(quantile))).collect(),
         }
     }
+}
+
+fn curve(count: u64) -> impl Iterator<Item = f64> {
+    let rarity = |point: u32| 10f64.powf(f64::from(point) / f64::from(POINTS_PER_DECADE));
+    let quantiles =
+        (0..).map(rarity).take_while(move |rarity| *rarity < count as f64).map(|rarity| 1.0 - 1.0 / rarity);
+    quantiles.chain(std::iter::once(1.0))
 }
 
 /// Records and bytes per second.
@@ -100,8 +108,14 @@ pub struct HostReport {
     pub filesystem: String,
     /// What the device does with a completed write, if it is known.
     pub write_cache: String,
-    /// The program's version, and the commit that it was built from if it is known.
+    /// The device's name and model, if it is known.
+    pub disk: String,
+    /// Whether that device turns.
+    pub rotational: Option<bool>,
+    /// The program's version.
     pub version: String,
+    /// The commit that it was built from, if it is known; `+` = with changes that are not in it.
+    pub commit: String,
 }
 
 /// A report.
@@ -121,6 +135,8 @@ pub struct Report {
     pub client_cores: Vec<usize>,
     /// Empty = not pinned, or not known.
     pub broker_cores: Vec<usize>,
+    /// Whether the parts of acknowledgements were asked for.
+    pub explain: bool,
     /// The host.
     pub host: HostReport,
     /// Acknowledged in the measured time.
@@ -151,6 +167,8 @@ pub struct Report {
     pub window_s: (f64, f64),
     /// Second by second, warm-up included.
     pub seconds: Vec<SecondPoint>,
+    /// The search that found the rate, if there was one.
+    pub search: Option<SearchReport>,
 }
 
 /// What a report says besides what was measured.
@@ -160,6 +178,8 @@ pub struct Surroundings {
     pub client_cores: Vec<usize>,
     /// Cores of the broker.
     pub broker_cores: Vec<usize>,
+    /// Whether the parts of acknowledgements were asked for.
+    pub explain: bool,
     /// The host.
     pub host: HostReport,
     /// What the broker's process used.
@@ -191,6 +211,7 @@ impl Report {
             durability_settings: driver.durability_settings(),
             client_cores: surroundings.client_cores,
             broker_cores: surroundings.broker_cores,
+            explain: surroundings.explain,
             host: surroundings.host,
             produced: throughput(recording.acknowledged, recording.acknowledged_bytes, measured_s),
             consumed: throughput(recording.received, recording.received_bytes, measured_s),
@@ -218,7 +239,13 @@ impl Report {
                     max_us: second.latency_ns.max() as f64 / 1e3,
                 })
                 .collect(),
+            search: None,
         }
+    }
+
+    /// What tells it from others in one comparison: the driver and what its acknowledgement means.
+    pub fn label(&self) -> String {
+        format!("{}, {} ({})", self.driver, self.durability.name(), self.durability_settings)
     }
 }
 
@@ -232,4 +259,23 @@ fn explained(recording: &Recording) -> Vec<Explained> {
             Some(Explained { quantile, parts_us: before.chain(parts).collect() })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_goes_as_far_as_there_are_records() {
+        // (records, points, the last but one).
+        let rows = [(0, 1, None), (1, 1, None), (100, 21, Some(0.9875)), (1000, 31, Some(0.99875))];
+        for (count, points, last) in rows {
+            let curve: Vec<f64> = curve(count).collect();
+            assert_eq!((curve.len(), curve[points - 1]), (points, 1.0), "{count}: {curve:?}");
+            assert!(curve.is_sorted(), "{count}: {curve:?}");
+            let before = points.checked_sub(2).map(|at| curve[at]);
+            let close = |a: Option<f64>, b: Option<f64>| (a.unwrap_or(0.0) - b.unwrap_or(0.0)).abs() < 5e-4;
+            assert!(close(before, last), "{count}: {before:?}");
+        }
+    }
 }

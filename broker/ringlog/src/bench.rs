@@ -5,19 +5,23 @@
 //! Invariant: every report carries all settings, the host, and what an acknowledgement meant.
 
 mod embedded;
+mod files;
+mod host;
+mod live;
 mod load;
 
 use crate::failure::Failure;
 use crate::output::{Format, FormatArguments, Output, Table, bytes, duration_us, grouped};
 use crate::place::{self, Place};
-use ::bench::driver::Driver;
 use ::bench::driver::ringlog::RinglogDriver;
-use ::bench::report::{HostReport, Report, Surroundings};
-use ::bench::run::{Phase, Progress, RunError, RunOptions};
+use ::bench::report::{Report, Surroundings};
+use ::bench::run::{FoundRate, RunError, RunOptions, find_rate};
+use ::bench::search::{SearchLimits, SearchReport};
 use ::bench::usage::Usage;
 use ::bench::workload::{SHIPPED, Workload};
 use embedded::EmbeddedBroker;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use files::ReportFiles;
+use live::LiveView;
 use ringlog_client::Acks;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -83,6 +87,14 @@ struct RunArguments {
     /// Show where the time of the p50, p99 and p99.9 went
     #[arg(long)]
     explain: bool,
+    /// Instead of a rate: look for the highest one whose acknowledgements keep this p99, milliseconds
+    #[arg(long, value_name = "MS", conflicts_with = "rate")]
+    find_rate_for_p99: Option<f64>,
+    /// With a search: no trial begins that would probably end later than this
+    #[arg(long, value_name = "S", default_value_t = 100.0)]
+    search_seconds: f64,
+    #[command(flatten)]
+    files: ReportFiles,
     #[command(flatten)]
     format: FormatArguments,
 }
@@ -122,6 +134,9 @@ impl RunArguments {
             workload.producer_rate = rate;
             workload.find_rate_for_p99_ms = None;
         }
+        if self.find_rate_for_p99.is_some() {
+            workload.find_rate_for_p99_ms = self.find_rate_for_p99;
+        }
         if let Some(seconds) = self.seconds {
             workload.test_duration_minutes = seconds / 60.0;
         }
@@ -157,6 +172,7 @@ impl RunArguments {
 fn measure(arguments: RunArguments) -> Result<(), Failure> {
     let mut output = Output::new(arguments.format.format);
     let workload = arguments.workload()?;
+    arguments.files.check()?;
     let (broker_cores, client_cores) = arguments.cores();
     let overlap: Vec<String> =
         client_cores.iter().filter(|core| broker_cores.contains(core)).map(usize::to_string).collect();
@@ -187,27 +203,44 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
         explain: arguments.explain,
         ..RunOptions::default()
     };
-    let bar = progress_bar(!output.is_json());
+    let limits = workload.find_rate_for_p99_ms.map(|p99_ms| SearchLimits {
+        seconds_max: arguments.search_seconds,
+        ..SearchLimits::new(p99_ms * 1e3, workload.message_size)
+    });
+    let view = LiveView::new(!output.is_json());
     let broker_pid = embedded.as_ref().map(EmbeddedBroker::pid);
     // On a thread of its own, so that an interruption stops the broker and removes its directory.
     let measured = crate::block_on(async {
         let run = {
-            let (workload, bar) = (workload.clone(), bar.clone());
+            let (workload, view) = (workload.clone(), view.clone());
             tokio::task::spawn_blocking(move || {
                 let before = (broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
-                let result = ::bench::run::run(&driver, &workload, &options, &mut |now| show(&bar, now))?;
+                let (workload, search, result) = match limits {
+                    None => {
+                        let result =
+                            ::bench::run::run(&driver, &workload, &options, &mut |now| view.show(&now))?;
+                        (workload, None, result)
+                    }
+                    Some(limits) => {
+                        let mut show = |now| view.show(&now);
+                        let FoundRate { search, workload, result } =
+                            find_rate(&driver, &workload, limits, &options, &mut show)?;
+                        (workload, Some(search), result)
+                    }
+                };
                 let after = (broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
                 let used = |after: Option<Usage>, before: Option<Usage>| Some(after?.since(&before?));
                 let surroundings = Surroundings {
                     client_cores,
                     broker_cores,
-                    host: host(facts.as_ref()),
+                    explain: options.explain,
+                    host: host::report(facts.as_ref()),
                     broker_usage: used(after.0, before.0),
                     client_usage: used(after.1, before.1),
                 };
                 let ended_unix_s =
                     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-                Ok(Report::new(&driver as &dyn Driver, &workload, result, surroundings, ended_unix_s))
+                Ok(Report { search, ..Report::new(&driver, &workload, result, surroundings, ended_unix_s) })
             })
         };
         tokio::select! {
@@ -218,16 +251,34 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
             _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the broker is stopped")),
         }
     });
-    bar.finish_and_clear();
+    view.end();
     drop(embedded);
     let report = measured?;
+    let reports = std::slice::from_ref(&report);
+    let written = arguments.files.write(&report.workload.name, &report, reports)?;
     if output.is_json() {
         output.json(&report)?;
     } else {
+        if let Some(search) = &report.search {
+            output.table(&trials(search))?;
+            let held = search.held_records_s.map_or("none".to_owned(), |rate| grouped(rate as u64));
+            output.line(&format!(
+                "highest rate with a p99 of at most {}: {held} records/s ({})",
+                duration_us(search.limits.p99_us_max),
+                search.ended.name()
+            ))?;
+            output.line(&format!(
+                "\nthe run at {} records/s:",
+                grouped(report.workload.producer_rate as u64)
+            ))?;
+        }
         output.table(&table(&report))?;
         if !report.explained.is_empty() {
             output.line("")?;
             output.table(&explained(&report))?;
+        }
+        for path in written {
+            output.line(&format!("written: {}", path.display()))?;
         }
     }
     output.flush()?;
@@ -241,48 +292,17 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
     }
 }
 
-fn progress_bar(people: bool) -> ProgressBar {
-    let target = if people { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-    ProgressBar::with_draw_target(None, target).with_style(style)
-}
-
-fn show(bar: &ProgressBar, now: Progress) {
-    let phase = match now.phase {
-        Phase::Connecting => "connecting",
-        Phase::Backlog => "making a backlog",
-        Phase::WarmUp => "warming up",
-        Phase::Measuring => "measuring",
-        Phase::Draining => "draining",
-    };
-    let rate = if now.elapsed_s > 0.5 { now.acknowledged as f64 / now.elapsed_s } else { 0.0 };
-    bar.set_message(format!(
-        "{phase} {:.0}/{:.0} s: {} acknowledged ({}/s), {} received, {} failed",
-        now.elapsed_s,
-        now.total_s,
-        grouped(now.acknowledged),
-        grouped(rate as u64),
-        grouped(now.received),
-        grouped(now.failed)
-    ));
-    bar.tick();
-}
-
-fn host(facts: Option<&tuning::HostFacts>) -> HostReport {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    HostReport {
-        kernel: kernel.trim().to_owned(),
-        cpu: cpu.map_or(String::new(), |(_, name)| name.to_owned()),
-        cores: place::usable_cores().len(),
-        filesystem: facts.map(|facts| facts.filesystem.clone()).unwrap_or_default(),
-        write_cache: facts
-            .and_then(|facts| facts.write_cache)
-            .map(|cache| format!("{cache:?}"))
-            .unwrap_or_default(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+fn trials(search: &SearchReport) -> Table {
+    let mut table = Table::new(&[">RATE/S", ">ACKNOWLEDGED/S", ">P99", "VERDICT"]);
+    for step in &search.steps {
+        table.row([
+            grouped(step.records_s as u64),
+            grouped(step.achieved_records_s as u64),
+            duration_us(step.p99_us),
+            step.verdict.name().to_owned(),
+        ]);
     }
+    table
 }
 
 fn table(report: &Report) -> Table {
