@@ -8,10 +8,10 @@
 
 use crate::catalogue::catalogue;
 use crate::facts::{HostFacts, host_facts, nearest_existing};
-use crate::finding::{Finding, Severity};
+use crate::finding::{Finding, Severity, Verdict};
 use crate::mounts::{Mount, mount_of};
-use crate::preflight::{locked_memory_wanted, preflight};
-use crate::sources::{Sources, bytes, list, names, text};
+use crate::preflight::{findings, locked_memory_wanted, preflight_of};
+use crate::sources::{Sources, bytes, counted, list, names, text};
 use crate::wake_up::{ClockState, clock_state, wake_up};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,17 @@ pub(crate) struct Measured {
     pub(crate) wake_up: Option<Duration>,
     /// What the kernel says of its clock.
     pub(crate) clock: Option<ClockState>,
+    /// Of a page of memory.
+    pub(crate) page_bytes: u64,
+}
+
+impl Measured {
+    /// Without what takes time.
+    pub(crate) fn quickly() -> Self {
+        // SAFETY: asks for a number.
+        let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Self { wake_up: None, clock: clock_state(), page_bytes: u64::try_from(page_bytes).unwrap_or(4096) }
+    }
 }
 
 /// A block device below the data directory.
@@ -142,20 +153,34 @@ fn add_disks(device: &Path, disks: &mut Vec<Disk>) {
     }
 }
 
+/// Checks of the preflight that have nothing to do with the data directory.
+const OF_THE_PROCESS: [&str; 4] = ["io_uring", "locked_memory", "open_files", "cores"];
+
 /// Examines this host for `subject`: a finding for every check, the worst first.
 pub fn examine(subject: &Subject) -> Vec<Finding> {
     let sources = Sources::of_this_host();
-    let measured = Measured { wake_up: wake_up(&subject.usable_cores), clock: clock_state() };
-    let mut found = preflight(&subject.data, subject.listen, subject.shards);
-    let facts = host_facts(&subject.data).ok();
+    let measured = Measured { wake_up: wake_up(&subject.usable_cores), ..Measured::quickly() };
+    let facts = host_facts(&subject.data);
+    let mut found = preflight_of(&facts, &subject.data, subject.listen, subject.shards);
+    // Without the directory the process can still be looked at.
+    let facts = facts.map_err(|_| host_facts(&std::env::temp_dir()).ok());
+    if let Err(Some(elsewhere)) = &facts {
+        let found_elsewhere = findings(elsewhere, subject.shards).into_iter();
+        found.extend(found_elsewhere.filter(|finding| OF_THE_PROCESS.contains(&finding.name)));
+    }
     for check in catalogue().filter(|check| check.judge.is_none()) {
-        if found.iter().all(|finding| finding.name != check.name) {
-            let what = facts.as_ref().map_or_else(
-                || "not looked at: nothing can be written to the data directory".to_owned(),
-                |facts| all_well(check.name, facts, subject),
-            );
-            found.push(crate::finding::Verdict::fine(what).into_finding(check));
+        if found.iter().any(|finding| finding.name == check.name) {
+            continue;
         }
+        let seen = match &facts {
+            Ok(facts) => all_well(check.name, facts, subject),
+            Err(Some(elsewhere)) if OF_THE_PROCESS.contains(&check.name) => {
+                all_well(check.name, elsewhere, subject)
+            }
+            Err(_) if check.name == "listen" => format!("{} is free", subject.listen),
+            Err(_) => "not looked at: nothing can be written to the data directory".to_owned(),
+        };
+        found.push(Verdict::fine(seen).into_finding(check));
     }
     found.extend(judge(&Host::new(&sources, subject, measured)));
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -199,7 +224,9 @@ fn all_well(name: &str, facts: &HostFacts, subject: &Subject) -> String {
         },
         "discard" => "not mounted with discard".into(),
         "free_space" => format!("{} free", bytes(facts.free_bytes)),
-        "cores" => format!("{} shards on {} cores", subject.shards, facts.cores),
+        "cores" => {
+            format!("{} on {}", counted(subject.shards as u64, "shard"), counted(facts.cores as u64, "core"))
+        }
         _ => "no complaint".into(),
     }
 }
@@ -207,4 +234,44 @@ fn all_well(name: &str, facts: &HostFacts, subject: &Subject) -> String {
 /// The worst of `found`; [`Severity::Ok`] where there is nothing.
 pub fn worst(found: &[Finding]) -> Severity {
     found.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject(data: PathBuf) -> Subject {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        Subject { data, listen, shards: 1, cores: None, usable_cores: vec![0] }
+    }
+
+    #[test]
+    fn every_check_says_something_about_this_host() {
+        let beside = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+        let directory = tempfile::tempdir_in(beside).unwrap();
+        let found = examine(&subject(directory.path().to_owned()));
+        let mut names: Vec<_> = found.iter().map(|finding| finding.name).collect();
+        let mut expect: Vec<_> = catalogue().map(|check| check.name).collect();
+        names.sort_unstable();
+        expect.sort_unstable();
+        assert_eq!(names, expect);
+        assert!(found.is_sorted_by_key(|finding| std::cmp::Reverse(finding.severity)));
+        assert_eq!(worst(&found), found[0].severity);
+        for finding in &found {
+            let check = catalogue().find(|check| check.name == finding.name).unwrap();
+            let promised = finding.severity == Severity::Ok || check.severities.contains(&finding.severity);
+            assert!(promised && !finding.found.is_empty(), "{finding:#?}");
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "the probe left a file");
+    }
+
+    #[test]
+    fn without_a_directory_the_process_is_still_looked_at() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let found = examine(&subject(file.path().to_owned()));
+        assert_eq!((found[0].name, found[0].severity), ("data_directory", Severity::Fatal));
+        let seen = |name: &str| found.iter().find(|finding| finding.name == name).unwrap().found.clone();
+        assert!(seen("o_direct").starts_with("not looked at"));
+        assert!(!seen("io_uring").starts_with("not looked at") && !seen("open_files").is_empty());
+    }
 }

@@ -6,7 +6,7 @@
 use crate::facts::{HostFacts, host_facts};
 use crate::finding::{Finding, Severity};
 use crate::probe::{BLOCK_BYTES, IoUring, WriteCache};
-use crate::sources::bytes;
+use crate::sources::{bytes, counted};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -29,9 +29,19 @@ const FREE_BYTES_PER_SHARD_WANTED: u64 = 512 << 20;
 /// Asks the host ([`host_facts`]) and judges the answer for a broker of `shards` shards that listens on
 /// `listen`. The worst comes first; an empty list is a host without complaints.
 pub fn preflight(data_directory: &Path, listen: SocketAddr, shards: usize) -> Vec<Finding> {
-    let mut found = match host_facts(data_directory) {
-        Ok(facts) => findings(&facts, shards),
-        Err(error) => vec![unusable_directory(data_directory, &error)],
+    preflight_of(&host_facts(data_directory), data_directory, listen, shards)
+}
+
+/// The same with the answer, which is an error if the directory cannot be written to.
+pub(crate) fn preflight_of(
+    facts: &io::Result<HostFacts>,
+    data_directory: &Path,
+    listen: SocketAddr,
+    shards: usize,
+) -> Vec<Finding> {
+    let mut found = match facts {
+        Ok(facts) => findings(facts, shards),
+        Err(error) => vec![unusable_directory(data_directory, error)],
     };
     // Plain bind, without SO_REUSEPORT: the runtime always sets it, so that two brokers would both succeed.
     found.extend(TcpListener::bind(listen).err().map(|error| unusable_address(listen, &error)));
@@ -145,12 +155,14 @@ fn open_files(facts: &HostFacts, shards: u64) -> Option<Finding> {
     };
     let found = format!("the limit of open files (ulimit -n) is {limit}");
     if limit < needed {
-        let cost = format!("{shards} shards need {needed} to start");
+        let cost = format!("{} need {needed} to start", counted(shards, "shard"));
         return finding("open_files", Severity::Fatal, found, cost, fix);
     }
     if limit < wanted {
-        let cost =
-            format!("connections are refused before {shards} shards are full: they could use {wanted} files");
+        let cost = format!(
+            "connections are refused before all are full: {} could use {wanted} files",
+            counted(shards, "shard")
+        );
         return finding("open_files", Severity::Warning, found, cost, fix);
     }
     None
@@ -227,7 +239,9 @@ fn free_space(facts: &HostFacts, shards: u64) -> Option<Finding> {
     let wanted = FREE_BYTES_PER_SHARD_WANTED * shards;
     let cost = match facts.free_bytes {
         free if free < FREE_BYTES_MIN => "produce is refused until there is space; reads go on".to_owned(),
-        free if free < wanted => format!("{shards} shards want {} for segments and spares", bytes(wanted)),
+        free if free < wanted => {
+            format!("wanted are {} for segments and spares of {}", bytes(wanted), counted(shards, "shard"))
+        }
         _ => return None,
     };
     let found = format!("{} free on {}", bytes(facts.free_bytes), facts.probed.display());
@@ -242,7 +256,7 @@ fn cores(facts: &HostFacts, shards: u64) -> Option<Finding> {
     finding(
         "cores",
         Severity::Warning,
-        format!("{shards} shards on {} cores", facts.cores),
+        format!("{} on {}", counted(shards, "shard"), counted(facts.cores as u64, "core")),
         "shards share cores: each waits for the other's time slice, and latency shows it",
         format!("--shards {}", facts.cores),
     )

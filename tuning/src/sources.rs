@@ -125,6 +125,11 @@ pub(crate) fn bytes(amount: u64) -> String {
     }
 }
 
+/// `1 shard`, `2 shards`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,12 +28,14 @@ const GOOD: &[(&str, &str)] = &[
     ("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n"),
     ("proc/sys/net/ipv4/ip_local_reserved_ports", "\n"),
     ("proc/sys/vm/swappiness", "60\n"),
+    // 800 MB in pages of 4 KiB.
+    ("proc/vmstat", "nr_free_pages 1\nnr_dirty_threshold 390624\nnr_dirty_background_threshold 195312\n"),
     ("proc/sys/vm/dirty_background_bytes", "0\n"),
     ("proc/sys/vm/dirty_background_ratio", "10\n"),
     ("proc/sys/vm/dirty_bytes", "0\n"),
     ("proc/sys/vm/dirty_ratio", "20\n"),
     ("proc/sys/vm/zone_reclaim_mode", "0\n"),
-    ("proc/meminfo", "MemTotal:        8388608 kB\nMemFree: 1 kB\nMemAvailable:    8000000 kB\n"),
+    ("proc/meminfo", "MemTotal:        8388608 kB\nMemFree: 1 kB\n"),
     ("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n"),
     ("proc/stat", "cpu  1000 0 1000 90000 100 0 0 1 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\n"),
     ("proc/cpuinfo", "processor : 0\nflags\t\t: fpu tsc constant_tsc\n"),
@@ -119,7 +121,7 @@ impl MadeUp {
             usable_cores: (0..8).collect(),
         };
         let clock = Some(ClockState { synchronised: true, error_us_max: 1000 });
-        let measured = Measured { wake_up: Some(Duration::from_micros(4)), clock };
+        let measured = Measured { wake_up: Some(Duration::from_micros(4)), clock, page_bytes: 4096 };
         let made = Self { directory, sources, subject, measured };
         for (path, text) in GOOD {
             made.put(path, text);
@@ -226,7 +228,7 @@ const ROWS: &[Row] = &[
     ("perf_events", Note, "user space only", |host| host.put("proc/sys/kernel/perf_event_paranoid", "2\n")),
     ("perf_events", Note, "no profiles", |host| host.put("proc/sys/kernel/perf_event_paranoid", "4\n")),
     ("memory", Warning, "4 shards may use 5120 MiB", |host| {
-        host.put("proc/meminfo", "MemTotal:        4194304 kB\nMemAvailable:    4000000 kB\n");
+        host.put("proc/meminfo", "MemTotal:        4194304 kB\n");
     }),
     ("huge_pages", Warning, "defrag: madvise", |host| {
         host.put("sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never\n");
@@ -234,13 +236,25 @@ const ROWS: &[Row] = &[
     ("swap", Warning, "/dev/sda2", |host| {
         host.put("proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n");
     }),
-    ("dirty_pages", Note, "vm.dirty_background_ratio = 20", |host| {
-        host.put("proc/sys/vm/dirty_background_ratio", "20\n");
-    }),
-    ("dirty_pages", Note, "vm.dirty_background_bytes = 4294967296", |host| {
-        host.put("proc/sys/vm/dirty_background_bytes", "4294967296\n");
-        host.put("proc/sys/vm/dirty_background_ratio", "0\n");
-    }),
+    (
+        "dirty_pages",
+        Note,
+        "1525 MiB may wait before the kernel begins to write (vm.dirty_background_ratio = 20)",
+        |host| {
+            host.put("proc/vmstat", "nr_dirty_background_threshold 390624\n");
+            host.put("proc/sys/vm/dirty_background_ratio", "20\n");
+        },
+    ),
+    (
+        "dirty_pages",
+        Note,
+        "3051 MiB may wait before the kernel begins to write (vm.dirty_background_bytes = 3200000000)",
+        |host| {
+            host.put("proc/vmstat", "nr_dirty_background_threshold 781250\n");
+            host.put("proc/sys/vm/dirty_background_bytes", "3200000000\n");
+            host.put("proc/sys/vm/dirty_background_ratio", "0\n");
+        },
+    ),
     ("governor", Warning, "cores 0 1 2 3 follow schedutil", |host| {
         host.put("sys/devices/system/cpu/cpufreq/policy0/scaling_governor", "schedutil\n");
     }),

@@ -8,7 +8,7 @@ use super::memory::MEMORY_BYTES_PER_SHARD;
 use crate::doctor::Host;
 use crate::finding::{Check, Severity, Verdict};
 use crate::mounts::mounts;
-use crate::sources::{bytes, text, to_list};
+use crate::sources::{bytes, counted, text, to_list};
 use std::path::{Path, PathBuf};
 
 /// The metadata thread, signals, and what a runtime has besides its executor.
@@ -107,7 +107,7 @@ fn cpu(host: &Host) -> Verdict {
         None => Verdict::fine("no limit"),
         Some(cores) => {
             let shards = host.subject.shards;
-            let found = format!("a limit of {cores:.2} cores for {shards} shards");
+            let found = format!("a limit of {cores:.2} cores for {}", counted(shards as u64, "shard"));
             if cores < shards as f64 { Verdict::warning(found) } else { Verdict::fine(found) }
         }
     }
@@ -122,8 +122,8 @@ fn memory(host: &Host) -> Verdict {
         return Verdict::fine("no limit");
     };
     let wanted = MEMORY_BYTES_PER_SHARD * host.subject.shards as u64;
-    let found =
-        format!("a limit of {}, {} shards may use {}", bytes(limit), host.subject.shards, bytes(wanted));
+    let shards = counted(host.subject.shards as u64, "shard");
+    let found = format!("a limit of {}, {shards} may use {}", bytes(limit), bytes(wanted));
     if limit < wanted { Verdict::warning(found) } else { Verdict::fine(found) }
 }
 

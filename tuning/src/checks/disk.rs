@@ -152,7 +152,10 @@ fn scheduler(host: &Host) -> Verdict {
     let judge = |disk: &Disk| {
         let current = needless_scheduler(disk)?;
         let found = format!("{} has the scheduler {current}", disk.name);
-        let verdict = if current == "bfq" { Verdict::warning(found) } else { Verdict::note(found) };
+        let verdict = match current.as_str() {
+            "bfq" => Verdict::warning(found),
+            _ => Verdict::note(found).cost("each request passes one more queue with a lock of its own"),
+        };
         Some(verdict.fix(format!("echo none > /sys/block/{}/queue/scheduler", disk.name)))
     };
     over_disks(host, judge, |disk| {

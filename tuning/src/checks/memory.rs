@@ -4,7 +4,7 @@
 
 use crate::doctor::Host;
 use crate::finding::{Check, Severity, Verdict};
-use crate::sources::{bytes, chosen};
+use crate::sources::{bytes, chosen, counted};
 
 /// What one shard may use at most, all budgets full (`SHARD_MEMORY_BYTES_MAX` in `broker/logic/src/limits.rs`
 /// and the heap's slack; measured with 1,000 partitions).
@@ -61,8 +61,8 @@ fn meminfo(host: &Host, name: &str) -> Option<u64> {
 fn memory(host: &Host) -> Verdict {
     let Some(total) = meminfo(host, "MemTotal") else { return Verdict::fine("the kernel does not say") };
     let wanted = MEMORY_BYTES_PER_SHARD * host.subject.shards as u64;
-    let found =
-        format!("{} of memory, {} shards may use {}", bytes(total), host.subject.shards, bytes(wanted));
+    let shards = counted(host.subject.shards as u64, "shard");
+    let found = format!("{} of memory, {shards} may use {}", bytes(total), bytes(wanted));
     if total < wanted { Verdict::warning(found) } else { Verdict::fine(found) }
 }
 
@@ -92,22 +92,16 @@ fn swap(host: &Host) -> Verdict {
 }
 
 fn dirty_pages(host: &Host) -> Verdict {
-    let set =
-        |name: &str| host.sources.sysctl_number(name).filter(|value| *value > 0).map(|value| value as u64);
-    let (amount, setting) = match (set("vm.dirty_background_bytes"), set("vm.dirty_background_ratio")) {
-        (Some(amount), _) => (amount, format!("vm.dirty_background_bytes = {amount}")),
-        (None, Some(ratio)) => {
-            // The ratio is of what could be used, which is less than all memory.
-            let Some(available) = meminfo(host, "MemAvailable") else {
-                return Verdict::fine("the kernel does not say how much memory is available");
-            };
-            (
-                available / 100 * ratio,
-                format!("vm.dirty_background_ratio = {ratio} of {} available", bytes(available)),
-            )
-        }
-        (None, None) => return Verdict::fine("the kernel does not say"),
+    let text = host.sources.proc("vmstat").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("nr_dirty_background_threshold "));
+    let Some(pages) = line.and_then(|number| number.parse::<u64>().ok()) else {
+        return Verdict::fine("the kernel does not say");
     };
-    let found = format!("{} may wait before the kernel begins to write ({setting})", bytes(amount));
+    let amount = pages * host.measured.page_bytes;
+    let set = ["vm.dirty_background_bytes", "vm.dirty_background_ratio"]
+        .into_iter()
+        .find_map(|name| Some((name, host.sources.sysctl_number(name).filter(|value| *value > 0)?)));
+    let setting = set.map(|(name, value)| format!(" ({name} = {value})")).unwrap_or_default();
+    let found = format!("{} may wait before the kernel begins to write{setting}", bytes(amount));
     if amount > DIRTY_BYTES_BEFORE_WRITING_MAX { Verdict::note(found) } else { Verdict::fine(found) }
 }

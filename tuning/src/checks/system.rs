@@ -114,7 +114,7 @@ fn time_sync(host: &Host) -> Verdict {
         Some(clock) if clock.synchronised => {
             Verdict::fine(format!("synchronised, error at most {} us", clock.error_us_max))
         }
-        Some(_) => Verdict::warning("nobody keeps the clock: adjtimex says STA_UNSYNC"),
+        Some(_) => Verdict::warning("the kernel knows of nobody who keeps its clock (adjtimex: STA_UNSYNC)"),
     }
 }
 

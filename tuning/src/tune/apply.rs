@@ -17,7 +17,7 @@ use std::time::SystemTime;
 #[derive(Debug, thiserror::Error)]
 pub enum TuneError {
     /// Nothing was changed.
-    #[error("nothing was changed: {}", .blocked.join("; "))]
+    #[error("nothing was changed; rights are missing:\n  {}", .blocked.join("\n  "))]
     NoRight {
         /// A sentence for each file: which, why, and what is needed.
         blocked: Vec<String>,

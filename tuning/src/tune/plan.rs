@@ -113,7 +113,11 @@ const MENDS: [Mend; 11] = [
 
 /// What `profile` changes for `subject` on the host that `sources` are of. Reads only.
 pub fn plan(profile: Profile, sources: &Sources, subject: &Subject) -> Plan {
-    let host = Host::new(sources, subject, Measured::default());
+    plan_with(profile, sources, subject, Measured::quickly())
+}
+
+pub(super) fn plan_with(profile: Profile, sources: &Sources, subject: &Subject, measured: Measured) -> Plan {
+    let host = Host::new(sources, subject, measured);
     let complaints: Vec<Finding> =
         judge(&host).into_iter().filter(|finding| finding.severity > Severity::Ok).collect();
     let mut steps = Vec::new();

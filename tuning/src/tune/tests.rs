@@ -1,6 +1,7 @@
 //! Planning, applying and undoing on made-up trees.
 
 use super::apply::{apply_with, undo_with};
+use super::plan::plan_with;
 use super::*;
 use crate::tests::MadeUp;
 use std::io;
@@ -18,6 +19,7 @@ fn neglected() -> MadeUp {
         ("proc/sys/kernel/perf_event_paranoid", "2\n"),
         ("proc/swaps", "Filename\n/dev/sda2 partition 1 0 -2\n"),
         ("proc/sys/vm/dirty_background_ratio", "20\n"),
+        ("proc/vmstat", "nr_dirty_background_threshold 390624\n"),
         ("sys/devices/system/node/node1/cpulist", "4-7\n"),
         ("sys/devices/system/cpu/cpufreq/policy0/scaling_governor", "schedutil\n"),
         ("sys/devices/system/cpu/cpu0/cpuidle/state1/disable", "0\n"),
@@ -31,7 +33,7 @@ fn neglected() -> MadeUp {
 }
 
 fn planned(made: &MadeUp, profile: Profile) -> Plan {
-    plan(profile, &made.sources, &made.subject)
+    plan_with(profile, &made.sources, &made.subject, made.measured)
 }
 
 /// `path old -> new` of each step, paths without the directory of the test.
