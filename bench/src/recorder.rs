@@ -11,12 +11,13 @@ use hdrhistogram::Histogram;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::sync::Notify;
 
 /// No latency is longer, nanoseconds; what is, is recorded as this.
 pub(crate) const LATENCY_NS_MAX: u64 = 600_000_000_000;
 /// Latencies are explained in classes of an eighth of an octave.
 const CLASSES_PER_OCTAVE: u32 = 8;
+/// The one of [`PARTS`] that is the batch's, not the record's.
+const CLIENT_QUEUE: usize = 0;
 
 /// The measured time, nanoseconds of [`now_ns`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +125,15 @@ pub(crate) fn class_of(latency_ns: u64) -> usize {
     (octave * CLASSES_PER_OCTAVE + fraction - CLASSES_PER_OCTAVE) as usize
 }
 
+/// The parts of one record's time: it may have joined its batch late, and waited in the client's queue for
+/// less than the batch did.
+fn own(parts: &Parts, latency_ns: u64) -> Parts {
+    let excess = parts.iter().sum::<u64>().saturating_sub(latency_ns);
+    let mut own = *parts;
+    own[CLIENT_QUEUE] = own[CLIENT_QUEUE].saturating_sub(excess);
+    own
+}
+
 /// The shortest latency of a class.
 pub(crate) fn class_floor_ns(class: usize) -> u64 {
     let (octave, fraction) =
@@ -204,9 +214,6 @@ pub struct Recorder {
     window: std::cell::Cell<Window>,
     live: Arc<LiveCounters>,
     recording: RefCell<Recording>,
-    /// Records that were handed over and are neither acknowledged nor failed.
-    open: std::cell::Cell<u64>,
-    settled: Notify,
 }
 
 impl Recorder {
@@ -218,8 +225,6 @@ impl Recorder {
             window: std::cell::Cell::new(Window { from_ns: u64::MAX, until_ns: u64::MAX }),
             live,
             recording: RefCell::default(),
-            open: std::cell::Cell::new(0),
-            settled: Notify::new(),
         }
     }
 
@@ -236,26 +241,9 @@ impl Recorder {
         self.recording.take()
     }
 
-    /// A record has been handed over.
-    pub fn sent(&self) {
-        self.open.set(self.open.get() + 1);
-    }
-
     /// Records that were intended will not be sent.
     pub fn abandoned(&self, records: u64) {
         self.recording.borrow_mut().abandoned += records;
-    }
-
-    /// Ends when fewer than `limit` records are neither acknowledged nor failed.
-    pub async fn has_fewer_open_than(&self, limit: u64) {
-        while self.open.get() >= limit {
-            self.settled.notified().await;
-        }
-    }
-
-    fn settle_one(&self) {
-        self.open.set(self.open.get().saturating_sub(1));
-        self.settled.notify_one();
     }
 
     fn second_of(&self, now_ns: u64) -> usize {
@@ -288,7 +276,7 @@ impl Recorder {
             let class = &mut recording.classes[at];
             class.records += 1;
             class.total_ns += latency_ns;
-            class.parts_ns.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
+            class.parts_ns.iter_mut().zip(own(parts, latency_ns)).for_each(|(sum, part)| *sum += part);
         }
     }
 
@@ -315,7 +303,6 @@ impl Observer for Recorder {
     fn acknowledged(&self, intended_ns: u64, bytes: usize, parts: Option<&Parts>) {
         let now_ns = now_ns();
         self.acknowledged_at(now_ns, intended_ns, bytes, parts);
-        self.settle_one();
         self.live.acknowledged(bytes, now_ns.saturating_sub(intended_ns));
     }
 
@@ -323,7 +310,6 @@ impl Observer for Recorder {
         let mut recording = self.recording.borrow_mut();
         recording.failed += 1;
         recording.last_failure = Some(reason.to_owned());
-        self.settle_one();
         self.live.failed.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -395,6 +381,21 @@ mod tests {
             assert_eq!(recording.acknowledge_ns.len() == 1, latency, "{intended_ns}");
             assert_eq!(recording.acknowledged == 1, throughput, "{intended_ns}");
             assert_eq!(recording.acknowledged_in_all, 1);
+        }
+    }
+
+    #[test]
+    fn a_record_that_joins_a_batch_waited_for_less_than_the_batch() {
+        assert_eq!(PARTS[CLIENT_QUEUE], "client queue");
+        // (latency, the batch's queue, device), the record's (queue, before the client).
+        let rows = [(1000, 300, 600, 300, 100), (1000, 400, 600, 400, 0), (1000, 900, 600, 400, 0)];
+        for (latency_ns, queue_ns, device_ns, own_queue_ns, before_ns) in rows {
+            let recorder = recorder();
+            let mut parts = [0; PARTS.len()];
+            (parts[CLIENT_QUEUE], parts[5]) = (queue_ns, device_ns);
+            recorder.acknowledged_at(10_000 + latency_ns, 10_000, 10, Some(&parts));
+            let (explained, before) = recorder.take().explain(0.5).expect("parts were given");
+            assert_eq!((explained[CLIENT_QUEUE], before), (own_queue_ns, before_ns), "{queue_ns}");
         }
     }
 

@@ -9,6 +9,7 @@
 //! Without one it is closed: a producer sends as fast as its client takes records, or keeps a fixed number
 //! of them unacknowledged. All threads begin at one moment; what they saw is merged after the last has ended.
 
+mod open;
 mod search;
 mod thread;
 

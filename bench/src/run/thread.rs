@@ -4,6 +4,7 @@
 //! backlog if asked, sends until the end, waits for acknowledgements, receives until told to stop, hands over
 //! what it has recorded. Invariant: nothing of it leaves the thread but that recording and the live counters.
 
+use super::open::OpenRecords;
 use super::{RunError, RunOptions, Signal, Told};
 use crate::driver::{ConsumerShare, Driver, DriverError, Observer, OutgoingRecord, ProducerOptions};
 use crate::live::LiveCounters;
@@ -68,7 +69,8 @@ impl Thread<'_> {
         let payloads = Rc::new(payloads(self.workload));
         let mut senders = Vec::new();
         for (topic, number) in &self.share.producers {
-            let producer = self.driver.producer(topic, options, observer.clone()).await?;
+            let open = Rc::new(OpenRecords::new(recorder.clone()));
+            let producer = self.driver.producer(topic, options, open.clone()).await?;
             senders.push(Sender {
                 producer,
                 number: *number,
@@ -77,6 +79,7 @@ impl Thread<'_> {
                 run: self.run_id,
                 keys: self.workload.key_distributor,
                 recorder: recorder.clone(),
+                open,
                 sent: 0,
             });
         }
@@ -98,10 +101,9 @@ impl Thread<'_> {
         recorder.begin(start_ns, window);
         tokio::time::sleep(Duration::from_nanos(start_ns.saturating_sub(now_ns()))).await;
         let rate = self.workload.producer_rate / self.producers as f64;
-        // Producers of one thread share what they may have unacknowledged.
         let limit = match self.workload.records_in_flight as u64 {
             0 => u64::MAX,
-            limit => limit * self.share.producers.len() as u64,
+            limit => limit,
         };
         let mut sending = tokio::task::JoinSet::new();
         for mut sender in senders {
@@ -234,6 +236,7 @@ struct Sender {
     run: u64,
     keys: KeyDistributor,
     recorder: Rc<Recorder>,
+    open: Rc<OpenRecords>,
     sent: u64,
 }
 
@@ -249,7 +252,7 @@ impl Sender {
         let key = key.map(|key| Bytes::copy_from_slice(&(key as u32).to_le_bytes()));
         self.sent += 1;
         // Before it is handed over: a driver may report it before it takes the next.
-        self.recorder.sent();
+        self.open.sent();
         self.producer.send(OutgoingRecord { key, value: value.into(), intended_ns }).await
     }
 
@@ -277,10 +280,10 @@ impl Sender {
         }
     }
 
-    /// Sends until the end, never with more than `limit` records of this thread unacknowledged.
+    /// Sends until the end, never with more than `limit` records unacknowledged.
     async fn closed_loop(&mut self, until_ns: u64, limit: u64) -> Result<(), RunError> {
         loop {
-            self.recorder.has_fewer_open_than(limit).await;
+            self.open.are_fewer_than(limit).await;
             let now = now_ns();
             if now >= until_ns {
                 return Ok(());
