@@ -156,6 +156,10 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("partitions-1000", include_str!("../workloads/partitions-1000.yaml")),
     ("partitions-10000", include_str!("../workloads/partitions-10000.yaml")),
     ("past-retention", include_str!("../workloads/past-retention.yaml")),
+    ("compare-1kb-batches", include_str!("../workloads/compare-1kb-batches.yaml")),
+    ("compare-100b-1p", include_str!("../workloads/compare-100b-1p.yaml")),
+    ("compare-100b-4p", include_str!("../workloads/compare-100b-4p.yaml")),
+    ("compare-100b-64p", include_str!("../workloads/compare-100b-64p.yaml")),
 ];
 
 impl Workload {
