@@ -54,8 +54,9 @@ pub fn page(title: &str, reports: &[Report]) -> String {
                 }
                 h2 { "Figures" }
                 (tables::figures(&names, reports))
-                @for (report, name) in reports.iter().zip(&names).filter(|(report, _)| !report.explained.is_empty()) {
-                    h2 { "Where the time went" @if reports.len() > 1 { ": " (name) } }
+                // One report has them beside its bars.
+                @for (report, name) in reports.iter().zip(&names).filter(|(report, _)| reports.len() > 1 && !report.explained.is_empty()) {
+                    h2 { "Where the time went: " (name) }
                     (tables::explained(report))
                 }
                 h2 { "Settings and host" }
@@ -104,7 +105,7 @@ fn header(title: &str, reports: &[Report], groups: &[Group<'_>]) -> Markup {
             }
             @let host = &report.host;
             p.under {
-                "Ringlog " (known(&host.version)) ", commit " (known(&host.commit)) " · " (known(&host.cpu)) ", "
+                (ended(report)) " · Ringlog " (known(&host.version)) ", commit " (known(&host.commit)) " · " (known(&host.cpu)) ", "
                 (host.cores) " cores · Linux " (known(&host.kernel)) " · " (known(&host.filesystem)) " on "
                 (known(&host.disk)) ", write cache " (known(&host.write_cache))
             }
@@ -115,6 +116,11 @@ fn header(title: &str, reports: &[Report], groups: &[Group<'_>]) -> Markup {
     }
 }
 
+fn ended(report: &Report) -> String {
+    let ended = jiff::Timestamp::from_second(i64::try_from(report.ended_unix_s).unwrap_or_default());
+    ended.map(|ended| ended.to_string()).unwrap_or_default()
+}
+
 fn known(text: &str) -> &str {
     if text.is_empty() { "unknown" } else { text }
 }
@@ -123,8 +129,8 @@ fn known(text: &str) -> &str {
 fn one(report: &Report) -> Markup {
     html! {
         div.tiles {
-            (tile("acknowledged", &format!("{} records/s", short(report.produced.records_s))))
-            (tile("acknowledged", &format!("{} MB/s", short(report.produced.mb_s))))
+            (tile("acknowledged records/s", &short(report.produced.records_s)))
+            (tile("acknowledged MB/s", &short(report.produced.mb_s)))
             (tile("acknowledge p50", &duration(report.acknowledge.p50_us)))
             (tile("acknowledge p99", &duration(report.acknowledge.p99_us)))
             (tile("acknowledge p99.9", &duration(report.acknowledge.p999_us)))
@@ -231,10 +237,10 @@ fn throughput(report: &Report) -> Markup {
         Some(_) => points(report, |second| second.consumed.records_s),
         None => whole_seconds(report, points(report, |second| second.consumed.records_s)),
     };
-    let line = |name: &str, color, points| Series { name: name.to_owned(), color, draw: Draw::Line, points };
-    let mut series = vec![line("acknowledged", 0, produced(report))];
+    let line = |name: &str, color, draw, points| Series { name: name.to_owned(), color, draw, points };
+    let mut series = vec![line("acknowledged", 0, Draw::Line, produced(report))];
     if received.iter().any(|(_, records_s)| *records_s > 0.0) {
-        series.push(line("received", 1, received));
+        series.push(line("received", 1, Draw::Dashed, received));
     }
     Plot {
         title: "Throughput over time",
@@ -344,13 +350,14 @@ fn parts(report: &Report) -> Markup {
             }
         })
         .collect();
-    bars::stacked(
+    let bars = bars::stacked(
         "Where the time went",
         "shares of the records around each percentile, in the order in which the parts follow each other",
         &names,
         &stacks,
         duration,
-    )
+    );
+    html! { figure { (bars) (tables::explained(report)) } }
 }
 
 fn searched(report: &Report) -> Markup {
@@ -374,3 +381,6 @@ fn searched(report: &Report) -> Markup {
     }
     .figure()
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,29 +159,68 @@ pub fn run(
     options: &RunOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RunResult, RunError> {
+    progress(Progress::default());
+    with_topics(driver, workload, |topics| topics.run(workload, options, progress))
+}
+
+/// Makes the topics of `workload`, does something with them, and deletes them, whatever became of it.
+fn with_topics<T>(
+    driver: &dyn Driver,
+    workload: &Workload,
+    work: impl FnOnce(&mut Topics<'_>) -> Result<T, RunError>,
+) -> Result<T, RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    let run_id = fastrand::u64(1..);
-    let topics: Vec<String> = (0..workload.topics).map(|n| format!("bench-{run_id:016x}-{n}")).collect();
-    progress(Progress::default());
+    let id = fastrand::u64(1..);
+    let names: Vec<String> = (0..workload.topics).map(|n| format!("bench-{id:016x}-{n}")).collect();
     let made = local.block_on(&runtime, async {
-        for topic in &topics {
-            driver.create_topic(topic, workload.partitions_per_topic, workload.retention_bytes).await?;
+        for name in &names {
+            driver.create_topic(name, workload.partitions_per_topic, workload.retention_bytes).await?;
         }
-        Ok::<_, DriverError>(driver.counters().await)
+        Ok::<_, DriverError>(())
     });
-    let result = made.map_err(RunError::from).and_then(|before| {
-        let result = Lead { driver, workload, options, topics: &topics, run_id }.run(&runtime, progress)?;
-        let after = local.block_on(&runtime, driver.counters());
-        Ok(RunResult { counters: added(&before, &after), ..result })
-    });
-    local.block_on(&runtime, async {
-        for topic in &topics {
+    let mut topics = Topics { driver, names, runtime, local, runs: 0 };
+    let result = made.map_err(RunError::from).and_then(|()| work(&mut topics));
+    topics.local.block_on(&topics.runtime, async {
+        for name in &topics.names {
             // A topic that was not made cannot be deleted; the first error is the one that matters.
-            let _ = driver.delete_topic(topic).await;
+            let _ = driver.delete_topic(name).await;
         }
     });
     result
+}
+
+/// Topics of a broker, for one run or several after each other.
+struct Topics<'a> {
+    driver: &'a dyn Driver,
+    names: Vec<String>,
+    runtime: tokio::runtime::Runtime,
+    local: tokio::task::LocalSet,
+    runs: usize,
+}
+
+impl Topics<'_> {
+    fn run(
+        &mut self,
+        workload: &Workload,
+        options: &RunOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<RunResult, RunError> {
+        let before = self.local.block_on(&self.runtime, self.driver.counters());
+        let lead = Lead {
+            driver: self.driver,
+            workload,
+            options,
+            topics: &self.names,
+            run_id: fastrand::u64(1..),
+            // What an earlier run has left is not this one's.
+            from_start: self.runs == 0,
+        };
+        self.runs += 1;
+        let result = lead.run(&self.runtime, progress)?;
+        let after = self.local.block_on(&self.runtime, self.driver.counters());
+        Ok(RunResult { counters: added(&before, &after), ..result })
+    }
 }
 
 fn added(before: &[(String, u64)], after: &[(String, u64)]) -> Vec<(String, u64)> {
@@ -203,6 +242,8 @@ struct Lead<'a> {
     options: &'a RunOptions,
     topics: &'a [String],
     run_id: u64,
+    /// Consumers read what is in the topics already.
+    from_start: bool,
 }
 
 impl<'a> Lead<'a> {
@@ -224,7 +265,7 @@ impl<'a> Lead<'a> {
                         consumers: workload.consumer_per_subscription as usize,
                         index,
                         subscription,
-                        from_start: true,
+                        from_start: self.from_start,
                     };
                     shares[next.next().unwrap_or(0)].consumers.push((topic, share));
                 }

@@ -17,7 +17,7 @@ pub struct Stack {
     pub parts: Vec<f64>,
 }
 
-/// Wholes of the same parts, each as long as the others: what differs is the shares.
+/// Wholes of the same parts, each as long as the others: what differs is the shares. Goes into a figure.
 pub fn stacked(
     title: &str,
     note: &str,
@@ -26,7 +26,6 @@ pub fn stacked(
     format: fn(f64) -> String,
 ) -> Markup {
     html! {
-        figure {
             figcaption { b { (title) } " " span.note { (note) } }
             ul.legend {
                 @for (at, name) in names.iter().enumerate() {
@@ -51,7 +50,6 @@ pub fn stacked(
                     span.value { (stack.total) }
                 }
             }
-        }
     }
 }
 

@@ -17,6 +17,8 @@ const BOTTOM: f64 = 46.0;
 const MARKED_MAX: usize = 80;
 /// A letter of a label is about this wide.
 const LETTER: f64 = 6.6;
+/// Between two labels.
+const GAP: f64 = 10.0;
 /// Colours that the style has.
 pub const COLORS: usize = 9;
 
@@ -27,6 +29,8 @@ pub enum Draw {
     Line,
     /// A thinner line: one of several that mean the same.
     Faint,
+    /// A broken line, through which one below can be seen.
+    Dashed,
     /// Points.
     Points,
     /// Crosses.
@@ -137,7 +141,10 @@ impl Plot {
                 @for (value, label) in self.x_ticks(&x) {
                     @let at = place(x.at(value));
                     line.grid x1=(at) x2=(at) y1=(TOP) y2=(bottom) {}
-                    text.tick x=(at) y=(bottom + 16.0) text-anchor="middle" { (label) }
+                    // The last label must not leave the picture.
+                    @let fits = x.at(value) + width(&label) / 2.0 <= WIDTH;
+                    text.tick x=(if fits { at } else { place(WIDTH - 1.0) }) y=(bottom + 16.0)
+                        text-anchor=(if fits { "middle" } else { "end" }) { (label) }
                 }
                 line.axis x1=(LEFT) x2=(right) y1=(bottom) y2=(bottom) {}
                 text.name x=(right) y=(HEIGHT - 8.0) text-anchor="end" { (self.x.label) }
@@ -162,10 +169,9 @@ impl Plot {
         };
         let mut kept: Vec<(f64, String)> = Vec::new();
         for (value, label) in all {
-            let begins = x.at(value) - label.chars().count() as f64 * LETTER / 2.0;
-            let free = kept.last().is_none_or(|(before, label)| {
-                x.at(*before) + (label.chars().count() as f64 * LETTER / 2.0) + 4.0 <= begins
-            });
+            let begins = x.at(value) - width(&label) / 2.0;
+            let free =
+                kept.last().is_none_or(|(before, label)| x.at(*before) + width(label) / 2.0 + GAP <= begins);
             if free {
                 kept.push((value, label));
             }
@@ -180,10 +186,14 @@ impl Plot {
             format!("{}: {} at {}", series.name, (self.y.format)(point.1), (self.x.format)(point.0))
         };
         let color = series.color % COLORS;
-        let is_line = matches!(series.draw, Draw::Line | Draw::Faint);
+        let is_line = matches!(series.draw, Draw::Line | Draw::Faint | Draw::Dashed);
         html! {
             @if is_line {
-                @let class = if series.draw == Draw::Faint { "line faint" } else { "line" };
+                @let class = match series.draw {
+                    Draw::Faint => "line faint",
+                    Draw::Dashed => "line dashed",
+                    Draw::Line | Draw::Points | Draw::Crosses => "line",
+                };
                 path class=(format!("{class} c{color}")) d=(path(series, x, y)) {}
             }
             @if !is_line || seen.len() <= MARKED_MAX {
@@ -196,7 +206,7 @@ impl Plot {
                                 title { (title(point)) }
                             }
                         }
-                        Draw::Line | Draw::Faint | Draw::Points => {
+                        Draw::Line | Draw::Faint | Draw::Dashed | Draw::Points => {
                             @let radius = if is_line { "1.8" } else { "4.5" };
                             circle class=(format!("dot b{color}")) cx=(place(at_x)) cy=(place(at_y)) r=(radius) {
                                 title { (title(point)) }
@@ -221,6 +231,10 @@ fn path(series: &Series, x: &Scale, y: &Scale) -> String {
         }
     }
     path
+}
+
+fn width(label: &str) -> f64 {
+    label.chars().count() as f64 * LETTER
 }
 
 /// A tenth of a pixel is enough.

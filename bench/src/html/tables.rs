@@ -144,11 +144,10 @@ pub fn counters(report: &Report) -> Markup {
 
 /// The trials of a search.
 pub fn steps(report: &Report) -> Markup {
-    let names = ["acknowledged/s", "p99", "verdict"].map(str::to_owned);
     html! {
         @if let Some(search) = &report.search {
             div.wide { table {
-                (heading("intended records/s", &names, true))
+                tr { th.n { "intended/s" } th.n { "acknowledged/s" } th.n { "p99" } th { "verdict" } }
                 @for step in &search.steps {
                     tr {
                         td.n { (short(step.records_s)) }

@@ -1,10 +1,10 @@
 //! Runs a workload again and again, at the rates that a search asks for.
 //!
-//! Owner: the caller of [`find_rate`]. Every trial is a whole run with topics and a warm-up of its own,
-//! against the same broker. Invariant: what is returned in full is the run at the highest rate that held;
+//! Owner: the caller of [`find_rate`]. Every trial is a whole run with a warm-up of its own, against the same
+//! broker and the same topics: deleting gigabytes between two trials would be measured by the second. Invariant: what is returned in full is the run at the highest rate that held;
 //! where none held, the one at the lowest rate.
 
-use super::{Progress, RunError, RunOptions, RunResult, run};
+use super::{Progress, RunError, RunOptions, RunResult, Topics, with_topics};
 use crate::driver::Driver;
 use crate::search::{Next, RateSearch, SearchLimits, SearchReport, Trial, Verdict};
 use crate::stamp::now_ns;
@@ -44,6 +44,17 @@ pub fn find_rate(
         drain_timeout: options.drain_timeout.min(DRAIN_TIMEOUT),
         ..options.clone()
     };
+    progress(Progress::default());
+    with_topics(driver, workload, |topics| search(topics, workload, limits, &options, progress))
+}
+
+fn search(
+    topics: &mut Topics<'_>,
+    workload: &Workload,
+    limits: SearchLimits,
+    options: &RunOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<FoundRate, RunError> {
     let began_ns = now_ns();
     let mut search = RateSearch::new(limits);
     let mut best: Option<(Workload, RunResult)> = None;
@@ -59,7 +70,7 @@ pub fn find_rate(
         };
         let step = search.steps().len() + 1;
         let trial = Workload { producer_rate: records_s, find_rate_for_p99_ms: None, ..workload.clone() };
-        let result = run(driver, &trial, &options, &mut |now| {
+        let result = topics.run(&trial, options, &mut |now| {
             progress(Progress { step: Some((step, records_s)), ..now });
         })?;
         let held_before = search.has_held();
