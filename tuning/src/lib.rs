@@ -27,6 +27,7 @@ pub mod tune;
 mod wake_up;
 
 pub use catalogue::{catalogue, markdown};
+pub use checks::memory::MEMORY_BYTES_PER_SHARD;
 pub use doctor::{Subject, examine, worst};
 pub use facts::{HostFacts, host_facts};
 pub use finding::{Check, Finding, Severity};

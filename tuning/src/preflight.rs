@@ -229,7 +229,7 @@ fn discard(facts: &HostFacts, _shards: u64) -> Option<Finding> {
     finding(
         "discard",
         Severity::Note,
-        format!("{} is mounted with discard", facts.probed.display()),
+        format!("the file system of {} is mounted with discard", facts.probed.display()),
         "freeing a large file stalls other writes; the broker frees its own in small steps, others do not",
         "mount without discard and run fstrim in a quiet hour (systemd: fstrim.timer)",
     )

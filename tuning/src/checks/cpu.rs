@@ -18,7 +18,7 @@ pub(crate) const CHECKS: &[Check] = &[
         severities: &[Severity::Warning, Severity::Note],
         cost: "a core that was idle begins slowly: the first requests after a pause take up to several times as long, and \
                every measurement depends on what ran before",
-        fix: "echo performance > /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+        fix: "cpupower frequency-set -g performance",
         judge: Some(governor),
     },
     Check {
@@ -131,9 +131,9 @@ fn smt(host: &Host) -> Verdict {
         return Verdict::fine("each shard has a core of its own");
     };
     let free: Vec<usize> = by_core.values().map(|threads| threads[0]).collect();
-    let threads = to_list(shared);
-    let cores = by_core.values().filter(|threads| threads.len() > 1).count();
-    Verdict::note(format!("{cores} cores run two shards each, the first on threads {threads}"))
+    let others = by_core.values().filter(|threads| threads.len() > 1).count() - 1;
+    let others = if others > 0 { format!(" (and on {others} more cores)") } else { String::new() };
+    Verdict::note(format!("two shards on one core, threads {}{others}", to_list(shared)))
         .fix(format!("one thread of each core, for even latencies: --cores {}", expanded(&free)))
 }
 

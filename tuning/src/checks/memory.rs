@@ -8,7 +8,7 @@ use crate::sources::{bytes, chosen, counted};
 
 /// What one shard may use at most, all budgets full (`SHARD_MEMORY_BYTES_MAX` in `broker/logic/src/limits.rs`
 /// and the heap's slack; measured with 1,000 partitions).
-pub(crate) const MEMORY_BYTES_PER_SHARD: u64 = 1280 << 20;
+pub const MEMORY_BYTES_PER_SHARD: u64 = 1280 << 20;
 /// More than this waiting to be written is seconds of an ordinary disk.
 pub(crate) const DIRTY_BYTES_BEFORE_WRITING_MAX: u64 = 1 << 30;
 /// From here on the kernel prefers dropping cached files to swapping.

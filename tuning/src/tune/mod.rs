@@ -14,5 +14,5 @@ mod record;
 mod tests;
 
 pub use apply::{Outcome, TuneError, Undone, apply, undo};
-pub use plan::{Advice, Plan, Profile, Step, plan};
+pub use plan::{Advice, Plan, Profile, Step, markdown, plan};
 pub use record::{Change, Setting};

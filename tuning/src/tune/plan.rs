@@ -68,9 +68,11 @@ pub struct Plan {
     pub advice: Vec<Advice>,
 }
 
-/// Mends one finding; which profiles do so.
+/// Mends one finding.
 struct Mend {
     finding: &'static str,
+    /// For people.
+    how: &'static str,
     profiles: &'static [Profile],
     steps: fn(&Host) -> Vec<Step>,
 }
@@ -79,37 +81,81 @@ const ALL: &[Profile] = &[Profile::Production, Profile::Development, Profile::Be
 const SERVING: &[Profile] = &[Profile::Production, Profile::Benchmark];
 const MEASURING: &[Profile] = &[Profile::Development, Profile::Benchmark];
 
-const MENDS: [Mend; 11] = [
-    Mend {
-        finding: "backlog",
-        profiles: ALL,
-        steps: |host| sysctls(host, "backlog", &[("net.core.somaxconn", "4096")]),
-    },
+const MENDS: [Mend; 12] = [
+    Mend { finding: "backlog", how: "`net.core.somaxconn` 4096", profiles: ALL, steps: backlog },
     Mend {
         finding: "syn_backlog",
+        how: "`net.ipv4.tcp_max_syn_backlog` 4096",
         profiles: SERVING,
-        steps: |host| sysctls(host, "syn_backlog", &[("net.ipv4.tcp_max_syn_backlog", "4096")]),
+        steps: syn_backlog,
     },
-    Mend { finding: "local_ports", profiles: ALL, steps: reserved_port },
-    Mend { finding: "huge_pages", profiles: ALL, steps: huge_pages },
     Mend {
-        finding: "swap",
-        profiles: SERVING,
-        steps: |host| sysctls(host, "swap", &[("vm.swappiness", "1")]),
+        finding: "local_ports",
+        how: "the broker's port into `net.ipv4.ip_local_reserved_ports`",
+        profiles: ALL,
+        steps: reserved_port,
     },
-    Mend { finding: "dirty_pages", profiles: SERVING, steps: dirty_pages },
+    Mend { finding: "huge_pages", how: "`madvise`", profiles: ALL, steps: huge_pages },
+    Mend { finding: "swap", how: "`vm.swappiness` 1", profiles: SERVING, steps: swap },
+    Mend {
+        finding: "dirty_pages",
+        how: "`vm.dirty_background_bytes` 256 MiB, `vm.dirty_bytes` 1 GiB",
+        profiles: SERVING,
+        steps: dirty_pages,
+    },
     Mend {
         finding: "numa_balancing",
+        how: "`kernel.numa_balancing` 0, `vm.zone_reclaim_mode` 0",
         profiles: SERVING,
-        steps: |host| {
-            sysctls(host, "numa_balancing", &[("kernel.numa_balancing", "0"), ("vm.zone_reclaim_mode", "0")])
-        },
+        steps: numa_balancing,
     },
-    Mend { finding: "governor", profiles: SERVING, steps: governor },
-    Mend { finding: "scheduler", profiles: SERVING, steps: scheduler },
-    Mend { finding: "packet_steering", profiles: &[Profile::Benchmark], steps: packet_steering },
-    Mend { finding: "idle_states", profiles: &[Profile::Benchmark], steps: idle_states },
+    Mend {
+        finding: "governor",
+        how: "`performance` for the shards' cores",
+        profiles: SERVING,
+        steps: governor,
+    },
+    Mend {
+        finding: "scheduler",
+        how: "`none` for the data directory's disks",
+        profiles: SERVING,
+        steps: scheduler,
+    },
+    Mend {
+        finding: "packet_steering",
+        how: "RPS off the shards' cores",
+        profiles: &[Profile::Benchmark],
+        steps: packet_steering,
+    },
+    Mend {
+        finding: "idle_states",
+        how: "states that take more than 20 us to leave off, on the shards' cores",
+        profiles: &[Profile::Benchmark],
+        steps: idle_states,
+    },
+    Mend {
+        finding: PERF_EVENTS,
+        how: "`kernel.perf_event_paranoid` 1",
+        profiles: MEASURING,
+        steps: perf_events,
+    },
 ];
+
+/// Mended without its finding: root, who runs this, may count anyway, and others are meant.
+const PERF_EVENTS: &str = "perf_events";
+
+/// What the profiles mend, as the table of `docs/TUNING.md`.
+pub fn markdown() -> String {
+    let mut table = String::from("| Mends | How |");
+    ALL.iter().for_each(|profile| table.push_str(&format!(" {} |", profile.word())));
+    table.push_str("\n|---|---|---|---|---|\n");
+    for Mend { finding, how, profiles, .. } in &MENDS {
+        let cell = |profile| if profiles.contains(profile) { " yes |" } else { " |" };
+        let cells: String = ALL.iter().map(cell).collect();
+        table.push_str(&format!("| `{finding}` | {how} |{cells}\n"));
+    }
+    table
+}
 
 /// What `profile` changes for `subject` on the host that `sources` are of. Reads only.
 pub fn plan(profile: Profile, sources: &Sources, subject: &Subject) -> Plan {
@@ -123,20 +169,14 @@ pub(super) fn plan_with(profile: Profile, sources: &Sources, subject: &Subject, 
     let mut steps = Vec::new();
     let mut mended = Vec::new();
     for mend in MENDS.iter().filter(|mend| mend.profiles.contains(&profile)) {
-        if complaints.iter().any(|finding| finding.name == mend.finding) {
+        let raised = complaints.iter().any(|finding| finding.name == mend.finding);
+        if raised || mend.finding == PERF_EVENTS {
             let own = (mend.steps)(&host);
             if !own.is_empty() {
                 mended.push(mend.finding);
             }
             steps.extend(own);
         }
-    }
-    // Not by its finding: root, who runs this, may count anyway.
-    if MEASURING.contains(&profile)
-        && host.sources.sysctl_number("kernel.perf_event_paranoid").is_some_and(|level| level > 1)
-    {
-        steps.extend(sysctls(&host, "perf_events", &[("kernel.perf_event_paranoid", "1")]));
-        mended.push("perf_events");
     }
     let mut advice = lasting(sources, &steps);
     advice.push(limits(subject));
@@ -161,6 +201,29 @@ fn step(finding: &'static str, path: PathBuf, new: impl Into<String>) -> Option<
 
 fn sysctls(host: &Host, finding: &'static str, wanted: &[(&str, &str)]) -> Vec<Step> {
     wanted.iter().filter_map(|(name, new)| step(finding, host.sources.sysctl_path(name), *new)).collect()
+}
+
+fn backlog(host: &Host) -> Vec<Step> {
+    sysctls(host, "backlog", &[("net.core.somaxconn", "4096")])
+}
+
+fn syn_backlog(host: &Host) -> Vec<Step> {
+    sysctls(host, "syn_backlog", &[("net.ipv4.tcp_max_syn_backlog", "4096")])
+}
+
+fn swap(host: &Host) -> Vec<Step> {
+    sysctls(host, "swap", &[("vm.swappiness", "1")])
+}
+
+fn numa_balancing(host: &Host) -> Vec<Step> {
+    sysctls(host, "numa_balancing", &[("kernel.numa_balancing", "0"), ("vm.zone_reclaim_mode", "0")])
+}
+
+fn perf_events(host: &Host) -> Vec<Step> {
+    match host.sources.sysctl_number("kernel.perf_event_paranoid") {
+        Some(2..) => sysctls(host, PERF_EVENTS, &[("kernel.perf_event_paranoid", "1")]),
+        _ => Vec::new(),
+    }
 }
 
 fn reserved_port(host: &Host) -> Vec<Step> {
