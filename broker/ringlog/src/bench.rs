@@ -4,7 +4,8 @@
 //! subcommand a workload is run; `load` is the closed loop of raw requests below the client library.
 //! Invariant: every report carries all settings, the host, and what an acknowledgement meant.
 
-mod embedded;
+mod compare;
+pub mod embedded;
 mod files;
 mod host;
 mod live;
@@ -43,6 +44,8 @@ enum BenchCommand {
     Workloads(FormatArguments),
     /// Closed loop of raw requests: every connection keeps N in flight to its own partition
     Load(Box<load::LoadArguments>),
+    /// The same workload against several brokers, by turns, each started for it: medians, spread, ratios
+    Compare(Box<compare::CompareArguments>),
 }
 
 /// What to run, where, and what of it is to be changed.
@@ -103,6 +106,7 @@ struct RunArguments {
 pub fn run(arguments: BenchArguments) -> Result<(), Failure> {
     match arguments.command {
         Some(BenchCommand::Load(arguments)) => load::run(*arguments),
+        Some(BenchCommand::Compare(arguments)) => compare::run(*arguments),
         Some(BenchCommand::Workloads(arguments)) => workloads(arguments.format),
         None => measure(arguments.run),
     }
