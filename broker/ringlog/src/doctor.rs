@@ -78,11 +78,12 @@ pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
 }
 
 /// A default that is taken is probably a broker: nobody has asked for another one there.
-fn expect_a_broker(found: &mut Vec<Finding>, listen: SocketAddr) {
+fn expect_a_broker(found: &mut [Finding], listen: SocketAddr) {
     let taken = TcpListener::bind(listen).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
     for finding in found.iter_mut().filter(|finding| finding.name == "listen" && taken) {
         finding.severity = Severity::Note;
         finding.cost = "none if it is the broker: ringlog status shows it".into();
+        finding.fix = format!("if it is not: {}", finding.fix);
     }
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
 }
