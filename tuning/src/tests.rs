@@ -36,6 +36,7 @@ const GOOD: &[(&str, &str)] = &[
     ("proc/sys/vm/dirty_ratio", "20\n"),
     ("proc/sys/vm/zone_reclaim_mode", "0\n"),
     ("proc/meminfo", "MemTotal:        8388608 kB\nMemFree: 1 kB\n"),
+    ("proc/loadavg", "0.20 0.18 0.12 1/80 11206\n"),
     ("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n"),
     ("proc/stat", "cpu  1000 0 1000 90000 100 0 0 1 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\n"),
     ("proc/cpuinfo", "processor : 0\nflags\t\t: fpu tsc constant_tsc\n"),
@@ -225,6 +226,10 @@ const ROWS: &[Row] = &[
     }),
     ("wake_up", Note, "12.5 us", |host| host.measured.wake_up = Some(Duration::from_nanos(12_500))),
     ("wake_up", Warning, "--poll-us", |host| host.measured.wake_up = Some(Duration::from_micros(80))),
+    ("wake_up", Note, "busy host (load 7.5)", |host| {
+        host.measured.wake_up = Some(Duration::from_micros(80));
+        host.put("proc/loadavg", "7.50 0.18 0.12 1/80 11206\n");
+    }),
     ("perf_events", Note, "user space only", |host| host.put("proc/sys/kernel/perf_event_paranoid", "2\n")),
     ("perf_events", Note, "no profiles", |host| host.put("proc/sys/kernel/perf_event_paranoid", "4\n")),
     ("memory", Warning, "4 shards may use 5120 MiB", |host| {
