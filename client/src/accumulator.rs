@@ -9,11 +9,12 @@
 //! lane. Absent on purpose: the connections, and what a reply means ([`crate::sender`]).
 
 use crate::client::{ClientError, Home, Topic};
+use crate::compression::compress;
 use crate::delivery::{BatchReceipt, Outcome, ProduceError};
 use crate::producer::{BATCH_SIZE_MAX, Linger, ProducerConfig};
 use crate::request::TopicId;
 use bytes::Bytes;
-use schema::record_batch::BatchBuilder;
+use schema::record_batch::{BatchBuilder, Compression};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,10 +88,10 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// The encoded batch; the first time costs the CRC.
-    pub(crate) fn encoded(&mut self) -> Bytes {
+    /// The encoded batch; the first time costs the CRC, and compression.
+    pub(crate) fn encoded(&mut self, compression: Compression) -> Bytes {
         if let Payload::Building(builder) = &mut self.payload {
-            self.payload = Payload::Encoded(builder.finish().into());
+            self.payload = Payload::Encoded(compress(builder.finish(), compression).into());
         }
         match &self.payload {
             Payload::Encoded(bytes) => bytes.clone(),

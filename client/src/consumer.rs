@@ -5,17 +5,18 @@
 //! Invariants: records of a partition come in the order of their offsets, each once per position; what
 //! was fetched before a seek is never handed out after it; prefetch is bounded in bytes. A batch is
 //! handed out as the memory that the socket filled, and its records are borrowed from it.
-//! Absent on purpose: groups and committed offsets, and decompression.
+//! A compressed batch is unpacked alone, when it is handed out. Absent on purpose: groups and committed offsets.
 
 use crate::admin;
 use crate::client::{ClientError, Cluster};
+use crate::compression::{self, UnpackError};
 use crate::connection::ConnectionError;
 use crate::fetcher::{Fetcher, Item};
 use crate::reply::BrokerError;
 use crate::request::OffsetSpec;
 use bytes::Bytes;
 use schema::error_code::ErrorCode;
-use schema::record_batch::{self, BatchError, Batches, Record, Records};
+use schema::record_batch::{self, BatchError, Batches, Compression, Record, Records};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct ConsumerConfig {
     pub auto_offset_reset: AutoOffsetReset,
     /// Whether the CRC of every batch is checked.
     pub check_crcs: bool,
+    /// A compressed batch that unpacks to more bytes than this is an error.
+    pub unpacked_batch_bytes_max: usize,
 }
 
 impl Default for ConsumerConfig {
@@ -62,6 +65,7 @@ impl Default for ConsumerConfig {
             prefetch_bytes: 16 << 20,
             auto_offset_reset: AutoOffsetReset::Earliest,
             check_crcs: true,
+            unpacked_batch_bytes_max: 128 << 20,
         }
     }
 }
@@ -109,6 +113,18 @@ pub enum ConsumeError {
         /// What is wrong with it.
         error: BatchError,
     },
+    /// A compressed batch cannot be unpacked. The partition stops; seek past it to go on.
+    #[error("topic '{topic}' partition {partition} offset {offset}: {error}; seek past it to go on")]
+    Unpack {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// The first offset that could not be read.
+        offset: u64,
+        /// Why not.
+        error: UnpackError,
+    },
     /// The topic was deleted and made again; the old offsets mean nothing. The partition stops.
     #[error("topic '{topic}' was deleted and made again; assign it anew")]
     TopicReplaced {
@@ -148,6 +164,8 @@ pub struct FetchedBatch {
     pub(crate) topic: Arc<str>,
     pub(crate) partition: u32,
     pub(crate) bytes: Bytes,
+    /// The same without compression; `None` until it has been unpacked.
+    pub(crate) plain: Option<Bytes>,
     pub(crate) from_offset: u64,
     pub(crate) end_offset: u64,
     pub(crate) high_watermark: u64,
@@ -179,7 +197,8 @@ impl FetchedBatch {
         self.high_watermark
     }
 
-    /// The stored batches, back to back, unchanged; the first may begin below [`Self::from_offset`].
+    /// The stored batches, back to back, unchanged and perhaps compressed; the first may begin below
+    /// [`Self::from_offset`].
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
@@ -188,7 +207,7 @@ impl FetchedBatch {
     pub fn records(&self) -> FetchedRecords<'_> {
         FetchedRecords {
             fetched: self,
-            batches: record_batch::batches(&self.bytes),
+            batches: record_batch::batches(self.plain.as_ref().unwrap_or(&self.bytes)),
             records: None,
             ended: false,
         }
@@ -276,16 +295,29 @@ struct Unpacked {
     records: VecDeque<ConsumedRecord>,
 }
 
+impl Unpacked {
+    fn of(fetched: FetchedBatch) -> Self {
+        Self { fetched, done_bytes: 0, records: VecDeque::new() }
+    }
+}
+
 /// Reads records; see the module.
 pub struct Consumer {
     cluster: Arc<Cluster>,
     fetcher: Fetcher,
     unpacked: Option<Unpacked>,
+    unpacked_batch_bytes_max: usize,
 }
 
 impl Consumer {
     pub(crate) fn new(cluster: Arc<Cluster>, config: ConsumerConfig) -> Self {
-        Self { fetcher: Fetcher::new(cluster.clone(), config), cluster, unpacked: None }
+        let unpacked_batch_bytes_max = config.unpacked_batch_bytes_max;
+        Self {
+            fetcher: Fetcher::new(cluster.clone(), config),
+            cluster,
+            unpacked: None,
+            unpacked_batch_bytes_max,
+        }
     }
 
     /// Reads these partitions of `topic` from now on, in place of those it read before; other topics go
@@ -356,22 +388,32 @@ impl Consumer {
     /// # Errors
     /// All but [`ConsumeError::Unreachable`] stop the partition that they name until it is sought.
     pub async fn next_batch(&mut self) -> Option<Result<FetchedBatch, ConsumeError>> {
-        if let Some(unpacked) = self.unpacked.take() {
-            let from_offset = self.fetcher.position(&unpacked.fetched.topic, unpacked.fetched.partition);
-            let mut rest = unpacked.fetched;
-            rest.from_offset = from_offset.unwrap_or(rest.end_offset);
-            if rest.from_offset < rest.end_offset {
-                self.fetcher.advance(&rest.topic, rest.partition, rest.end_offset);
-                return Some(Ok(rest));
+        let fetched = match self.take_rest() {
+            Some(rest) => rest,
+            None => match self.fetcher.next().await? {
+                Item::Fetched(fetched) => fetched,
+                Item::Failed(error) => return Some(Err(error)),
+            },
+        };
+        let (topic, partition) = (fetched.topic.clone(), fetched.partition);
+        match split(fetched, self.unpacked_batch_bytes_max) {
+            Ok((part, rest)) => {
+                self.fetcher.advance(&topic, partition, part.end_offset);
+                self.unpacked = rest.map(Unpacked::of);
+                Some(Ok(part))
+            }
+            Err(error) => {
+                self.fetcher.halt(&topic, partition);
+                Some(Err(error))
             }
         }
-        match self.fetcher.next().await? {
-            Item::Fetched(fetched) => {
-                self.fetcher.advance(&fetched.topic, fetched.partition, fetched.end_offset);
-                Some(Ok(fetched))
-            }
-            Item::Failed(error) => Some(Err(error)),
-        }
+    }
+
+    /// What [`Self::next`] has not unpacked yet, or the last part of a fetch left.
+    fn take_rest(&mut self) -> Option<FetchedBatch> {
+        let mut rest = self.unpacked.take()?.fetched;
+        rest.from_offset = self.fetcher.position(&rest.topic, rest.partition).unwrap_or(rest.end_offset);
+        (rest.from_offset < rest.end_offset).then_some(rest)
     }
 
     /// [`Self::next_batch`] under the name that consumers of other logs have for it.
@@ -391,7 +433,7 @@ impl Consumer {
                     self.fetcher.advance(&record.topic, record.partition, record.offset + 1);
                     return Some(Ok(record));
                 }
-                match unpack(unpacked) {
+                match unpack(unpacked, self.unpacked_batch_bytes_max) {
                     Ok(true) => continue,
                     Ok(false) => {
                         let Unpacked { fetched, .. } = unpacked;
@@ -408,7 +450,7 @@ impl Consumer {
             }
             match self.fetcher.next().await? {
                 Item::Fetched(fetched) => {
-                    self.unpacked = Some(Unpacked { fetched, done_bytes: 0, records: VecDeque::new() });
+                    self.unpacked = Some(Unpacked::of(fetched));
                 }
                 Item::Failed(error) => return Some(Err(error)),
             }
@@ -446,21 +488,80 @@ impl Consumer {
     }
 }
 
+/// What can be handed out at once, and what is left: uncompressed batches as they stand, a compressed one
+/// alone, so that only one is unpacked at a time.
+fn split(
+    fetched: FetchedBatch,
+    bytes_max: usize,
+) -> Result<(FetchedBatch, Option<FetchedBatch>), ConsumeError> {
+    if fetched.plain.is_some() {
+        return Ok((fetched, None));
+    }
+    let (mut from, mut to, mut end_offset) = (0, 0, fetched.from_offset);
+    let mut plain = None;
+    for batch in record_batch::batches(&fetched.bytes) {
+        let (header, bytes) = batch.map_err(|error| fetched.damaged(fetched.from_offset, error))?;
+        if header.end_offset() <= fetched.from_offset {
+            (from, to) = (to + bytes.len(), to + bytes.len());
+            continue;
+        }
+        let is_packed = header.attributes.compression() != Ok(Compression::None);
+        if is_packed && from < to {
+            break;
+        }
+        (to, end_offset) = (to + bytes.len(), header.end_offset());
+        if is_packed {
+            plain = unpack_batch(&fetched, bytes, header.base_offset, bytes_max)?;
+            break;
+        }
+    }
+    let bytes = fetched.bytes.slice(from..to);
+    let rest = (to < fetched.bytes.len()).then(|| FetchedBatch {
+        bytes: fetched.bytes.slice(to..),
+        from_offset: end_offset,
+        ..fetched.clone()
+    });
+    let end_offset = if rest.is_none() { fetched.end_offset } else { end_offset };
+    let plain = plain.unwrap_or_else(|| bytes.clone());
+    Ok((FetchedBatch { bytes, plain: Some(plain), end_offset, ..fetched }, rest))
+}
+
+/// [`compression::unpack`], and the place of what cannot be.
+fn unpack_batch(
+    fetched: &FetchedBatch,
+    batch: &[u8],
+    base_offset: u64,
+    bytes_max: usize,
+) -> Result<Option<Bytes>, ConsumeError> {
+    compression::unpack(batch, bytes_max).map_err(|error| match error {
+        UnpackError::Batch(error) => fetched.damaged(base_offset, error),
+        error => ConsumeError::Unpack {
+            topic: fetched.topic.clone(),
+            partition: fetched.partition,
+            offset: base_offset.max(fetched.from_offset),
+            error,
+        },
+    })
+}
+
 /// Unpacks the next stored batch; whether there was one.
-fn unpack(unpacked: &mut Unpacked) -> Result<bool, ConsumeError> {
+fn unpack(unpacked: &mut Unpacked, bytes_max: usize) -> Result<bool, ConsumeError> {
     let Unpacked { fetched, done_bytes, records } = unpacked;
     let Some(next) = record_batch::batches(&fetched.bytes[*done_bytes..]).next() else {
         return Ok(false);
     };
-    let (header, _) = next.map_err(|error| fetched.damaged(fetched.from_offset, error))?;
+    let (header, batch) = next.map_err(|error| fetched.damaged(fetched.from_offset, error))?;
     // One stored batch at a time, so that unpacked records stay few.
-    let one = FetchedBatch {
-        bytes: fetched.bytes.slice(*done_bytes..*done_bytes + header.batch_bytes),
-        ..fetched.clone()
+    let stored = fetched.bytes.slice_ref(batch);
+    let plain = match header.end_offset() <= fetched.from_offset {
+        true => None,
+        false => unpack_batch(fetched, batch, header.base_offset, bytes_max)?,
     };
+    let plain = plain.unwrap_or_else(|| stored.clone());
+    let one = FetchedBatch { bytes: stored, plain: Some(plain.clone()), ..fetched.clone() };
     for record in one.records() {
         let record = record?;
-        let own = |bytes: &[u8]| one.bytes.slice_ref(bytes);
+        let own = |bytes: &[u8]| plain.slice_ref(bytes);
         let mut headers = Vec::new();
         for header in record.headers() {
             let (name, value) = header.map_err(|error| fetched.damaged(record.offset, error))?;

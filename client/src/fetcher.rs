@@ -15,7 +15,7 @@ use crate::consumer::{AutoOffsetReset, ConsumeError, ConsumerConfig, FetchedBatc
 use crate::reply::{BrokerError, FetchResult, Reply, Response};
 use crate::request::{FetchEntry, OffsetSpec, Request, TopicId};
 use schema::error_code::{Class, ErrorCode};
-use schema::record_batch::{self, BatchError};
+use schema::record_batch::{self, BatchError, Compression};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -513,13 +513,15 @@ impl Worker {
             part.retry_at = None;
             part.failures = 0;
             let from_offset = part.fetch_offset;
-            let Walked { end_offset, sound_bytes, damage } = walked;
+            let Walked { end_offset, sound_bytes, packed, damage } = walked;
             if let Some(end_offset) = end_offset.filter(|end| *end > from_offset) {
                 part.fetch_offset = end_offset;
+                let bytes = result.batches.slice(..sound_bytes);
                 let fetched = FetchedBatch {
                     topic: key.0.clone(),
                     partition: key.1,
-                    bytes: result.batches.slice(..sound_bytes),
+                    plain: (!packed).then(|| bytes.clone()),
+                    bytes,
                     from_offset,
                     end_offset,
                     high_watermark: result.high_watermark,
@@ -645,12 +647,14 @@ struct Walked {
     /// After the last sound batch; `None` without any.
     end_offset: Option<u64>,
     sound_bytes: usize,
+    /// Whether one of them is compressed.
+    packed: bool,
     /// The offset from which it is damaged, where that can be told, and how.
     damage: Option<(Option<u64>, BatchError)>,
 }
 
 fn walk(result: &FetchResult, check_crcs: bool) -> Walked {
-    let mut walked = Walked { end_offset: None, sound_bytes: 0, damage: None };
+    let mut walked = Walked { end_offset: None, sound_bytes: 0, packed: false, damage: None };
     for batch in record_batch::batches(&result.batches) {
         let checked = match batch {
             Ok((header, bytes)) if check_crcs => record_batch::verify(bytes).map(|_| header),
@@ -661,6 +665,7 @@ fn walk(result: &FetchResult, check_crcs: bool) -> Walked {
             Ok(header) => {
                 walked.end_offset = Some(header.end_offset());
                 walked.sound_bytes += header.batch_bytes;
+                walked.packed |= header.attributes.compression() != Ok(Compression::None);
             }
             Err(error) => {
                 walked.damage = Some((walked.end_offset, error));

@@ -24,7 +24,7 @@
 //! Owner: the application, inside one tokio runtime with IO and time. Lifecycle: a [`Client`] learns the
 //! cluster and lends its connections; producers and consumers have background tasks that end with them.
 //! Invariants: memory is bounded by `buffer_memory` and `prefetch_bytes`; dropping never blocks; each
-//! partition is reached on the core that owns it. Absent on purpose: idempotence, groups, compression,
+//! partition is reached on the core that owns it. Absent on purpose: idempotence, groups,
 //! TLS (later issues); a synchronous interface.
 //!
 //! Code map: [`connection`] frames and pipelining; [`request`] and [`reply`] what can be said; `client`
@@ -37,6 +37,7 @@ pub mod request;
 mod accumulator;
 mod admin;
 mod client;
+mod compression;
 mod config;
 mod consumer;
 mod delivery;
@@ -47,6 +48,7 @@ mod sender;
 
 pub use admin::{Admin, ListedOffset, TopicDescription};
 pub use client::{Client, ClientError};
+pub use compression::UnpackError;
 pub use config::{ClientConfig, ConfigError};
 pub use connection::{Connection, ConnectionError};
 pub use consumer::{
@@ -62,4 +64,4 @@ pub use reply::{
 };
 pub use request::{Acks, NewTopic, OffsetSpec, TopicId};
 pub use schema::error_code::ErrorCode;
-pub use schema::record_batch::{BatchError, Headers, Record};
+pub use schema::record_batch::{BatchError, Compression, Headers, Record};

@@ -6,7 +6,7 @@
 //! the task to send what was taken. Invariants: at most `buffer_memory` bytes of records are held; no
 //! lock is held across an await; records of one partition keep their order unless a request is repeated
 //! while later ones are in flight. Absent on purpose: idempotence (without it a batch that is resent
-//! after a lost connection can appear twice: at least once) and compression.
+//! after a lost connection can appear twice: at least once).
 
 use crate::accumulator::{Accumulator, RecordParts, Reservation, Route};
 use crate::client::{ClientError, Cluster, Topic};
@@ -15,7 +15,7 @@ use crate::partitioner::Partitioner;
 use crate::request::Acks;
 use crate::sender;
 use bytes::Bytes;
-use schema::record_batch::{BatchBuilder, BatchError, Header};
+use schema::record_batch::{BatchBuilder, BatchError, Compression, Header};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -55,6 +55,9 @@ pub struct ProducerConfig {
     pub delivery_timeout: Duration,
     /// Where records without an explicit partition go.
     pub partitioner: Partitioner,
+    /// How batches are compressed, if that makes them smaller. `batch_size` and `buffer_memory` count what
+    /// they are before.
+    pub compression: Compression,
     /// Whether receipts say where the time went.
     pub explain: bool,
     /// Whether a batch is sent again when nobody knows whether it was appended: after a lost
@@ -73,6 +76,7 @@ impl Default for ProducerConfig {
             max_in_flight_requests_per_connection: 5,
             delivery_timeout: Duration::from_secs(120),
             partitioner: Partitioner::Default,
+            compression: Compression::None,
             explain: false,
             resend_when_unknown: true,
         }

@@ -151,7 +151,7 @@ impl Sender<'_> {
                 topic,
                 partition: batch.route.partition,
                 leader_epoch,
-                batch: batch.encoded(),
+                batch: batch.encoded(config.compression),
             });
             left = left.min((batch.created_at + config.delivery_timeout).saturating_duration_since(now));
             cargo.push((batch, topic));

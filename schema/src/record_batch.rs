@@ -66,18 +66,47 @@ const _: () = assert!(at::ATTRIBUTES == CRC_START && at::CRC + 4 == CRC_START);
 const _: () = assert!(at::RECORD_COUNT + 4 == HEADER_BYTES && at::LENGTH + 4 == LENGTH_END);
 
 /// How the records of a batch are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u16)]
 pub enum Compression {
     /// Not at all.
-    None,
-    /// gzip (1).
-    Gzip,
-    /// Snappy (2).
-    Snappy,
-    /// LZ4 frame (3).
-    Lz4,
-    /// Zstandard (4).
-    Zstd,
+    #[default]
+    None = 0,
+    /// gzip.
+    Gzip = 1,
+    /// Snappy.
+    Snappy = 2,
+    /// LZ4 frame.
+    Lz4 = 3,
+    /// Zstandard.
+    Zstd = 4,
+}
+
+impl Compression {
+    /// Its name in settings and on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Snappy => "snappy",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    fn bits(self) -> u16 {
+        self as u16
+    }
+}
+
+impl std::str::FromStr for Compression {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let kinds = [Self::None, Self::Lz4, Self::Zstd, Self::Snappy, Self::Gzip];
+        let found = kinds.into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| format!("write one of {}", kinds.map(Self::name).join(", ")))
+    }
 }
 
 /// Who set the timestamps of a batch.
@@ -253,6 +282,22 @@ pub fn set_log_append_time(batch: &mut [u8], append_time_ms: i64) {
     let attributes = u16::from_be_bytes([batch[at::ATTRIBUTES], batch[at::ATTRIBUTES + 1]]);
     put(batch, at::ATTRIBUTES, (attributes | Attributes::LOG_APPEND_TIME).to_be_bytes());
     put(batch, at::MAX_TIMESTAMP, append_time_ms.to_be_bytes());
+    seal(batch);
+}
+
+/// Makes `batch`, which has other records behind room for a header, the counterpart of `original`: the same
+/// header with this compression, this length and the CRC of the new records.
+///
+/// # Panics
+/// On fewer bytes than a header in either.
+pub fn set_records(batch: &mut [u8], original: &[u8], compression: Compression) {
+    assert!(batch.len() >= HEADER_BYTES, "a batch has {HEADER_BYTES} bytes or more, not {}", batch.len());
+    batch[..HEADER_BYTES].copy_from_slice(&original[..HEADER_BYTES]);
+    let length = (batch.len() - LENGTH_END) as i32;
+    put(batch, at::LENGTH, length.to_be_bytes());
+    let attributes = u16::from_be_bytes([batch[at::ATTRIBUTES], batch[at::ATTRIBUTES + 1]]);
+    let attributes = attributes & !Attributes::COMPRESSION | compression.bits();
+    put(batch, at::ATTRIBUTES, attributes.to_be_bytes());
     seal(batch);
 }
 

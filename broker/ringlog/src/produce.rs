@@ -5,7 +5,7 @@
 //! still sent and reported.
 //! Invariants: memory is bounded by the client's and by a few chunks of lines; a line is sent unchanged,
 //! without its end; every record is acknowledged or counted as failed before the command ends.
-//! Absent on purpose: other input formats, compression.
+//! Absent on purpose: other input formats.
 
 mod key;
 mod lines;
@@ -18,7 +18,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use key::KeyRule;
 use lines::Lines;
 use ringlog_client::{
-    Acks, Client, ClientError, DeliveryFuture, ErrorCode, NewTopic, Producer, ProducerConfig, ProducerRecord,
+    Acks, Client, ClientError, Compression, DeliveryFuture, ErrorCode, NewTopic, Producer, ProducerConfig,
+    ProducerRecord,
 };
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ pub struct ProduceArguments {
     /// What an acknowledgement waits for: 0 nothing, 1 the leader's device, all every in-sync replica's
     #[arg(long, value_parser = acks, default_value = "all")]
     acks: Acks,
+    /// Compress batches: none, lz4, zstd, snappy, gzip
+    #[arg(long, value_name = "CODEC", default_value = "none")]
+    compression: Compression,
     /// Say where the time of the acknowledgements went
     #[arg(long)]
     explain: bool,
@@ -91,6 +95,7 @@ async fn produce(arguments: ProduceArguments, input: Lines, output: &mut Output)
     let made = ensure_topic(&client, &arguments).await?;
     let producer = client.producer(ProducerConfig {
         acks: arguments.acks,
+        compression: arguments.compression,
         explain: arguments.explain,
         // A person waits.
         delivery_timeout: Duration::from_secs(30),

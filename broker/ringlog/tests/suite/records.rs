@@ -192,3 +192,33 @@ fn bytes_acks_and_anatomy() {
         .run_with(&["produce", "b", "--partition", "1"], b"z\n")
         .failed(1, &["no partition 1", "topic describe b"]);
 }
+
+#[test]
+fn compressed_batches_are_stored_as_sent() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let lines: String = (0..3000).map(|n| format!("line {n}, which repeats what the others say\n")).collect();
+    let disk_bytes = |topic: &str| {
+        let described = broker.run(&["topic", "describe", topic, "--format", "json"]).ok().json();
+        described[0]["bytes"].as_u64().expect("its size")
+    };
+    for codec in ["none", "lz4", "zstd", "snappy", "gzip"] {
+        let topic = format!("packed-{codec}");
+        broker.run_with(&["produce", &topic, "--compression", codec], lines.as_bytes()).ok();
+        broker.run_with(&["produce", &topic], b"not compressed\n").ok();
+        broker.run_with(&["produce", &topic, "--compression", codec], lines.as_bytes()).ok();
+        let values: Vec<String> =
+            all(&broker, &topic).iter().map(|record| record["value"].as_str().unwrap().to_owned()).collect();
+        let expected = format!("{lines}not compressed\n{lines}");
+        assert!(values.iter().map(String::as_str).eq(expected.lines()), "{codec}");
+        // Into the middle of a compressed batch.
+        let middle = broker.run(&["consume", &topic, "--offset", "1500", "--max", "2", "--until-end"]).ok();
+        assert_eq!(
+            middle.text(),
+            lines.lines().skip(1500).take(2).map(|line| format!("{line}\n")).collect::<String>()
+        );
+        let smaller = disk_bytes(&topic) * 2 < disk_bytes("packed-none");
+        assert_eq!(smaller, codec != "none", "{codec}: {} bytes", disk_bytes(&topic));
+    }
+    broker.run_with(&["produce", "t", "--compression", "rar"], b"").failed(2, &["none, lz4, zstd"]);
+}
