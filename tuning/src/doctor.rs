@@ -66,11 +66,12 @@ impl Disk {
         text(&self.path.join("queue").join(name))
     }
 
-    /// Whether a hypervisor made it: it then does not know what it is.
+    /// Whether a hypervisor or the kernel made it up: what it says of itself is then not what is below.
     pub(crate) fn is_virtual(&self) -> bool {
+        const NAMES: [&str; 5] = ["vd", "xvd", "loop", "nbd", "rbd"];
         const VENDORS: [&str; 7] = ["QEMU", "VMware", "Msft", "Google", "VBOX", "Virtio", "XEN"];
         let vendor = text(&self.path.join("device/vendor")).unwrap_or_default();
-        ["vd", "xvd"].iter().any(|prefix| self.name.starts_with(prefix)) || VENDORS.contains(&vendor.as_str())
+        NAMES.iter().any(|prefix| self.name.starts_with(prefix)) || VENDORS.contains(&vendor.as_str())
     }
 }
 

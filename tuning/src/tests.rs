@@ -338,6 +338,11 @@ const ROWS: &[Row] = &[
         host.put("sys/devices/pci/nvme0/nvme0n1/queue/rotational", "1\n");
         host.put("sys/devices/pci/nvme0/nvme0n1/device/vendor", "QEMU    \n");
     }),
+    ("rotational", Note, "loop0 says that it rotates", |host| {
+        host.put("sys/devices/virtual/block/loop0/queue/rotational", "1\n");
+        host.link("sys/dev/block/7:0", "sys/devices/virtual/block/loop0");
+        host.mount("27 1 7:0 / / rw,relatime - ext4 /dev/loop0 rw");
+    }),
     ("backlog", Warning, "= 128", |host| host.put("proc/sys/net/core/somaxconn", "128\n")),
     ("syn_backlog", Note, "= 512", |host| host.put("proc/sys/net/ipv4/tcp_max_syn_backlog", "512\n")),
     ("local_ports", Warning, "ip_local_reserved_ports=9644", |host| {
