@@ -167,14 +167,14 @@ fn tile(name: &str, value: &str) -> Markup {
 
 /// Several reports: one colour per group.
 fn several(groups: &[Group<'_>]) -> Markup {
-    type Measure = (&'static str, fn(&Report) -> f64, fn(f64) -> String);
+    type Measure = (&'static str, &'static str, fn(&Report) -> f64, fn(f64) -> String);
     let measures: [Measure; 6] = [
-        ("Acknowledged, records/s", |report| report.produced.records_s, short),
-        ("Acknowledged, MB/s", |report| report.produced.mb_s, short),
-        ("Acknowledge p50", |report| report.acknowledge.p50_us, duration),
-        ("Acknowledge p99", |report| report.acknowledge.p99_us, duration),
-        ("Acknowledge p99.9", |report| report.acknowledge.p999_us, duration),
-        ("End to end p99", |report| report.end_to_end.p99_us, duration),
+        ("Acknowledged, records/s", "more is better", |report| report.produced.records_s, short),
+        ("Acknowledged, MB/s", "more is better", |report| report.produced.mb_s, short),
+        ("Acknowledge p50", "less is better", |report| report.acknowledge.p50_us, duration),
+        ("Acknowledge p99", "less is better", |report| report.acknowledge.p99_us, duration),
+        ("Acknowledge p99.9", "less is better", |report| report.acknowledge.p999_us, duration),
+        ("End to end p99", "less is better", |report| report.end_to_end.p99_us, duration),
     ];
     let bars = |of: fn(&Report) -> f64| -> Vec<Bar> {
         let bar = |group: &Group<'_>| Bar {
@@ -192,10 +192,10 @@ fn several(groups: &[Group<'_>]) -> Markup {
     html! {
         p.note { "A bar is the median of its runs; the marks are the single runs." }
         div.grid2 {
-            @for (title, of, format) in measures { (bars::compared(title, &bars(of), format)) }
+            @for (title, note, of, format) in measures { (bars::compared(title, note, &bars(of), format)) }
         }
         div.grid2 {
-            (over_time("Throughput over time", RECORDS, groups, |report| produced(report)))
+            (over_time("Throughput over time", RECORDS, groups, produced))
             (over_time("p99 of acknowledgements over time", LATENCY, groups, |report| {
                 points(report, |second| second.p99_us)
             }))

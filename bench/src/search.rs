@@ -2,7 +2,7 @@
 //!
 //! Owner: a run; one per workload. Decides only: trials and the clock are the caller's. Lifecycle: doubles
 //! (or halves, while nothing has held) until one rate has held and a higher one was missed, then tries the
-//! geometric mean of both until they are 5 % apart. A p99 that was missed while doubling is tried once
+//! geometric mean of both until they are 5 % apart. Where only the p99 was missed, the rate is tried once
 //! more: one stall of the host is one record in a hundred of a trial of seconds, and would end the search
 //! far too low. Every trial is kept, the repeated ones too.
 //! Invariants: a rate that is reported has held, and no lower one was missed in the end; the number of
@@ -215,10 +215,9 @@ impl RateSearch {
         let step = SearchStep { records_s, achieved_records_s, p99_us, verdict };
         self.steps.push(step);
         let repeated = self.again.take().is_some();
-        let doubling = self.missed.is_none();
         match verdict {
             Verdict::Held => self.held = Some(self.held.map_or(records_s, |held| held.max(records_s))),
-            Verdict::Latency if doubling && !repeated => self.again = Some(records_s),
+            Verdict::Latency if !repeated => self.again = Some(records_s),
             _ => self.missed = Some(self.missed.map_or(records_s, |missed| missed.min(records_s))),
         }
         step
@@ -248,8 +247,12 @@ impl RateSearch {
 
 /// To three digits, which is as well as a rate is known.
 fn rounded(rate: f64) -> f64 {
-    let unit = 10f64.powf(rate.log10().floor() - 2.0);
-    (rate / unit).round() * unit
+    let digits = 2 - rate.log10().floor() as i32;
+    // Dividing by a whole power of ten gives the number that is nearest to the decimal one.
+    match digits {
+        0.. => (rate * 10f64.powi(digits)).round() / 10f64.powi(digits),
+        _ => (rate / 10f64.powi(-digits)).round() * 10f64.powi(-digits),
+    }
 }
 
 #[cfg(test)]
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stall_does_not_end_the_doubling() {
+    fn one_stall_does_not_mislead() {
         let capacity = 50_000.0;
         let mut steady = up_to(capacity);
         // The third trial meets a stall of the host: the rate is tried again, and holds.
@@ -344,21 +347,27 @@ mod tests {
         assert_eq!(report.steps[2].records_s, report.steps[3].records_s);
         assert_eq!((report.steps[2].verdict, report.steps[3].verdict), (Verdict::Latency, Verdict::Held));
         assert!(report.held_records_s.is_some_and(|held| held > 0.94 * capacity), "{report:?}");
-        // A rate that misses twice is missed; while bisecting, once is enough.
+        // A rate that misses twice is missed.
         let mut tried = Vec::new();
         let report = search(LIMITS, |_, rate| {
             tried.push(rate);
             let p99_us = if rate > 3000.0 { 90_000.0 } else { 1000.0 };
             Trial { achieved_records_s: rate, p99_us, ..Trial::default() }
         });
-        assert_eq!(tried[..5], [1000.0, 2000.0, 4000.0, 4000.0, 2830.0], "{report:?}");
-        assert_eq!(tried[5..].iter().filter(|rate| **rate == tried[5]).count(), 1, "{report:?}");
+        assert_eq!(tried[..7], [1000.0, 2000.0, 4000.0, 4000.0, 2830.0, 3360.0, 3360.0], "{report:?}");
     }
 
     #[test]
     fn the_first_rate_depends_on_the_size() {
         for (record_bytes, start) in [(16, 20_000.0), (100, 20_000.0), (1024, 3910.0), (65_536, 61.0)] {
             assert_eq!(SearchLimits::new(1.0, record_bytes).start_records_s, start);
+        }
+    }
+
+    #[test]
+    fn rates_have_three_digits() {
+        for (rate, expect) in [(86.3499, 86.3), (4.44444, 4.44), (12_345.0, 12_300.0), (999.6, 1000.0)] {
+            assert_eq!(rounded(rate).to_string(), f64::to_string(&expect), "{rate}");
         }
     }
 }

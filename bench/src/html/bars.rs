@@ -64,13 +64,13 @@ pub struct Bar {
     pub values: Vec<f64>,
 }
 
-/// Bars of one measure.
-pub fn compared(title: &str, bars: &[Bar], format: fn(f64) -> String) -> Markup {
+/// Bars of one measure, and which end of it is the better one.
+pub fn compared(title: &str, note: &str, bars: &[Bar], format: fn(f64) -> String) -> Markup {
     let most = bars.iter().flat_map(|bar| &bar.values).fold(0f64, |most, value| most.max(*value));
     let width = |value: f64| format!("{:.2}%", 100.0 * value / most.max(f64::MIN_POSITIVE));
     html! {
         figure {
-            figcaption { b { (title) } }
+            figcaption { b { (title) } " " span.note { (note) } }
             @for bar in bars {
                 @let middle = median(&bar.values);
                 div.bar {
@@ -119,12 +119,12 @@ mod tests {
     fn bars_share_a_scale() {
         let bar = |name: &str, values: &[f64]| Bar { name: name.into(), color: 0, values: values.into() };
         let drawn =
-            compared("t", &[bar("a", &[50.0]), bar("b", &[100.0, 200.0, 150.0])], short).into_string();
+            compared("t", "", &[bar("a", &[50.0]), bar("b", &[100.0, 200.0, 150.0])], short).into_string();
         for expect in ["width:25.00%", "width:75.00%", "left:100.00%", "left:50.00%"] {
             assert!(drawn.contains(expect), "{expect}: {drawn}");
         }
         assert_eq!(drawn.matches("class=\"run\"").count(), 3, "one run alone needs no mark: {drawn}");
-        let nothing = compared("t", &[bar("a", &[])], short).into_string();
+        let nothing = compared("t", "", &[bar("a", &[])], short).into_string();
         assert!(nothing.contains("width:0.00%"), "{nothing}");
     }
 

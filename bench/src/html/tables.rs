@@ -30,7 +30,8 @@ pub fn figures(names: &[String], reports: &[Report]) -> Markup {
         ("end to end max", |r| duration(r.end_to_end.max_us)),
         ("failed; not received", |r| format!("{}; {}", r.failed, r.not_received)),
     ];
-    let used: [(&str, fn(Usage) -> String); 3] = [
+    type Used = fn(Usage) -> String;
+    let used: [(&str, Used); 3] = [
         ("processor time", |usage| format!("{:.1} s", usage.cpu_s)),
         ("resident memory, most", |usage| format!("{:.0} MB", usage.resident_max_bytes as f64 / 1e6)),
         ("context switches", |usage| short((usage.switches_voluntary + usage.switches_involuntary) as f64)),

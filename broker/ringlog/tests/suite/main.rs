@@ -3,6 +3,7 @@
 //!
 //! Absent on purpose: the inside of the broker and crashes, which have suites of their own.
 
+mod bench_reports;
 mod demo_and_bench;
 mod errors;
 mod first_message;
