@@ -12,7 +12,11 @@
 
 pub mod budgets;
 pub mod ceilings;
+pub mod flame;
+pub mod history;
 pub mod host_profile;
+pub mod report;
+pub mod sampling;
 pub mod share;
 
 mod aligned;

@@ -277,6 +277,9 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
             ))?;
         }
         output.table(&table(&report))?;
+        if let Some(share) = crate::perf::share::line(&report) {
+            output.line(&format!("\n{share}"))?;
+        }
         if !report.explained.is_empty() {
             output.line("")?;
             output.table(&explained(&report))?;

@@ -1,58 +1,38 @@
-//! `ringlog perf ceilings`: what this machine can do without a broker, to hold the broker against.
+//! `ringlog perf …`: why it is as fast as it is.
 //!
-//! The measuring is the `perf` crate's; here are arguments and output.
+//! The measuring is the `perf` crate's; here are arguments, the broker that is looked at, and output. One file
+//! per subcommand. Absent on purpose: instruction budgets; they concern whoever changes the code, and are an
+//! example of the `perf` crate.
+
+mod ceilings;
+mod history;
+mod profile;
+pub mod share;
 
 use crate::failure::Failure;
-use crate::output::{FormatArguments, Output};
-use ::perf::ceilings::{Options, run_each, table};
-use std::path::PathBuf;
 
 /// `ringlog perf …`
 #[derive(clap::Subcommand)]
 pub enum PerfCommand {
-    /// Measure device, loopback and memory in a bare loop (about 1.6 GiB of disk, freed again)
-    Ceilings(CeilingsArguments),
-}
-
-/// `ringlog perf ceilings`
-#[derive(clap::Args)]
-pub struct CeilingsArguments {
-    /// A directory on the device to measure
-    #[arg(default_value = ".")]
-    directory: PathBuf,
-    /// Length of one case
-    #[arg(long, value_name = "S", default_value_t = 1.0)]
-    seconds: f64,
-    /// Only cases whose name contains this
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
-    #[command(flatten)]
-    format: FormatArguments,
+    /// Measure device, loopback, memory and wake-ups in a bare loop (about 1.6 GiB of disk, freed again)
+    Ceilings(ceilings::CeilingsArguments),
+    /// Run a workload against an embedded broker, and draw where the broker's time goes
+    Profile(profile::ProfileArguments),
+    /// The ceiling that bound the runs of bench reports, and how near they came to it
+    Share(share::ShareArguments),
+    /// Keep the key figures of bench reports, by commit
+    Record(history::RecordArguments),
+    /// Draw what was recorded
+    Plot(history::PlotArguments),
 }
 
 /// Runs it.
 pub fn run(command: PerfCommand) -> Result<(), Failure> {
-    let PerfCommand::Ceilings(arguments) = command;
-    if !(arguments.seconds > 0.0 && arguments.seconds <= 3600.0) {
-        return Err(Failure::usage("--seconds takes a number above 0, at most 3600"));
+    match command {
+        PerfCommand::Ceilings(arguments) => ceilings::run(arguments),
+        PerfCommand::Profile(arguments) => profile::run(arguments),
+        PerfCommand::Share(arguments) => share::run(&arguments),
+        PerfCommand::Record(arguments) => history::record(&arguments),
+        PerfCommand::Plot(arguments) => history::plot(&arguments),
     }
-    let mut output = Output::new(arguments.format.format);
-    let options = Options { seconds: arguments.seconds, only: arguments.only };
-    let mut ceilings = Vec::new();
-    let mut written = Ok(());
-    let measured = run_each(&arguments.directory, &options, &mut |ceiling| {
-        if output.is_json() {
-            let line = output.json(&ceiling).and_then(|()| output.flush());
-            written = std::mem::replace(&mut written, Ok(())).and(line);
-        } else {
-            eprintln!("{}: {:.0} {}", ceiling.name, ceiling.value, ceiling.unit);
-        }
-        ceilings.push(ceiling);
-    });
-    if !output.is_json() && !ceilings.is_empty() {
-        output.line(table(&ceilings).trim_end())?;
-    }
-    written?;
-    output.flush()?;
-    measured.map_err(|error| Failure::operation(error.to_string()))
 }
