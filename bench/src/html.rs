@@ -139,6 +139,9 @@ fn one(report: &Report) -> Markup {
         @if report.failed > 0 {
             p.warn { (report.failed) " records were not acknowledged: " (report.last_failure.as_deref().unwrap_or("")) }
         }
+        @if let Some(ceiling) = &report.ceiling {
+            p { "Share of the ceiling that binds it: " b { (ceiling) } }
+        }
         @if let Some(search) = &report.search {
             @let target = duration(search.limits.p99_us_max);
             p {

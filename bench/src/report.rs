@@ -155,7 +155,7 @@ pub struct Report {
     pub last_failure: Option<String>,
     /// Acknowledged records that a subscription did not receive before the end.
     pub not_received: u64,
-    /// Seconds until the backlog was consumed.
+    /// Seconds until consumers of a backlog were less than a second behind.
     pub backlog_drained_s: Option<f64>,
     /// What the broker's process used in the whole run, if it is on this host.
     pub broker_usage: Option<Usage>,
@@ -169,6 +169,8 @@ pub struct Report {
     pub seconds: Vec<SecondPoint>,
     /// The search that found the rate, if there was one.
     pub search: Option<SearchReport>,
+    /// Which share of which ceiling of this host was reached, if its ceilings are known.
+    pub ceiling: Option<String>,
 }
 
 /// What a report says besides what was measured.
@@ -240,6 +242,7 @@ impl Report {
                 })
                 .collect(),
             search: None,
+            ceiling: None,
         }
     }
 

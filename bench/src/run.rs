@@ -118,7 +118,7 @@ pub struct RunResult {
     pub recording: Recording,
     /// When it was measured, seconds since the start.
     pub window_s: (f64, f64),
-    /// Seconds from the start until the backlog had been consumed, if there was one.
+    /// Seconds from the start until consumers were less than a second behind, if there was a backlog.
     pub backlog_drained_s: Option<f64>,
     /// Records that were acknowledged and not received by every subscription before the end.
     pub not_received: u64,
@@ -332,11 +332,13 @@ impl<'a> Lead<'a> {
         let mut watch = Watch { live, last: LastSecond::default() };
         let backlog_bytes = (workload.consumer_backlog_size_gb * 1e9) as u64;
         let began_ns = now_ns();
+        let mut filled = 0;
         if backlog_bytes > 0 {
             signal.send_replace(Signal::Backlog);
             loop {
                 let now = watch.seen(Phase::Backlog, began_ns, 0.0);
                 progress(now);
+                filled = now.acknowledged;
                 if now.acknowledged_bytes >= backlog_bytes {
                     break;
                 }
@@ -362,7 +364,7 @@ impl<'a> Lead<'a> {
             };
             let now = watch.seen(phase, start_ns, total_s);
             progress(now);
-            if backlog_bytes > 0 && backlog_drained_s.is_none() && self.is_caught_up(&now) {
+            if backlog_bytes > 0 && backlog_drained_s.is_none() && self.lags_a_second(&now, filled) {
                 backlog_drained_s = Some(now.elapsed_s);
             }
             match tokio::time::timeout(Duration::from_millis(200), told.recv()).await {
@@ -376,7 +378,11 @@ impl<'a> Lead<'a> {
         loop {
             let now = watch.seen(Phase::Draining, start_ns, total_s);
             progress(now);
-            if self.is_caught_up(&now) || now_ns() > deadline_ns {
+            let caught_up = self.is_caught_up(&now);
+            if backlog_bytes > 0 && backlog_drained_s.is_none() && caught_up {
+                backlog_drained_s = Some(now.elapsed_s);
+            }
+            if caught_up || now_ns() > deadline_ns {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -410,6 +416,14 @@ impl<'a> Lead<'a> {
 
     fn has_consumers(&self) -> bool {
         self.workload.subscriptions_per_topic > 0 && self.workload.consumer_per_subscription > 0
+    }
+
+    /// Whether consumers have all but what a second brings: while producing goes on, some records are always
+    /// on their way. `filled`: the records of the backlog.
+    fn lags_a_second(&self, now: &Progress, filled: u64) -> bool {
+        let a_second = now.acknowledged.saturating_sub(filled) as f64 / now.elapsed_s.max(1.0);
+        let before = now.acknowledged.saturating_sub(a_second as u64);
+        self.is_caught_up(&Progress { acknowledged: before, ..*now })
     }
 
     fn is_caught_up(&self, now: &Progress) -> bool {

@@ -362,6 +362,25 @@ fn a_delay_behind_the_acknowledgement_is_in_the_end_to_end_latency_only() {
 }
 
 #[test]
+fn a_backlog_is_made_before_the_run_and_is_not_in_its_seconds() {
+    let fake = Fake::new(Plan::Nothing);
+    let rate = workload(500.0);
+    let workload = Workload {
+        subscriptions_per_topic: 1,
+        consumer_per_subscription: 1,
+        consumer_backlog_size_gb: 1000.0 * rate.message_size as f64 / 1e9,
+        warmup_duration_minutes: 0.0,
+        ..rate
+    };
+    let result = ran(&fake, &workload, &RunOptions::default());
+    let recording = &result.recording;
+    assert!(recording.acknowledged_in_all >= 1000 + 750, "{}", recording.acknowledged_in_all);
+    let by_second: u64 = recording.seconds.iter().map(|second| second.acknowledged).sum();
+    assert_eq!((by_second, recording.acknowledge_ns.len(), result.not_received), (750, 750, 0));
+    assert!(result.backlog_drained_s.is_some_and(|seconds| seconds > 0.0), "{:?}", result.backlog_drained_s);
+}
+
+#[test]
 fn the_rate_that_a_broker_can_keep_is_found() {
     // One record after the other, a millisecond each: 1000 per second and no more.
     let fake = Fake::new(Plan::OneByOne);

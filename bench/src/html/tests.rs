@@ -56,6 +56,7 @@ fn report(driver: &str, durability: Durability, slow: f64) -> Report {
         window_s: (2.0, 10.0),
         seconds: (0..11).map(second).collect(),
         search: None,
+        ceiling: Some("12 % of what the disk does".to_owned()),
     }
 }
 
@@ -89,6 +90,7 @@ fn a_page_about_one_run_says_everything() {
         "workload: partitionsPerTopic",
         "durability settings",
         "flush_rounds_total",
+        "12 % of what the disk does",
     ];
     check(&page, &wanted, &["do not promise the same", "Highest rate", "made up <&>"]);
     assert_eq!(page.matches("<svg").count(), 3, "{page}");

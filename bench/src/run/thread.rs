@@ -176,6 +176,7 @@ impl Thread<'_> {
             filling.spawn_local(async move {
                 while !stop.get() {
                     sender.send(now_ns()).await?;
+                    sender.breathe().await;
                 }
                 sender.producer.flush().await?;
                 Ok::<_, RunError>(sender)
