@@ -257,7 +257,8 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
     });
     view.end();
     drop(embedded);
-    let report = measured?;
+    let report: Report = measured?;
+    let report = Report { ceiling: crate::perf::share::line(&report), ..report };
     let reports = std::slice::from_ref(&report);
     let written = arguments.files.write(&report.workload.name, &report, reports)?;
     if output.is_json() {
@@ -277,7 +278,7 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
             ))?;
         }
         output.table(&table(&report))?;
-        if let Some(share) = crate::perf::share::line(&report) {
+        if let Some(share) = &report.ceiling {
             output.line(&format!("\n{share}"))?;
         }
         if !report.explained.is_empty() {
