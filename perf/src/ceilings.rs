@@ -16,6 +16,7 @@ use hdrhistogram::Histogram;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// How long and what to measure.
@@ -208,15 +209,22 @@ fn on_core<T: Send>(core: usize, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
+/// The cores that this process may use. Asked once, by a thread that is not pinned: a pinned one, and those that it
+/// starts, would be told of their own core only.
+fn cores() -> &'static [core_affinity::CoreId] {
+    static CORES: OnceLock<Vec<core_affinity::CoreId>> = OnceLock::new();
+    CORES.get_or_init(|| core_affinity::get_core_ids().unwrap_or_default())
+}
+
 /// Pins the calling thread to the `core`-th core that this process may use, counted modulo their number.
 fn pin(core: usize) {
-    if let Some(ids) = core_affinity::get_core_ids().filter(|ids| !ids.is_empty()) {
-        core_affinity::set_for_current(ids[core % ids.len()]);
+    if let Some(at) = core.checked_rem(cores().len()) {
+        core_affinity::set_for_current(cores()[at]);
     }
 }
 
 pub(crate) fn core_count() -> usize {
-    core_affinity::get_core_ids().map_or(1, |ids| ids.len().max(1))
+    cores().len().max(1)
 }
 
 #[cfg(test)]
@@ -226,6 +234,14 @@ mod tests {
     /// The build's output is on a real device where /tmp may be a tmpfs.
     pub(super) fn beside_this_test() -> PathBuf {
         std::env::current_exe().unwrap().parent().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_thread_of_a_pinned_thread_gets_the_core_that_it_asks_for() {
+        let mine = || core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect::<Vec<_>>();
+        let all: Vec<usize> = cores().iter().map(|core| core.id).collect();
+        let (last, first) = on_last_core(|| (mine(), on_core(0, mine)));
+        assert_eq!((last, first), (vec![all[all.len() - 1]], vec![all[0]]));
     }
 
     #[test]
