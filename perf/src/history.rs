@@ -26,7 +26,7 @@ pub struct Entry {
     pub commit: String,
     /// Where.
     pub host: Host,
-    /// One for each workload, driver and durability, sorted by them.
+    /// One for each workload with its settings, driver and durability, sorted by them.
     pub runs: Vec<Run>,
 }
 
@@ -35,6 +35,8 @@ pub struct Entry {
 pub struct Run {
     /// The workload's name.
     pub workload: String,
+    /// Its size, partitions and rate.
+    pub settings: String,
     /// Against what.
     pub driver: String,
     /// What an acknowledgement meant.
@@ -106,6 +108,7 @@ impl Run {
     pub fn of(report: &RunReport, share: Option<Share>) -> Self {
         Self {
             workload: report.workload.name.clone(),
+            settings: report.settings(),
             driver: report.driver.clone(),
             durability: report.durability.clone(),
             ended_unix_s: report.ended_unix_s,
@@ -122,8 +125,8 @@ impl Run {
         }
     }
 
-    fn key(&self) -> (&str, &str, &str) {
-        (&self.workload, &self.driver, &self.durability)
+    fn key(&self) -> [&str; 4] {
+        [&self.workload, &self.settings, &self.driver, &self.durability]
     }
 }
 

@@ -30,6 +30,9 @@ pub struct RunReport {
     pub end_to_end: Latency,
     /// Records that were not acknowledged.
     pub failed: u64,
+    /// The search that found the rate, if there was one.
+    #[serde(default)]
+    pub search: Option<serde_json::Value>,
     /// Only there if the broker was on this host.
     pub broker_usage: Option<serde_json::Value>,
     /// The broker's counters over the whole run.
@@ -47,7 +50,11 @@ pub struct Workload {
     pub name: String,
     /// Topics.
     pub topics: u32,
-    /// Producers of each.
+    /// Partitions of each.
+    pub partitions_per_topic: u32,
+    /// Bytes of a record's value.
+    pub message_size: usize,
+    /// Producers of each topic.
     pub producers_per_topic: u32,
     /// Records per second; 0 = as fast as it goes.
     pub producer_rate: f64,
@@ -123,6 +130,21 @@ impl RunReport {
         Ok(serde_json::from_value(serde_json::to_value(report)?)?)
     }
 
+    /// What makes two runs of a workload comparable, in words: size, partitions, rate, whatever their defaults.
+    pub fn settings(&self) -> String {
+        let Workload { topics, partitions_per_topic, message_size, producer_rate, .. } = &self.workload;
+        let rate = match (self.rate_was_searched(), *producer_rate > 0.0) {
+            (true, _) => "the highest rate".to_owned(),
+            (false, true) => format!("{producer_rate:.0}/s"),
+            (false, false) => "no rate".to_owned(),
+        };
+        format!("{message_size} B, {topics} x {partitions_per_topic} partitions, {rate}")
+    }
+
+    fn rate_was_searched(&self) -> bool {
+        self.search.as_ref().is_some_and(|search| !search.is_null())
+    }
+
     /// What is needed to find the ceiling that bound the run.
     pub fn figures(&self) -> Figures {
         // Counters are of the whole load, warm-up included.
@@ -130,7 +152,8 @@ impl RunReport {
         Figures {
             durable: self.durability == "device",
             same_host: self.broker_usage.as_ref().is_some_and(|usage| !usage.is_null()),
-            fixed_rate: self.workload.producer_rate > 0.0,
+            // A searched rate is the most that was possible, not a given one.
+            fixed_rate: self.workload.producer_rate > 0.0 && !self.rate_was_searched(),
             in_flight: self.workload.in_flight(),
             produced_mb_s: self.produced.mb_s,
             consumed_mb_s: self.consumed.mb_s,
@@ -160,13 +183,13 @@ pub(crate) mod tests {
         let latency = json!({"count": 10, "mean_us": 1.0, "p50_us": p50_us, "p99_us": 3.0 * p50_us, "p999_us": 9.0 * p50_us});
         json!({
             "ended_unix_s": 1_700_000_000, "driver": "ringlog", "durability": "device",
-            "workload": {"name": workload, "topics": 2, "producersPerTopic": 3, "producerRate": 0.0},
+            "workload": {"name": workload, "topics": 2, "partitionsPerTopic": 5, "messageSize": 1000, "producersPerTopic": 3, "producerRate": 0.0},
             "host": {"kernel": "6.1", "cpu": "X", "cores": 2, "filesystem": "ext4", "commit": "0123456789ab"},
             "produced": {"records_s": 1e3 * produced_mb_s, "mb_s": produced_mb_s},
             "consumed": {"records_s": 0.0, "mb_s": 0.0},
             "acknowledge": latency, "end_to_end": latency, "failed": 0, "broker_usage": {"cpu_s": 1.0},
             "counters": {"flush_rounds_total": 2000, "device_read_bytes_total": 40_000_000},
-            "window_s": [5.0, 20.0], "seconds": []
+            "window_s": [5.0, 20.0], "seconds": [], "search": null
         })
     }
 
@@ -197,6 +220,11 @@ pub(crate) mod tests {
         assert!(!set("/durability", json!("page-cache")).durable);
         assert!(!set("/broker_usage", Value::Null).same_host);
         assert_eq!(set("/counters", json!({})).rounds_s, None);
+        let searched = figures(&|it| {
+            it["workload"]["producerRate"] = json!(10.0);
+            it["search"] = json!({"trials": []});
+        });
+        assert!(!searched.fixed_rate);
         // Requests of a connection, records of a producer: in flight of six producers.
         for (requests, records, in_flight) in [(0, 0, 0), (5, 0, 30), (0, 1, 6), (5, 1, 6), (2, 100, 12)] {
             let got = figures(&|it| {
@@ -204,6 +232,21 @@ pub(crate) mod tests {
                 it["workload"]["recordsInFlight"] = json!(records);
             });
             assert_eq!(got.in_flight, in_flight, "{requests} {records}");
+        }
+    }
+
+    #[test]
+    fn settings_tell_runs_apart() {
+        let rows = [
+            (0.0, Value::Null, "1000 B, 2 x 5 partitions, no rate"),
+            (500.0, Value::Null, "1000 B, 2 x 5 partitions, 500/s"),
+            (500.0, json!({}), "1000 B, 2 x 5 partitions, the highest rate"),
+        ];
+        for (rate, search, expect) in rows {
+            let mut value = report("w", 1.0, 1.0);
+            value["workload"]["producerRate"] = json!(rate);
+            value["search"] = search;
+            assert_eq!(RunReport::of(&value).unwrap().settings(), expect);
         }
     }
 

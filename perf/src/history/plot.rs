@@ -1,7 +1,7 @@
 //! The history as one picture: a panel per figure, a line per workload, commits from left to right.
 //!
 //! SVG text, made from the entries alone: the same history gives the same bytes. Invariant: a line joins only
-//! figures of one workload, driver, durability and host. Panels without a value are left out. Absent on purpose:
+//! figures of one workload and its settings, driver, durability and host. Panels without a value are left out. Absent on purpose:
 //! smoothing; every point is a run.
 
 use super::{Entry, Run};
@@ -61,7 +61,7 @@ fn series(entries: &[Entry]) -> Vec<Series<'_>> {
     let mut series: Vec<Series<'_>> = Vec::new();
     for (at, entry) in entries.iter().enumerate() {
         for run in &entry.runs {
-            let mut name = format!("{} ({}, {})", run.workload, run.driver, run.durability);
+            let mut name = format!("{} ({}; {}, {})", run.workload, run.settings, run.driver, run.durability);
             if several {
                 name.push_str(&format!(" on {}", hosts(entry)));
             }
@@ -118,7 +118,9 @@ fn draw(
         chart.caption(figure.title, (FONT, 16)).margin(8).x_label_area_size(46).y_label_area_size(64);
         let x = -0.5..entries.len() as f64 - 0.5;
         let result = if figure.logarithmic {
-            let y = (least / 1.5..most * 1.5).log_scale();
+            // Whole decades: those are what a logarithmic axis has labels for.
+            let least = 10f64.powf(least.log10().floor());
+            let y = (least..10f64.powf(most.log10().ceil()).max(least * 10.0)).log_scale();
             chart.build_cartesian_2d(x, y).map_err(say).and_then(|it| lines(it, entries, series, figure))
         } else {
             let y: Range<f64> = 0.0..most * 1.15;
@@ -197,6 +199,7 @@ mod tests {
     fn entry(commit: &str, cpu: &str, runs: &[(&str, f64)]) -> Entry {
         let run = |(workload, mb_s): &(&str, f64)| Run {
             workload: (*workload).to_owned(),
+            settings: "s".to_owned(),
             driver: "ringlog".to_owned(),
             durability: "device".to_owned(),
             produced_mb_s: *mb_s,
@@ -214,7 +217,9 @@ mod tests {
 
     #[test]
     fn lines_join_one_workload_on_one_host() {
-        let rows: [(&[Entry], &[(&str, &[usize])]); 3] = [
+        // A workload's first letter, and the entries that its line joins.
+        type Line = (&'static str, &'static [usize]);
+        let rows: [(&[Entry], &[Line]); 3] = [
             (
                 &[entry("a", "X", &[("w", 1.0)]), entry("b", "X", &[("w", 2.0), ("v", 3.0)])],
                 &[("v", &[1]), ("w", &[0, 1])],
@@ -244,8 +249,8 @@ mod tests {
             "acknowledge p50, ms",
             "01-02 0123456+",
             "01-02 b",
-            "one (ringlog, device)",
-            "two (ringlog",
+            "one (s; ringlog, device)",
+            "two (s; ringlog",
         ] {
             assert!(picture.contains(part), "{part}");
         }
