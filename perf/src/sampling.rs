@@ -119,6 +119,10 @@ impl Sampler {
         if recorded.status.success() {
             return Ok(());
         }
+        // Of a process that is gone, a quiet `perf` says nothing.
+        if !Path::new(&format!("/proc/{}", self.pid)).exists() {
+            return Err(SamplingError::Gone { pid: self.pid });
+        }
         Err(self.refusal(&String::from_utf8_lossy(&recorded.stderr), paranoid()))
     }
 
@@ -183,6 +187,23 @@ fn start_error(command: &'static str, error: io::Error) -> SamplingError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_is_gone_is_named() {
+        if perf_version().is_err() {
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let sampler = Sampler {
+            // Above the largest number that Linux gives.
+            pid: (1 << 22) + 1,
+            duration: Duration::from_millis(10),
+            frequency_hz: 99,
+            call_graph: CallGraph::FramePointers,
+        };
+        let error = sampler.record(scratch.path()).unwrap_err();
+        assert!(matches!(error, SamplingError::Gone { pid } if pid == (1 << 22) + 1), "{error}");
+    }
 
     #[test]
     fn refusals_say_what_to_do() {

@@ -3,7 +3,7 @@
 //! ```text
 //! embedded broker ◄── load: `ringlog bench --brokers …`, a process of its own
 //!        ▲
-//!        └── perf record, and a count of system calls, for the same seconds
+//!        └── a count of system calls, then perf record
 //! ```
 //!
 //! Only the broker is looked at. Lifecycle: everything that is started ends with the command, however it ends.
@@ -17,7 +17,7 @@ use crate::output::{FormatArguments, Output, Table, grouped};
 use crate::place::{self, Place};
 use ::perf::flame::{Hot, Stacks};
 use ::perf::sampling::{CallGraph, Sampler, SystemCallCounter, SystemCalls, perf_version};
-use ringlog_client::BrokerStatus;
+use ringlog_client::{BrokerStatus, Client};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The load goes on for so much longer than it is looked at: it has to warm up and is stopped anyway.
 const LOAD_EXTRA_S: f64 = 30.0;
 const HOTTEST: usize = 12;
+/// System calls are many: a few seconds of them say enough.
+const COUNTING_S_MAX: f64 = 3.0;
 
 /// `ringlog perf profile`
 #[derive(clap::Args)]
@@ -181,16 +183,14 @@ async fn look(
     };
     let scratch = tempfile::tempdir()
         .map_err(|error| Failure::operation(format!("cannot make a scratch directory: {error}")))?;
+    // Not while samples are taken: strace, where it has to count, slows the broker down.
+    let counted = count_system_calls(&client, pid, arguments.seconds.min(COUNTING_S_MAX)).await?;
     let before = client.admin().status().await?;
-    let counting = SystemCallCounter::start(pid);
     let (began, path) = (Instant::now(), scratch.path().to_owned());
-    // The counting and the counters of the broker are of the seconds in which samples were taken; folding
-    // them takes longer than that.
     let recorded = tokio::task::spawn_blocking(move || sampler.record(&path))
         .await
         .map_err(|error| Failure::operation(error.to_string()))?;
     let elapsed_s = began.elapsed().as_secs_f64();
-    let counted = counting.and_then(SystemCallCounter::stop);
     let after = client.admin().status().await?;
     let ended = load.has_ended();
     recorded.map_err(|error| Failure::operation(error.to_string()))?;
@@ -203,22 +203,46 @@ async fn look(
         .map_err(|error| Failure::operation(error.to_string()))?
         .map_err(|error| Failure::operation(error.to_string()))?;
     let rate = |name: &str| (counter(&after, name) - counter(&before, name)) as f64 / elapsed_s;
-    // Ours was one of them.
-    let requests_s = rate("requests_total") - 1.0 / elapsed_s;
-    let system_calls =
-        counted.map_err(|error| eprintln!("warning: system calls were not counted: {error}")).ok();
-    let per_request = system_calls.as_ref().map(|it| it.total as f64 / it.seconds / requests_s);
+    let (system_calls, requests) = counted.unzip();
+    let per_request =
+        system_calls.as_ref().zip(requests).map(|(it, requests)| it.total as f64 / requests as f64);
     let seen = Profile {
         flame_graph: arguments.output.clone(),
         seconds: arguments.seconds,
         samples: stacks.samples(),
-        requests_s,
+        requests_s: rate("requests_total"),
         records_s: rate("records_total"),
         system_calls,
         system_calls_per_request: per_request.filter(|it| it.is_finite()),
         hottest: stacks.hottest(HOTTEST),
     };
     Ok((seen, stacks))
+}
+
+/// System calls of some seconds, and the requests of the same; `None`, with a warning, where they cannot be counted.
+async fn count_system_calls(
+    client: &Client,
+    pid: u32,
+    seconds: f64,
+) -> Result<Option<(SystemCalls, u64)>, Failure> {
+    let before = client.admin().status().await?;
+    let counting = SystemCallCounter::start(pid);
+    if counting.is_ok() {
+        tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+    }
+    let counted = counting.and_then(SystemCallCounter::stop);
+    let after = client.admin().status().await?;
+    match counted {
+        // The second status request is one of ours.
+        Ok(calls) => {
+            let requests = counter(&after, "requests_total") - counter(&before, "requests_total");
+            Ok(Some((calls, requests.saturating_sub(1))))
+        }
+        Err(error) => {
+            eprintln!("warning: system calls were not counted: {error}");
+            Ok(None)
+        }
+    }
 }
 
 /// A counter, of all shards together.
@@ -244,11 +268,10 @@ fn print(seen: &Profile, output: &mut Output) -> Result<(), Failure> {
     let mut table = Table::new(&["SEEN", ">VALUE"]);
     table.row(["requests/s".into(), grouped(seen.requests_s as u64)]);
     table.row(["records/s".into(), grouped(seen.records_s as u64)]);
-    if let Some(calls) = &seen.system_calls {
-        let number = seen.system_calls_per_request.map_or("-".to_owned(), |it| format!("{it:.2}"));
-        table.row([format!("system calls per request ({})", calls.source), number]);
+    if let (Some(calls), Some(per_request)) = (&seen.system_calls, seen.system_calls_per_request) {
+        table.row([format!("system calls per request ({})", calls.source), format!("{per_request:.2}")]);
         for (name, count) in &calls.by_name {
-            let part = *count as f64 / calls.seconds / seen.requests_s;
+            let part = per_request * *count as f64 / calls.total as f64;
             table.row([format!("  {name}"), format!("{part:.2}")]);
         }
     }
