@@ -7,7 +7,7 @@
 
 use crate::driver::{Driver, DriverError, Durability};
 use crate::report::Report;
-use crate::servers::ServerKind;
+use crate::servers::{Acknowledge, ServerKind};
 use std::fmt;
 
 /// A broker that can take part.
@@ -19,13 +19,27 @@ pub enum Contestant {
     Nats,
     /// Redis streams.
     Redis,
+    /// A running broker of Kafka's protocol.
+    Kafka,
+}
+
+/// Where a contestant's broker is.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// `HOST:PORT`.
+    pub address: &'a str,
+    /// The same of its monitoring port, if it has one.
+    pub monitor: Option<&'a str>,
+    /// What was asked for; a broker that is set up per topic is told.
+    pub acknowledge: Acknowledge,
 }
 
 /// Every contestant: its name, itself, whether its driver is built in.
-const KNOWN: [(&str, Contestant, bool); 3] = [
+const KNOWN: [(&str, Contestant, bool); 4] = [
     ("ringlog", Contestant::Ringlog, true),
     ("nats", Contestant::Nats, cfg!(feature = "nats")),
     ("redis", Contestant::Redis, cfg!(feature = "redis")),
+    ("kafka", Contestant::Kafka, cfg!(feature = "kafka")),
 ];
 
 /// Why a broker cannot take part.
@@ -66,35 +80,42 @@ impl Contestant {
             Self::Ringlog => "ringlog",
             Self::Nats => "nats",
             Self::Redis => "redis",
+            Self::Kafka => "kafka",
         }
     }
 
-    /// The server to be started for it, if that is not this very program.
+    /// The server to be started for it; none for this very program, and for one that runs already.
     pub fn server(self) -> Option<ServerKind> {
         match self {
-            Self::Ringlog => None,
+            Self::Ringlog | Self::Kafka => None,
             Self::Nats => Some(ServerKind::Nats),
             Self::Redis => Some(ServerKind::Redis),
         }
     }
 
-    /// Its driver, against a server at `address` whose monitoring port, if it has one, is at `monitor`.
+    /// Its driver, against the broker at `reach`.
     ///
     /// # Errors
-    /// The server does not answer.
-    pub async fn connect(self, address: &str, monitor: Option<&str>) -> Result<Box<dyn Driver>, DriverError> {
-        // Only some of the drivers look at it.
-        let _ = monitor;
+    /// The broker does not answer.
+    pub async fn connect(self, reach: Reach<'_>) -> Result<Box<dyn Driver>, DriverError> {
+        let address = reach.address;
         match self {
             Self::Ringlog => {
                 let acks = ringlog_client::Acks::All;
                 Ok(Box::new(crate::driver::ringlog::RinglogDriver::new(address, acks)))
             }
             #[cfg(feature = "nats")]
-            Self::Nats => Ok(Box::new(crate::driver::nats::NatsDriver::connect(address, monitor).await?)),
+            Self::Nats => {
+                Ok(Box::new(crate::driver::nats::NatsDriver::connect(address, reach.monitor).await?))
+            }
             #[cfg(feature = "redis")]
             Self::Redis => Ok(Box::new(crate::driver::redis::RedisDriver::connect(address).await?)),
-            #[cfg(not(all(feature = "nats", feature = "redis")))]
+            #[cfg(feature = "kafka")]
+            Self::Kafka => {
+                let sync_each = reach.acknowledge == Acknowledge::FromDevice;
+                Ok(Box::new(crate::driver::kafka::KafkaDriver::connect(address, sync_each)?))
+            }
+            #[cfg(not(all(feature = "nats", feature = "redis", feature = "kafka")))]
             absent => {
                 let message = ContestantError::NotBuilt(absent.name()).to_string();
                 Err(DriverError { driver: absent.name(), message })
@@ -132,7 +153,7 @@ impl Spread {
 /// One median over another, and the durabilities if they differ.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Ratio {
-    /// `None` where the other is nothing.
+    /// `None` where one of them is nothing.
     value: Option<f64>,
     /// `page cache against device`; `None` where they are alike.
     durabilities: Option<String>,
@@ -143,7 +164,8 @@ impl Ratio {
         let alike = durability == first_durability;
         let durabilities =
             (!alike).then(|| format!("{} against {}", durability.name(), first_durability.name()));
-        Self { value: (first.median > 0.0).then(|| figure.median / first.median), durabilities }
+        let both = figure.median > 0.0 && first.median > 0.0;
+        Self { value: both.then(|| figure.median / first.median), durabilities }
     }
 }
 
@@ -301,19 +323,16 @@ mod tests {
 
     #[test]
     fn spreads_are_of_any_number_of_figures() {
-        let rows: [(&[f64], (f64, f64, f64)); 5] = [
-            (&[], (0.0, 0.0, 0.0)),
-            (&[4.0], (4.0, 4.0, 4.0)),
-            (&[4.0, 1.0], (2.5, 1.0, 4.0)),
-            (&[9.0, 1.0, 2.0], (2.0, 1.0, 9.0)),
-            (&[4.0, 3.0, 1.0, 2.0], (2.5, 1.0, 4.0)),
+        let spread = |median, lowest, highest| Spread { median, lowest, highest };
+        let rows = [
+            (vec![], spread(0.0, 0.0, 0.0)),
+            (vec![4.0], spread(4.0, 4.0, 4.0)),
+            (vec![4.0, 1.0], spread(2.5, 1.0, 4.0)),
+            (vec![9.0, 1.0, 2.0], spread(2.0, 1.0, 9.0)),
+            (vec![4.0, 3.0, 1.0, 2.0], spread(2.5, 1.0, 4.0)),
         ];
-        for (figures, (median, lowest, highest)) in rows {
-            assert_eq!(
-                Spread::of(figures.iter().copied()),
-                Spread { median, lowest, highest },
-                "{figures:?}"
-            );
+        for (figures, expect) in rows {
+            assert_eq!(Spread::of(figures.iter().copied()), expect, "{figures:?}");
         }
     }
 
@@ -325,6 +344,7 @@ mod tests {
             (310.0, PageCache, 100.0, Device, "3.10x (page cache against device)"),
             (4000.0, Memory, 100.0, PageCache, "40.0x (memory against page cache)"),
             (1.0, Device, 0.0, Device, "-"),
+            (0.0, Device, 1.0, Device, "-"),
         ];
         for (figure, durability, first, first_durability, expect) in rows {
             let ratio = Ratio::new(Spread::of([figure]), durability, Spread::of([first]), first_durability);
@@ -342,7 +362,7 @@ mod tests {
         let error = ContestantError::NotBuilt("nats").to_string();
         assert!(error.contains("--features nats"), "{error}");
         let error = "rabbit".parse::<Contestant>().expect_err("there is none").to_string();
-        assert!(error.contains("ringlog, nats, redis"), "{error}");
+        assert!(error.contains("ringlog, nats, redis, kafka"), "{error}");
     }
 
     #[test]

@@ -8,13 +8,17 @@
 //! Absent on purpose: retries of the engine's own; what a broker's client library does by itself is part of
 //! what is measured.
 
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod ringlog;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 mod room;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod topics;
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;

@@ -9,7 +9,7 @@
 //! Built with the features only; a server that is not installed is skipped with a line that says so.
 #![cfg(any(feature = "nats", feature = "redis"))]
 
-use bench::compare::Contestant;
+use bench::compare::{Contestant, Reach};
 use bench::driver::{
     ConsumerShare, Driver, Durability, Observer, OutgoingRecord, Parts, Producer, ProducerOptions,
 };
@@ -88,7 +88,8 @@ fn record(number: u64, key: Option<u32>) -> OutgoingRecord {
 async fn kill_and_count(plan: &ServerPlan, contestant: Contestant, durability: Durability) -> (usize, usize) {
     let mut server = plan.start().expect("it started before");
     let (address, monitor) = (plan.address(), plan.monitor());
-    let driver = contestant.connect(&address, monitor.as_deref()).await.expect("the server is there");
+    let reach = Reach { address: &address, monitor: monitor.as_deref(), acknowledge: Acknowledge::Defaults };
+    let driver = contestant.connect(reach).await.expect("the server is there");
     assert_eq!(driver.durability(), durability, "{}", driver.durability_settings());
     driver.create_topic(TOPIC, PARTITIONS, 0).await.expect("a topic");
     let ledger = Rc::new(Ledger::default());
@@ -96,7 +97,7 @@ async fn kill_and_count(plan: &ServerPlan, contestant: Contestant, durability: D
     let mut sent = 0u64;
     while ledger.acknowledged.borrow().len() < ACKNOWLEDGED_MIN {
         // Some with a key, some without.
-        sending.send(record(sent, (sent % 2 == 0).then_some(sent as u32))).await.expect("it has room");
+        sending.send(record(sent, sent.is_multiple_of(2).then_some(sent as u32))).await.expect("it has room");
         sent += 1;
         let sent = sent as usize;
         ledger.until("an acknowledgement", |it| sent - it.acknowledged.borrow().len() < AHEAD_MAX).await;

@@ -6,9 +6,10 @@
 //! is the server's `sync_interval`, asked of its monitoring port. Without such a port nothing is claimed
 //! beyond the server's default, the page cache.
 //! Absent on purpose: the key, which decides the partition and is not stored; batches, which JetStream has
-//! only as transactions.
+//! only as transactions, since 2.12 and for streams that allow them.
 
-use super::room::{Partitions, Room, Topic, Topics};
+use super::room::Room;
+use super::topics::{Partitions, Topic, Topics};
 use super::{
     Consumer, ConsumerShare, Driver, DriverError, Durability, Observer, OutgoingRecord, Producer,
     ProducerOptions,

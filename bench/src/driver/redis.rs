@@ -1,13 +1,14 @@
 //! Redis streams under test, through the crate `redis`.
 //!
 //! A partition is a stream of its own, `TOPIC:N`. A producer has a connection of its own, collects what is
-//! there into pipelines of `XADD`s up to the size of a batch, and has several of them on the way; a
-//! consumer blocks in `XREAD` on all its partitions. What an acknowledgement means is asked of the server
+//! there into batches, and has several of them on the way. A batch is a pipeline of `XADD`s, and of more than
+//! one a transaction (`MULTI`, `EXEC`): as whole as a batch of ours, and synced once. A consumer blocks in `XREAD` on all its partitions. What an acknowledgement means is asked of the server
 //! (`appendonly`, `appendfsync`).
 //! Absent on purpose: the key, which decides the partition and is not stored; consumer groups, which make
 //! every read a write.
 
-use super::room::{Partitions, Room, Topic, Topics};
+use super::room::Room;
+use super::topics::{Partitions, Topic, Topics};
 use super::{
     Consumer, ConsumerShare, Driver, DriverError, Durability, Observer, OutgoingRecord, Producer,
     ProducerOptions,
@@ -272,7 +273,9 @@ impl Pipeliner {
             let pipeline = self.pipeline(&batch);
             let (mut connection, room) = (self.connection.clone(), self.room.clone());
             tokio::task::spawn_local(async move {
-                let answers = connection.send_packed_commands(&pipeline, 0, batch.len()).await;
+                // Of a transaction the last answer alone says what became of it.
+                let (skipped, wanted) = if pipeline.is_transaction() { (batch.len() + 1, 1) } else { (0, 1) };
+                let answers = connection.send_packed_commands(&pipeline, skipped, wanted).await;
                 drop(place);
                 settle(&room, &batch, answers);
             });
@@ -281,6 +284,11 @@ impl Pipeliner {
 
     fn pipeline(&self, batch: &[Entry]) -> redis::Pipeline {
         let mut pipeline = redis::Pipeline::with_capacity(batch.len());
+        if batch.len() > 1 {
+            // The server reads 16 KiB at a time and syncs what it has executed before it reads on. A
+            // transaction is executed, and synced, at once.
+            pipeline.atomic();
+        }
         for entry in batch {
             let mut command = redis::cmd("XADD");
             command.arg(&self.keys[entry.partition as usize]);
@@ -296,14 +304,14 @@ impl Pipeliner {
 }
 
 fn settle(room: &Room, batch: &[Entry], answers: redis::RedisResult<Vec<Value>>) {
-    let answers = match answers {
-        Ok(answers) => answers,
+    let mut answers = match answers.map(|mut answers| answers.pop()) {
+        Ok(Some(Value::Array(answers))) => answers.into_iter(),
+        Ok(answer) => answer.into_iter().collect::<Vec<_>>().into_iter(),
         Err(error) => {
             let reason = error.to_string();
             return batch.iter().for_each(|entry| room.failed(entry.value.len(), &reason));
         }
     };
-    let mut answers = answers.into_iter();
     for entry in batch {
         match answers.next() {
             Some(Value::BulkString(_) | Value::SimpleString(_)) => {

@@ -1,15 +1,12 @@
-//! What the drivers of other brokers share: the records that a producer has open, which partition one goes
-//! to, and the topics that were made.
+//! The records that a producer of another broker has open, and room for more.
 //!
-//! Owner: a [`Room`] and a [`Partitions`] belong to one producer, on its thread; [`Topics`] to a driver.
-//! Invariants: at most [`ROOM_BYTES`] of records are unacknowledged per producer, as with our own client; a
-//! record that was let in is reported exactly once; a key goes where Kafka's clients would put it.
+//! Owner: one producer, on its thread. Invariants: at most [`ROOM_BYTES`] of records are unacknowledged per
+//! producer, as with our own client; a record that was let in is reported exactly once.
+//! Absent on purpose: a limit of records, which the engine has.
 
-use super::{DriverError, Observer};
+use super::Observer;
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Mutex;
 use tokio::sync::{Notify, Semaphore};
 
 /// What our own client holds at most, by default; others get the same.
@@ -70,64 +67,6 @@ fn share(bytes: usize) -> u32 {
     bytes.clamp(1, ROOM_BYTES) as u32
 }
 
-/// Chooses partitions: by key as Kafka's clients do, without a key one after the other.
-pub(super) struct Partitions {
-    count: u32,
-    next: u32,
-}
-
-impl Partitions {
-    /// `count` is at least 1. Producers begin at different ones.
-    pub(super) fn new(count: u32) -> Self {
-        Self { count, next: fastrand::u32(..count) }
-    }
-
-    pub(super) fn choose(&mut self, key: Option<&[u8]>) -> u32 {
-        match key {
-            Some(key) => (ringlog_client::kafka_hash(key) & 0x7fff_ffff) % self.count,
-            None => {
-                self.next = (self.next + 1) % self.count;
-                self.next
-            }
-        }
-    }
-}
-
-/// What is to be known of a topic that a driver made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Topic {
-    pub partitions: u32,
-    /// Of each partition; 0 = the broker's default.
-    pub retention_bytes: u64,
-}
-
-/// The topics that a driver made.
-#[derive(Default)]
-pub(super) struct Topics(Mutex<HashMap<String, Topic>>);
-
-impl Topics {
-    pub(super) fn add(&self, name: &str, topic: Topic) {
-        self.lock().insert(name.to_owned(), topic);
-    }
-
-    pub(super) fn remove(&self, name: &str) -> Option<Topic> {
-        self.lock().remove(name)
-    }
-
-    pub(super) fn find(&self, driver: &'static str, name: &str) -> Result<Topic, DriverError> {
-        let found = self.lock().get(name).copied();
-        found.ok_or_else(|| DriverError {
-            driver,
-            message: format!("topic {name} was not made by this driver; create it first"),
-        })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Topic>> {
-        // Single operations on a map: whoever panicked meanwhile left it whole.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,15 +106,5 @@ mod tests {
         assert!(ready(room.is_empty()));
         assert!(ready(room.enter(2 * ROOM_BYTES)), "alone, even the largest is let in");
         assert_eq!((seen.0.get(), seen.1.get()), (2, 1));
-    }
-
-    #[test]
-    fn keys_stay_and_records_without_one_go_round() {
-        let mut partitions = Partitions::new(7);
-        // From Kafka's own tests: murmur2("foobar") is -790332482.
-        assert_eq!(partitions.choose(Some(b"foobar")), ((-790_332_482i32 as u32) & 0x7fff_ffff) % 7);
-        let mut seen: Vec<u32> = (0..7).map(|_| partitions.choose(None)).collect();
-        seen.sort_unstable();
-        assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
     }
 }

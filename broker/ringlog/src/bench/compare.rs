@@ -3,16 +3,17 @@
 //! Owner: the subcommand. In every round each broker is started on a directory of its own, alone on the
 //! host, driven, ended and removed: A B A B, so that what drifts meets all of them. Figures and ratios are
 //! the `bench` crate's; a ratio between different durabilities says so in its own cell.
-//! Absent on purpose: installing other brokers (`bench/servers.sh` does), and brokers that already run.
+//! A broker of Kafka's protocol is the exception: it runs before and after, wherever it is.
+//! Absent on purpose: installing other brokers (`bench/servers.sh` does).
 
 use super::embedded::EmbeddedBroker;
 use super::files::ReportFiles;
 use super::host;
 use super::live::LiveView;
 use crate::failure::Failure;
-use crate::output::{FormatArguments, Output, Table, duration_us, grouped};
+use crate::output::{FormatArguments, Output, Table, counted, duration_us, grouped};
 use crate::place::{self, Place};
-use ::bench::compare::{Comparison, Contestant, Ratio, Ratios, Spread, Standing};
+use ::bench::compare::{Comparison, Contestant, Ratio, Ratios, Reach, Spread, Standing};
 use ::bench::driver::Driver;
 use ::bench::report::{Report, Surroundings};
 use ::bench::run::{RunError, RunOptions};
@@ -36,6 +37,9 @@ pub struct CompareArguments {
     /// Servers acknowledge from wherever they do as they come
     #[arg(long, conflicts_with = "durable")]
     defaults: bool,
+    /// Where a broker of Kafka's protocol runs, for the driver kafka; that one is not started here
+    #[arg(long, value_name = "HOST:PORT,…")]
+    kafka: Option<String>,
     /// Runs of each
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -96,6 +100,7 @@ struct Setting {
     workload: Workload,
     acknowledge: Acknowledge,
     data: Option<PathBuf>,
+    kafka: Option<String>,
     broker_cores: Vec<usize>,
     client_cores: Vec<usize>,
 }
@@ -108,6 +113,11 @@ pub fn run(arguments: CompareArguments) -> Result<(), Failure> {
     arguments.files.check()?;
     for contestant in &contestants {
         // Known now rather than in the middle of an hour.
+        if *contestant == Contestant::Kafka && setting.kafka.is_none() {
+            return Err(Failure::usage(
+                "kafka is not started here: say where it runs with --kafka HOST:PORT",
+            ));
+        }
         if let Some(server) = contestant.server().filter(|server| server.find().is_none()) {
             let (program, name) = (server.program(), contestant.name());
             return Err(Failure::usage(format!(
@@ -132,6 +142,12 @@ pub fn run(arguments: CompareArguments) -> Result<(), Failure> {
                     duration_us(report.acknowledge.p99_us),
                 );
             }
+            if report.acknowledge.count == 0 {
+                eprintln!(
+                    "warning: nothing of {} was acknowledged in the measured time; measure longer (--seconds)",
+                    report.driver
+                );
+            }
             runs.push(report);
         }
     }
@@ -141,8 +157,9 @@ pub fn run(arguments: CompareArguments) -> Result<(), Failure> {
         output.json(&comparison)?;
     } else {
         output.line(&format!(
-            "{}: {} runs of each; median (lowest-highest)",
-            setting.workload.name, arguments.rounds
+            "{}: {} of each; median (lowest-highest)",
+            setting.workload.name,
+            counted(u64::from(arguments.rounds), "run")
         ))?;
         output.table(&figures(&comparison))?;
         output.line("")?;
@@ -195,6 +212,7 @@ fn setting(arguments: &CompareArguments) -> Result<Setting, Failure> {
         workload: arguments.workload()?,
         acknowledge: if arguments.defaults { Acknowledge::Defaults } else { Acknowledge::FromDevice },
         data: arguments.data.clone(),
+        kafka: arguments.kafka.clone(),
         broker_cores,
         client_cores,
     })
@@ -218,12 +236,16 @@ fn warn(setting: &Setting) {
 enum Running {
     Ringlog(EmbeddedBroker),
     Other { server: Server, plan: ServerPlan, place: Place },
+    Elsewhere { address: String },
 }
 
 impl Running {
     fn start(contestant: Contestant, setting: &Setting) -> Result<Self, Failure> {
-        let place = Place::choose(setting.data.as_deref())?;
         let cores = &setting.broker_cores;
+        if let (Contestant::Kafka, Some(address)) = (contestant, &setting.kafka) {
+            return Ok(Self::Elsewhere { address: address.clone() });
+        }
+        let place = Place::choose(setting.data.as_deref())?;
         let Some(kind) = contestant.server() else {
             return Ok(Self::Ringlog(EmbeddedBroker::start(place, cores.len().max(1), cores)?));
         };
@@ -233,24 +255,28 @@ impl Running {
         Ok(Self::Other { server: plan.start().map_err(failed)?, plan, place })
     }
 
-    fn address(&self) -> (String, Option<String>) {
+    /// For clients, and of the monitoring port.
+    fn addresses(&self) -> (String, Option<String>) {
         match self {
             Self::Ringlog(broker) => (broker.address().to_owned(), None),
             Self::Other { plan, .. } => (plan.address(), plan.monitor()),
+            Self::Elsewhere { address } => (address.clone(), None),
         }
     }
 
-    fn pid(&self) -> u32 {
+    fn pid(&self) -> Option<u32> {
         match self {
-            Self::Ringlog(broker) => broker.pid(),
-            Self::Other { server, .. } => server.pid(),
+            Self::Ringlog(broker) => Some(broker.pid()),
+            Self::Other { server, .. } => Some(server.pid()),
+            Self::Elsewhere { .. } => None,
         }
     }
 
-    fn place(&self) -> &Place {
+    fn place(&self) -> Option<&Place> {
         match self {
-            Self::Ringlog(broker) => broker.place(),
-            Self::Other { place, .. } => place,
+            Self::Ringlog(broker) => Some(broker.place()),
+            Self::Other { place, .. } => Some(place),
+            Self::Elsewhere { .. } => None,
         }
     }
 }
@@ -260,28 +286,29 @@ fn measure(contestant: Contestant, setting: &Setting, people: bool) -> Result<Re
     // What the one before left in the page cache is not written at the expense of this one.
     rustix::fs::sync();
     let running = Running::start(contestant, setting)?;
-    let (address, monitor) = running.address();
+    let (address, monitor) = running.addresses();
+    let reach = Reach { address: &address, monitor: monitor.as_deref(), acknowledge: setting.acknowledge };
     let pid = running.pid();
-    let facts = running.place().facts.clone();
+    let facts = running.place().map(|place| place.facts.clone());
     let view = LiveView::new(people);
     let options = RunOptions { client_cores: setting.client_cores.clone(), ..RunOptions::default() };
     // On a thread of its own, so that an interruption ends the broker and removes its directory.
     let measured = crate::block_on(async {
-        let driver = contestant.connect(&address, monitor.as_deref()).await;
+        let driver = contestant.connect(reach).await;
         let driver = driver.map_err(|error| Failure::operation(error.to_string()))?;
         let run = {
             let (workload, view) = (setting.workload.clone(), view.clone());
             let (client_cores, broker_cores) = (setting.client_cores.clone(), setting.broker_cores.clone());
             tokio::task::spawn_blocking(move || {
                 let driver: &dyn Driver = &*driver;
-                let before = (Usage::of(pid), Usage::of(std::process::id()));
+                let before = (pid.and_then(Usage::of), Usage::of(std::process::id()));
                 let result = ::bench::run::run(driver, &workload, &options, &mut |now| view.show(&now))?;
-                let after = (Usage::of(pid), Usage::of(std::process::id()));
+                let after = (pid.and_then(Usage::of), Usage::of(std::process::id()));
                 let used = |after: Option<Usage>, before: Option<Usage>| Some(after?.since(&before?));
                 let surroundings = Surroundings {
                     client_cores,
-                    broker_cores,
-                    host: host::report(Some(&facts)),
+                    broker_cores: if pid.is_some() { broker_cores } else { Vec::new() },
+                    host: host::report(facts.as_ref()),
                     broker_usage: used(after.0, before.0),
                     client_usage: used(after.1, before.1),
                     ..Surroundings::default()
@@ -306,8 +333,9 @@ fn measure(contestant: Contestant, setting: &Setting, people: bool) -> Result<Re
 fn figures(comparison: &Comparison) -> Table {
     let mut table = Table::new(&["DRIVER", "ACKNOWLEDGED FROM", ">RECORDS/S", ">MB/S", ">P50", ">P99"]);
     for standing in &comparison.standings {
-        let cell = |spread: Spread, of: fn(f64) -> String| {
-            format!("{} ({}-{})", of(spread.median), of(spread.lowest), of(spread.highest))
+        let cell = |spread: Spread, of: fn(f64) -> String| match spread.highest {
+            0.0 => "-".to_owned(),
+            _ => format!("{} ({}-{})", of(spread.median), of(spread.lowest), of(spread.highest)),
         };
         table.row([
             standing.driver.clone(),
