@@ -376,11 +376,18 @@ mod tests {
         ];
         for (intended_ns, now_ns, latency, throughput) in rows {
             let recorder = recorder();
+            let mut payload = [0; 16];
+            Stamp { intended_ns, run: 7 }.write(&mut payload);
             recorder.acknowledged_at(now_ns, intended_ns, 10, None);
+            recorder.received_at(now_ns, &payload);
             let recording = recorder.take();
-            assert_eq!(recording.acknowledge_ns.len() == 1, latency, "{intended_ns}");
-            assert_eq!(recording.acknowledged == 1, throughput, "{intended_ns}");
-            assert_eq!(recording.acknowledged_in_all, 1);
+            for (latencies, counted, in_all) in [
+                (&recording.acknowledge_ns, recording.acknowledged, recording.acknowledged_in_all),
+                (&recording.end_to_end_ns, recording.received, recording.received_in_all),
+            ] {
+                assert_eq!((latencies.len() == 1, counted == 1), (latency, throughput), "{intended_ns}");
+                assert_eq!(in_all, 1, "{intended_ns}");
+            }
         }
     }
 
