@@ -172,6 +172,8 @@ impl Ratio {
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.value {
+            Some(value) if value < 0.01 => write!(f, "{value:.4}x")?,
+            Some(value) if value < 0.1 => write!(f, "{value:.3}x")?,
             Some(value) if value < 10.0 => write!(f, "{value:.2}x")?,
             Some(value) => write!(f, "{value:.1}x")?,
             None => f.write_str("-")?,
@@ -343,6 +345,8 @@ mod tests {
             (310.0, Device, 100.0, Device, "3.10x"),
             (310.0, PageCache, 100.0, Device, "3.10x (page cache against device)"),
             (4000.0, Memory, 100.0, PageCache, "40.0x (memory against page cache)"),
+            (2.0, Device, 100.0, Device, "0.020x"),
+            (0.2, Device, 100.0, Device, "0.0020x"),
             (1.0, Device, 0.0, Device, "-"),
             (0.0, Device, 1.0, Device, "-"),
         ];
