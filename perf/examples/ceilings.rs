@@ -1,7 +1,7 @@
 //! Prints this machine's ceilings: `cargo run --release -p perf --example ceilings -- [DIR] [--seconds S]
 //! [--only TEXT] [--format table|json]`. Exit status 2 for a bad argument, 1 when it cannot measure.
 //!
-//! Absent on purpose: an argument parser. The `ringlog` binary will have this as a subcommand.
+//! Absent on purpose: an argument parser, and saving; `ringlog perf ceilings` has both.
 
 use perf::ceilings::{Ceiling, Options, run_each, table};
 use std::path::PathBuf;

@@ -10,9 +10,9 @@ mod system_calls;
 pub use system_calls::{Source, SystemCallCounter, SystemCalls};
 
 use crate::flame::Stacks;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const DATA: &str = "perf.data";
@@ -82,6 +82,13 @@ pub struct Sampler {
     pub call_graph: CallGraph,
 }
 
+/// `perf record` under way. Dropped, it ends and leaves no process behind.
+#[derive(Debug)]
+pub struct Recording {
+    sampler: Sampler,
+    child: Child,
+}
+
 /// The version of `perf`.
 ///
 /// # Errors
@@ -97,36 +104,31 @@ pub fn perf_version() -> Result<String, SamplingError> {
 }
 
 impl Sampler {
-    /// Looks for as long as asked. Samples go to `scratch`, a folder with room for some hundred MB; a second
-    /// call in it forgets those of the first.
+    /// Begins to look. Samples go to `scratch`, a folder with room for some hundred MB; a second call in it
+    /// forgets those of the first.
     ///
     /// # Errors
-    /// No `perf`, no permission, no process, or `perf` failed.
-    pub fn record(&self, scratch: &Path) -> Result<(), SamplingError> {
+    /// `perf` cannot be started.
+    pub fn start(&self, scratch: &Path) -> Result<Recording, SamplingError> {
         let call_graph = match self.call_graph {
             CallGraph::FramePointers => "fp",
             CallGraph::Dwarf => "dwarf,8192",
         };
-        let recorded = Command::new("perf")
+        let child = Command::new("perf")
             .args(["record", "--quiet", "--call-graph", call_graph])
             .args(["--freq", &self.frequency_hz.to_string(), "--pid", &self.pid.to_string()])
             .arg("--output")
             .arg(scratch.join(DATA))
             .args(["--", "sleep", &self.duration.as_secs_f64().to_string()])
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
             .map_err(|error| start_error("perf record", error))?;
-        if recorded.status.success() {
-            return Ok(());
-        }
-        // Of a process that is gone, a quiet `perf` says nothing.
-        if !Path::new(&format!("/proc/{}", self.pid)).exists() {
-            return Err(SamplingError::Gone { pid: self.pid });
-        }
-        Err(self.refusal(&String::from_utf8_lossy(&recorded.stderr), paranoid()))
+        Ok(Recording { sampler: *self, child })
     }
 
-    /// The stacks that [`Sampler::record`] has put into `scratch`; takes longer than recording them.
+    /// The stacks that [`Sampler::start`] has put into `scratch`; takes longer than recording them.
     ///
     /// # Errors
     /// `perf` failed.
@@ -173,6 +175,48 @@ impl Sampler {
     }
 }
 
+impl Recording {
+    /// Whether the time is over, or it failed.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// No permission, no process, or `perf` failed.
+    pub fn finish(mut self) -> Result<(), SamplingError> {
+        let failed = |error| SamplingError::Io { command: "perf record", error };
+        let mut words = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            stderr.read_to_string(&mut words).map_err(failed)?;
+        }
+        if self.child.wait().map_err(failed)?.success() {
+            return Ok(());
+        }
+        // Of a process that is gone, a quiet `perf` says nothing.
+        if !Path::new(&format!("/proc/{}", self.sampler.pid)).exists() {
+            return Err(SamplingError::Gone { pid: self.sampler.pid });
+        }
+        Err(self.sampler.refusal(&words, paranoid()))
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            interrupt(&self.child);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Asks a child to end as a user would.
+fn interrupt(child: &Child) {
+    // SAFETY: a signal to a child that has not been waited for, so that the number is still its own.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
+}
+
 fn paranoid() -> Option<i32> {
     std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok()?.trim().parse().ok()
 }
@@ -201,7 +245,7 @@ mod tests {
             frequency_hz: 99,
             call_graph: CallGraph::FramePointers,
         };
-        let error = sampler.record(scratch.path()).unwrap_err();
+        let error = sampler.start(scratch.path()).unwrap().finish().unwrap_err();
         assert!(matches!(error, SamplingError::Gone { pid } if pid == (1 << 22) + 1), "{error}");
     }
 

@@ -5,7 +5,7 @@
 //! not. A counter is started, runs beside whatever else happens, and is stopped for its result. Invariant: a
 //! counter that is dropped leaves no process behind.
 
-use super::SamplingError;
+use super::{SamplingError, interrupt};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
@@ -181,11 +181,6 @@ impl Drop for SystemCallCounter {
 fn tracepoints_are_there() -> bool {
     std::fs::read_to_string("/sys/kernel/tracing/events/raw_syscalls/sys_enter/id").is_ok()
         || std::fs::read_to_string("/sys/kernel/debug/tracing/events/raw_syscalls/sys_enter/id").is_ok()
-}
-
-fn interrupt(child: &Child) {
-    // SAFETY: a signal to a child that has not been waited for, so that the number is still its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
 }
 
 /// `count;;event;…`, one line per event; `None` unless all calls were counted.

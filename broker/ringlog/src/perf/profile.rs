@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, grouped};
 use crate::place::{self, Place};
 use ::perf::flame::{Hot, Stacks};
-use ::perf::sampling::{CallGraph, Sampler, SystemCallCounter, SystemCalls, perf_version};
+use ::perf::sampling::{CallGraph, Sampler, SamplingError, SystemCallCounter, SystemCalls, perf_version};
 use ringlog_client::{BrokerStatus, Client};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -186,14 +186,16 @@ async fn look(
     // Not while samples are taken: strace, where it has to count, slows the broker down.
     let counted = count_system_calls(&client, pid, arguments.seconds.min(COUNTING_S_MAX)).await?;
     let before = client.admin().status().await?;
-    let (began, path) = (Instant::now(), scratch.path().to_owned());
-    let recorded = tokio::task::spawn_blocking(move || sampler.record(&path))
-        .await
-        .map_err(|error| Failure::operation(error.to_string()))?;
+    let failed = |error: SamplingError| Failure::operation(error.to_string());
+    let began = Instant::now();
+    let mut recording = sampler.start(scratch.path()).map_err(failed)?;
+    while !recording.has_ended() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     let elapsed_s = began.elapsed().as_secs_f64();
     let after = client.admin().status().await?;
     let ended = load.has_ended();
-    recorded.map_err(|error| Failure::operation(error.to_string()))?;
+    recording.finish().map_err(failed)?;
     if ended {
         eprintln!("warning: the load ended before the profile: give it more --seconds, behind the --");
     }
@@ -201,7 +203,7 @@ async fn look(
     let stacks = tokio::task::spawn_blocking(move || Sampler::stacks(&path))
         .await
         .map_err(|error| Failure::operation(error.to_string()))?
-        .map_err(|error| Failure::operation(error.to_string()))?;
+        .map_err(failed)?;
     let rate = |name: &str| (counter(&after, name) - counter(&before, name)) as f64 / elapsed_s;
     let (system_calls, requests) = counted.unzip();
     let per_request =
