@@ -19,6 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
+/// How long making or deleting a topic may take.
+const TOPIC_TIMEOUT: Duration = Duration::from_secs(180);
+
 /// Ringlog at an address.
 pub struct RinglogDriver {
     brokers: String,
@@ -34,6 +37,12 @@ impl RinglogDriver {
     async fn client(&self) -> Result<Client, DriverError> {
         let config = ClientConfig::new(self.brokers.as_str()).map_err(failed)?;
         Client::connect(config).await.map_err(failed)
+    }
+
+    /// For topics: thousands of partitions are made and removed by one request.
+    async fn patient_client(&self) -> Result<Client, DriverError> {
+        let config = ClientConfig::new(self.brokers.as_str()).map_err(failed)?;
+        Client::connect(ClientConfig { request_timeout: TOPIC_TIMEOUT, ..config }).await.map_err(failed)
     }
 }
 
@@ -74,12 +83,14 @@ impl Driver for RinglogDriver {
                 configs.push(("retention.bytes".to_owned(), retention_bytes.to_string()));
             }
             let topic = NewTopic { name: topic.to_owned(), partitions, replication_factor: 0, configs };
-            self.client().await?.admin().create_topic(&topic).await.map(drop).map_err(failed)
+            self.patient_client().await?.admin().create_topic(&topic).await.map(drop).map_err(failed)
         })
     }
 
     fn delete_topic<'a>(&'a self, topic: &'a str) -> LocalBoxFuture<'a, Result<(), DriverError>> {
-        Box::pin(async move { self.client().await?.admin().delete_topic(topic).await.map_err(failed) })
+        Box::pin(
+            async move { self.patient_client().await?.admin().delete_topic(topic).await.map_err(failed) },
+        )
     }
 
     fn counters(&self) -> LocalBoxFuture<'_, Vec<(String, u64)>> {
