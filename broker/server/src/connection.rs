@@ -521,7 +521,6 @@ impl Connection {
     /// Takes the connection's share for a request whose bytes the shard has given already.
     fn begin(self: &Rc<Self>, bytes: usize) -> InFlight {
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
-        self.shard.pulse.beat();
         self.in_flight_requests.set(self.in_flight_requests.get() + 1);
         InFlight { connection: self.clone(), bytes }
     }

@@ -4,7 +4,6 @@
 //! it through its mailbox, metadata reaches it as immutable images. It follows the image: partitions are
 //! opened, reconfigured and closed by `reconcile`, never by a request.
 
-use crate::alarm::Pulse;
 use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
 use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
@@ -142,8 +141,6 @@ pub struct Shard {
     pub metadata: MetadataHandle,
     /// The way to the other shards.
     pub mailboxes: Mailboxes,
-    /// Tells the alarm that there is work.
-    pub pulse: Pulse,
     /// What has been done.
     pub counters: ShardCounters,
     /// Fetches that wait for bytes.
@@ -179,7 +176,6 @@ impl Shard {
         store: Rc<Store<RingDisk>>,
         metadata: MetadataHandle,
         mailboxes: Mailboxes,
-        pulse: Pulse,
         started: Instant,
     ) -> Rc<Self> {
         let shard = Rc::new(Self {
@@ -187,7 +183,6 @@ impl Shard {
             store,
             image: RefCell::new(metadata.image()),
             metadata,
-            pulse,
             mailboxes,
             counters: ShardCounters::default(),
             waiters: RefCell::new(FetchWaiters::new(Default::default())),
