@@ -29,8 +29,9 @@ use std::time::Duration;
 
 /// A round of so few writes makes each durable by itself; a larger one shares a flush.
 const DURABLE_WRITES_MAX: usize = 2;
-/// Partitions that have blocks written ahead at once.
-const PREPARING_MAX: usize = 4;
+/// Partitions that have blocks written ahead at once. Their writes share the shard's pace, but the sync that ends
+/// each of them takes milliseconds, and many of them wait for one commit of the file system's journal.
+const PREPARING_MAX: usize = 32;
 /// How often a full disk is tried again.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
 
@@ -473,7 +474,6 @@ impl<D: Disk> Store<D> {
             })
             .detach();
         }
-        // They share the shard's pace: more at once would only make each slower.
         if self.preparing.get() < PREPARING_MAX && partition.wants_preparation() {
             self.preparing.set(self.preparing.get() + 1);
             let partition = partition.clone();
