@@ -283,7 +283,7 @@ fn standings(runs: &[Figures<'_>]) -> Vec<Standing> {
 
 fn standing(first: &Figures<'_>, own: &[&Figures<'_>]) -> Standing {
     let spread = |of: fn(&Figures<'_>) -> f64| Spread::of(own.iter().map(|run| of(run)));
-    let weakest = own.iter().copied().min_by_key(|run| strength(run.durability)).unwrap_or(first);
+    let weakest = own.iter().copied().min_by_key(|run| run.durability).unwrap_or(first);
     Standing {
         driver: first.driver.to_owned(),
         durability: weakest.durability,
@@ -295,15 +295,6 @@ fn standing(first: &Figures<'_>, own: &[&Figures<'_>]) -> Standing {
         p99_us: spread(|run| run.p99_us),
         failed: own.iter().map(|run| run.failed).sum(),
         ratios: None,
-    }
-}
-
-fn strength(durability: Durability) -> u8 {
-    match durability {
-        Durability::None => 0,
-        Durability::Memory => 1,
-        Durability::PageCache => 2,
-        Durability::Device => 3,
     }
 }
 
@@ -332,6 +323,7 @@ mod tests {
             (vec![4.0, 1.0], spread(2.5, 1.0, 4.0)),
             (vec![9.0, 1.0, 2.0], spread(2.0, 1.0, 9.0)),
             (vec![4.0, 3.0, 1.0, 2.0], spread(2.5, 1.0, 4.0)),
+            (vec![4.0, 1.0, 2.0, 9.0], spread(3.0, 1.0, 9.0)),
         ];
         for (figures, expect) in rows {
             assert_eq!(Spread::of(figures.iter().copied()), expect, "{figures:?}");

@@ -8,6 +8,7 @@
 //! Absent on purpose: retries of the engine's own; what a broker's client library does by itself is part of
 //! what is measured.
 
+mod deliveries;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "nats")]
@@ -24,8 +25,8 @@ use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use std::rc::Rc;
 
-/// What an acknowledged record survives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+/// What an acknowledged record survives; the later one is the stronger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Durability {
     /// Nothing is acknowledged.
@@ -133,10 +134,15 @@ pub struct ConsumerShare {
     pub consumers: usize,
     /// Which of them this one is.
     pub index: usize,
-    /// The subscription's number: every subscription receives every record.
-    pub subscription: usize,
     /// Read what is there already.
     pub from_start: bool,
+}
+
+impl ConsumerShare {
+    /// This consumer's partitions of the topic's `count`.
+    pub fn partitions(&self, count: u32) -> impl Iterator<Item = u32> + use<> {
+        (self.index as u32..count).step_by(self.consumers)
+    }
 }
 
 /// A broker under test.

@@ -259,12 +259,11 @@ impl<'a> Lead<'a> {
             }
         }
         for topic in self.topics {
-            for subscription in 0..workload.subscriptions_per_topic as usize {
+            for _ in 0..workload.subscriptions_per_topic as usize {
                 for index in 0..workload.consumer_per_subscription as usize {
                     let share = ConsumerShare {
                         consumers: workload.consumer_per_subscription as usize,
                         index,
-                        subscription,
                         from_start: self.from_start,
                     };
                     shares[next.next().unwrap_or(0)].consumers.push((topic, share));

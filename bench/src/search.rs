@@ -13,7 +13,7 @@ use serde::Serialize;
 /// Held and missed rate may be this far apart in the end.
 const TOLERANCE: f64 = 1.05;
 /// The share of the intended records that must be acknowledged in the measured time.
-pub const ACHIEVED_MIN: f64 = 0.98;
+const ACHIEVED_MIN: f64 = 0.98;
 
 /// What is looked for, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -116,7 +116,7 @@ async fn kill_and_count(plan: &ServerPlan, contestant: Contestant, durability: D
     }
     marking.flush().await.expect("marks are acknowledged");
     assert_eq!(ledger.acknowledged.borrow().len(), PARTITIONS as usize);
-    let share = ConsumerShare { consumers: 1, index: 0, subscription: 0, from_start: true };
+    let share = ConsumerShare { consumers: 1, index: 0, from_start: true };
     let mut consumer = driver.consumer(TOPIC, share, ledger.clone()).await.expect("the topic is there");
     let marks = |it: &Ledger| it.received.borrow().range(MARKS_FROM..).count() == PARTITIONS as usize;
     tokio::select! {

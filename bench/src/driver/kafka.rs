@@ -6,14 +6,13 @@
 //! and read back. What other brokers of the protocol do by themselves cannot be asked, and is not claimed.
 //! Absent on purpose: consumer groups; partitions are assigned.
 
+use super::deliveries::{Delivery, watch};
 use super::room::Room;
 use super::{
     Consumer, ConsumerShare, Driver, DriverError, Durability, Observer, OutgoingRecord, Producer,
     ProducerOptions,
 };
-use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
-use futures_util::stream::FuturesUnordered;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -153,9 +152,15 @@ impl Driver for KafkaDriver {
             client.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT).map_err(failed)?;
             let room = Rc::new(Room::new(observer));
             // Bounded by the room: a record that is not let in is not in here.
-            let (open, incoming) = mpsc::unbounded_channel();
-            tokio::task::spawn_local(watch(incoming, room.clone()));
-            Ok(Box::new(KafkaProducer { client, topic: topic.to_owned(), room, open }) as Box<dyn Producer>)
+            let (deliveries, incoming) = mpsc::unbounded_channel::<Delivery<DeliveryFuture>>();
+            let settling = room.clone();
+            tokio::task::spawn_local(watch(incoming, move |delivery, intended_ns, bytes| match delivery {
+                Ok(Ok(_)) => settling.acknowledged(intended_ns, bytes),
+                Ok(Err((error, _))) => settling.failed(bytes, &error.to_string()),
+                Err(_) => settling.failed(bytes, "the client was closed"),
+            }));
+            let topic = topic.to_owned();
+            Ok(Box::new(KafkaProducer { client, topic, room, deliveries }) as Box<dyn Producer>)
         })
     }
 
@@ -173,7 +178,7 @@ impl Driver for KafkaDriver {
             let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
             let start = if share.from_start { Offset::Beginning } else { Offset::End };
             let mut assigned = TopicPartitionList::new();
-            for partition in (0..partitions).filter(|partition| partition % share.consumers == share.index) {
+            for partition in share.partitions(partitions as u32) {
                 assigned.add_partition_offset(topic, partition as i32, start).map_err(failed)?;
             }
             consumer.assign(&assigned).map_err(failed)?;
@@ -182,42 +187,11 @@ impl Driver for KafkaDriver {
     }
 }
 
-/// A delivery on its way: when its record was intended, how large it is.
-struct Open {
-    delivery: DeliveryFuture,
-    intended_ns: u64,
-    bytes: usize,
-}
-
 struct KafkaProducer {
     client: FutureProducer,
     topic: String,
     room: Rc<Room>,
-    open: mpsc::UnboundedSender<Open>,
-}
-
-/// Reports deliveries as they come back; ends with the producer.
-async fn watch(mut incoming: mpsc::UnboundedReceiver<Open>, room: Rc<Room>) {
-    let mut waiting = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some((result, intended_ns, bytes)) = waiting.next(), if !waiting.is_empty() => match result {
-                Ok(Ok(_)) => room.acknowledged(intended_ns, bytes),
-                Ok(Err((error, _))) => {
-                    let error: rdkafka::error::KafkaError = error;
-                    room.failed(bytes, &error.to_string());
-                }
-                Err(_) => room.failed(bytes, "the client was closed"),
-            },
-            open = incoming.recv() => match open {
-                Some(Open { delivery, intended_ns, bytes }) => {
-                    waiting.push(async move { (delivery.await, intended_ns, bytes) });
-                }
-                None => return,
-            },
-        }
-    }
+    deliveries: mpsc::UnboundedSender<Delivery<DeliveryFuture>>,
 }
 
 impl Producer for KafkaProducer {
@@ -229,9 +203,9 @@ impl Producer for KafkaProducer {
             let mut outgoing = FutureRecord::<[u8], [u8]>::to(&self.topic).payload(&value);
             outgoing.key = key.as_deref();
             match self.client.send_result(outgoing) {
-                Ok(delivery) => {
+                Ok(future) => {
                     // The watcher lives as long as this producer.
-                    let _ = self.open.send(Open { delivery, intended_ns, bytes });
+                    let _ = self.deliveries.send(Delivery { future, intended_ns, bytes });
                     Ok(())
                 }
                 Err((error, _)) => {
@@ -319,7 +293,7 @@ mod tests {
             }
             producer.flush().await.expect("all come back");
             assert_eq!(seen.acknowledged.borrow().len() as u64, RECORDS);
-            let share = ConsumerShare { consumers: 1, index: 0, subscription: 0, from_start: true };
+            let share = ConsumerShare { consumers: 1, index: 0, from_start: true };
             let mut consumer = driver.consumer("drive", share, seen.clone()).await.expect("a consumer");
             let all = async {
                 while (seen.received.borrow().len() as u64) < RECORDS {

@@ -8,6 +8,7 @@
 //! Absent on purpose: the key, which decides the partition and is not stored; batches, which JetStream has
 //! only as transactions, since 2.12 and for streams that allow them.
 
+use super::deliveries::{Delivery, watch};
 use super::room::Room;
 use super::topics::{Partitions, Topic, Topics};
 use super::{
@@ -19,8 +20,7 @@ use async_nats::jetstream::context::{Context, ContextBuilder, PublishAckFuture};
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
-use futures_util::stream::{FuturesUnordered, select_all};
-use std::future::IntoFuture;
+use futures_util::stream::select_all;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -169,14 +169,18 @@ impl Driver for NatsDriver {
             let partitions = self.topics.find("nats", topic)?.partitions;
             let room = Rc::new(Room::new(observer));
             // Bounded by the room: a record that is not let in is not in here.
-            let (open, incoming) = mpsc::unbounded_channel();
-            tokio::task::spawn_local(watch(incoming, room.clone()));
+            let (deliveries, incoming) = mpsc::unbounded_channel::<Delivery<PublishAckFuture>>();
+            let settling = room.clone();
+            tokio::task::spawn_local(watch(incoming, move |answer, intended_ns, bytes| match answer {
+                Ok(_) => settling.acknowledged(intended_ns, bytes),
+                Err(error) => settling.failed(bytes, &error.to_string()),
+            }));
             Ok(Box::new(NatsProducer {
                 context: self.context().await?,
                 subjects: (0..partitions).map(|partition| stream_name(topic, partition)).collect(),
                 partitions: Partitions::new(partitions),
                 room,
-                open,
+                deliveries,
             }) as Box<dyn Producer>)
         })
     }
@@ -188,10 +192,10 @@ impl Driver for NatsDriver {
         observer: Rc<dyn Observer>,
     ) -> LocalBoxFuture<'a, Result<Box<dyn Consumer>, DriverError>> {
         Box::pin(async move {
-            let partitions = self.topics.find("nats", topic)?.partitions as usize;
+            let partitions = self.topics.find("nats", topic)?.partitions;
             let context = self.context().await?;
             let mut streams = Vec::new();
-            for partition in (0..partitions).filter(|partition| partition % share.consumers == share.index) {
+            for partition in share.partitions(partitions) {
                 let config = pull::Config {
                     deliver_policy: match share.from_start {
                         true => DeliverPolicy::All,
@@ -201,8 +205,7 @@ impl Driver for NatsDriver {
                     ack_policy: AckPolicy::None,
                     ..pull::Config::default()
                 };
-                let stream =
-                    context.get_stream(stream_name(topic, partition as u32)).await.map_err(failed)?;
+                let stream = context.get_stream(stream_name(topic, partition)).await.map_err(failed)?;
                 let consumer = stream.create_consumer(config).await.map_err(failed)?;
                 let pulling = consumer.stream().max_messages_per_batch(PULL_MESSAGES);
                 streams.push(pulling.messages().await.map_err(failed)?);
@@ -212,43 +215,12 @@ impl Driver for NatsDriver {
     }
 }
 
-/// An acknowledgement on its way: when its record was intended, how large it is.
-struct Open {
-    acknowledgement: PublishAckFuture,
-    intended_ns: u64,
-    bytes: usize,
-}
-
 struct NatsProducer {
     context: Context,
     subjects: Vec<String>,
     partitions: Partitions,
     room: Rc<Room>,
-    open: mpsc::UnboundedSender<Open>,
-}
-
-/// Reports acknowledgements as they come back; ends with the producer.
-async fn watch(mut incoming: mpsc::UnboundedReceiver<Open>, room: Rc<Room>) {
-    let mut waiting = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some((result, intended_ns, bytes)) = waiting.next(), if !waiting.is_empty() => match result {
-                Ok(_) => room.acknowledged(intended_ns, bytes),
-                Err(error) => {
-                    let error: async_nats::jetstream::context::PublishError = error;
-                    room.failed(bytes, &error.to_string());
-                }
-            },
-            open = incoming.recv() => match open {
-                Some(Open { acknowledgement, intended_ns, bytes }) => {
-                    let acknowledgement = acknowledgement.into_future();
-                    waiting.push(async move { (acknowledgement.await, intended_ns, bytes) });
-                }
-                None => return,
-            },
-        }
-    }
+    deliveries: mpsc::UnboundedSender<Delivery<PublishAckFuture>>,
 }
 
 impl Producer for NatsProducer {
@@ -259,9 +231,9 @@ impl Producer for NatsProducer {
             self.room.enter(bytes).await;
             let subject = &self.subjects[self.partitions.choose(key.as_deref()) as usize];
             match self.context.publish(subject.clone(), value).await {
-                Ok(acknowledgement) => {
+                Ok(future) => {
                     // The watcher lives as long as this producer.
-                    let _ = self.open.send(Open { acknowledgement, intended_ns, bytes });
+                    let _ = self.deliveries.send(Delivery { future, intended_ns, bytes });
                     Ok(())
                 }
                 Err(error) => {

@@ -183,12 +183,12 @@ impl Driver for RedisDriver {
         observer: Rc<dyn Observer>,
     ) -> LocalBoxFuture<'a, Result<Box<dyn Consumer>, DriverError>> {
         Box::pin(async move {
-            let partitions = self.topics.find("redis", topic)?.partitions as usize;
+            let partitions = self.topics.find("redis", topic)?.partitions;
             // No timeout: a read waits until there is something.
             let mut connection = self.connection(None).await?;
             let mut positions = Vec::new();
-            for partition in (0..partitions).filter(|partition| partition % share.consumers == share.index) {
-                let key = stream_key(topic, partition as u32);
+            for partition in share.partitions(partitions) {
+                let key = stream_key(topic, partition);
                 let after = match share.from_start {
                     true => None,
                     false => last_id(&mut connection, &key).await?,

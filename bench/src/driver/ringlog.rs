@@ -1,17 +1,17 @@
 //! Ringlog under test, through its own client library.
 //!
-//! Producers and consumers of one thread share one client, and with it the connections, as the producers
-//! of one process would. Every acknowledgement waits for the device; that is what the broker means by it.
+//! Every producer and every consumer has a client of its own, and with it connections, as if each were a process
+//! of its own. Every acknowledgement waits for the device; that is what the broker means by it.
 
+use super::deliveries::{Delivery, watch};
 use super::{
     Consumer, ConsumerShare, Driver, DriverError, Durability, Observer, OutgoingRecord, Parts, Producer,
     ProducerOptions,
 };
-use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
-use futures_util::stream::FuturesUnordered;
 use ringlog_client::{
-    Acks, Client, ClientConfig, ConsumerConfig, Linger, NewTopic, ProducerConfig, ProducerRecord, StartFrom,
+    Acks, Client, ClientConfig, ConsumerConfig, DeliveryFuture, Linger, NewTopic, ProducerConfig,
+    ProducerRecord, StartFrom,
 };
 use std::cell::Cell;
 use std::rc::Rc;
@@ -140,22 +140,13 @@ impl Driver for RinglogDriver {
             let client = self.client().await?;
             let described = client.admin().describe_topic(topic).await.map_err(failed)?;
             let start = if share.from_start { StartFrom::Earliest } else { StartFrom::Latest };
-            let partitions: Vec<(u32, StartFrom)> = (0..described.partitions.len())
-                .filter(|partition| partition % share.consumers == share.index)
-                .map(|partition| (partition as u32, start))
-                .collect();
+            let partitions = share.partitions(described.partitions.len() as u32);
+            let partitions: Vec<(u32, StartFrom)> = partitions.map(|partition| (partition, start)).collect();
             let mut consumer = client.consumer(ConsumerConfig::default());
             consumer.assign(topic, &partitions).await.map_err(failed)?;
             Ok(Box::new(RinglogConsumer { consumer, observer }) as Box<dyn Consumer>)
         })
     }
-}
-
-/// A delivery on its way: when it was intended, how large it is.
-struct Delivery {
-    future: ringlog_client::DeliveryFuture,
-    intended_ns: u64,
-    bytes: usize,
 }
 
 /// Deliveries that have not come back.
@@ -168,50 +159,29 @@ struct Open {
 struct RinglogProducer {
     producer: ringlog_client::Producer,
     topic: Arc<str>,
-    deliveries: mpsc::UnboundedSender<Delivery>,
+    deliveries: mpsc::UnboundedSender<Delivery<DeliveryFuture>>,
     open: Rc<Open>,
 }
 
 impl RinglogProducer {
     fn new(producer: ringlog_client::Producer, topic: &str, observer: Rc<dyn Observer>) -> Self {
         // Bounded by the producer's own memory: a record that is not taken is not in here.
-        let (deliveries, incoming) = mpsc::unbounded_channel();
+        let (deliveries, incoming) = mpsc::unbounded_channel::<Delivery<DeliveryFuture>>();
         let open = Rc::new(Open::default());
-        tokio::task::spawn_local(watch(incoming, observer, open.clone()));
-        Self { producer, topic: topic.into(), deliveries, open }
-    }
-}
-
-/// Reports deliveries in the order in which they come back; ends with the producer.
-async fn watch(mut incoming: mpsc::UnboundedReceiver<Delivery>, observer: Rc<dyn Observer>, open: Rc<Open>) {
-    let mut waiting = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some((result, intended_ns, bytes)) = waiting.next(), if !waiting.is_empty() => {
-                match result {
-                    Ok(receipt) => {
-                        let receipt: ringlog_client::Receipt = receipt;
-                        observer.acknowledged(intended_ns, bytes, receipt.anatomy.map(parts).as_ref());
-                    }
-                    Err(error) => {
-                        let error: ringlog_client::ProduceError = error;
-                        observer.failed(&error.to_string());
-                    }
+        let settling = open.clone();
+        tokio::task::spawn_local(watch(incoming, move |delivered, intended_ns, bytes| {
+            match delivered {
+                Ok(receipt) => {
+                    observer.acknowledged(intended_ns, bytes, receipt.anatomy.map(parts).as_ref());
                 }
-                open.count.set(open.count.get() - 1);
-                if open.count.get() == 0 {
-                    open.none.notify_waiters();
-                }
+                Err(error) => observer.failed(&error.to_string()),
             }
-            delivery = incoming.recv() => match delivery {
-                Some(Delivery { future, intended_ns, bytes }) => {
-                    waiting.push(async move { (future.await, intended_ns, bytes) });
-                }
-                None if waiting.is_empty() => return,
-                None => {}
-            },
-        }
+            settling.count.set(settling.count.get() - 1);
+            if settling.count.get() == 0 {
+                settling.none.notify_waiters();
+            }
+        }));
+        Self { producer, topic: topic.into(), deliveries, open }
     }
 }
 

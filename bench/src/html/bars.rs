@@ -4,6 +4,7 @@
 //! several runs is their median and marks every one of them.
 
 use super::plot::COLORS;
+use crate::compare::Spread;
 use maud::{Markup, html};
 
 /// A whole and its parts.
@@ -72,7 +73,7 @@ pub fn compared(title: &str, note: &str, bars: &[Bar], format: fn(f64) -> String
         figure {
             figcaption { b { (title) } " " span.note { (note) } }
             @for bar in bars {
-                @let middle = median(&bar.values);
+                @let middle = Spread::of(bar.values.iter().copied()).median;
                 div.bar {
                     span.who title=(bar.name) { (bar.name) }
                     span.track {
@@ -90,30 +91,10 @@ pub fn compared(title: &str, note: &str, bars: &[Bar], format: fn(f64) -> String
     }
 }
 
-/// The middle of `values`; 0 without any.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        len if len % 2 == 1 => sorted[len / 2],
-        len => (sorted[len / 2 - 1] + sorted[len / 2]) / 2.0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::scale::short;
     use super::*;
-
-    #[test]
-    fn the_middle() {
-        let rows: [(&[f64], f64); 4] =
-            [(&[], 0.0), (&[3.0], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[4.0, 1.0, 2.0, 9.0], 3.0)];
-        for (values, expect) in rows {
-            assert_eq!(median(values), expect, "{values:?}");
-        }
-    }
 
     #[test]
     fn bars_share_a_scale() {

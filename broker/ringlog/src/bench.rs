@@ -10,22 +10,24 @@ mod files;
 mod host;
 mod live;
 mod load;
+mod measured;
 
 use crate::failure::Failure;
 use crate::output::{Format, FormatArguments, Output, Table, bytes, duration_us, grouped};
 use crate::place::{self, Place};
+use ::bench::driver::Driver;
 use ::bench::driver::ringlog::RinglogDriver;
-use ::bench::report::{Report, Surroundings};
-use ::bench::run::{FoundRate, RunError, RunOptions, find_rate};
+use ::bench::report::Report;
+use ::bench::run::{FoundRate, RunOptions, find_rate};
 use ::bench::search::{SearchLimits, SearchReport};
 use ::bench::usage::Usage;
 use ::bench::workload::{SHIPPED, Workload};
 use embedded::EmbeddedBroker;
 use files::ReportFiles;
 use live::LiveView;
+use measured::{Around, measured};
 use ringlog_client::Acks;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `ringlog bench`
 #[derive(clap::Args)]
@@ -159,16 +161,11 @@ impl RunArguments {
 
     /// Cores of the broker and of the load.
     fn cores(&self) -> (Vec<usize>, Vec<usize>) {
-        let usable = place::usable_cores();
-        let broker = match (self.brokers.is_some(), self.broker_cores.is_empty()) {
-            (true, _) => self.broker_cores.clone(),
-            (false, false) => self.broker_cores.clone(),
-            (false, true) => place::cores(place::default_shards()).unwrap_or_default(),
+        let broker = match self.brokers {
+            Some(_) => self.broker_cores.clone(),
+            None => place::broker_cores(&self.broker_cores),
         };
-        let client = match self.client_cores.is_empty() {
-            false => self.client_cores.clone(),
-            true => usable.iter().copied().filter(|core| !broker.contains(core)).collect(),
-        };
+        let client = place::client_cores(&self.client_cores, &broker);
         (broker, client)
     }
 }
@@ -178,16 +175,12 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
     let workload = arguments.workload()?;
     arguments.files.check()?;
     let (broker_cores, client_cores) = arguments.cores();
-    let overlap: Vec<String> =
-        client_cores.iter().filter(|core| broker_cores.contains(core)).map(usize::to_string).collect();
-    if !overlap.is_empty() {
-        eprintln!("warning: broker and load share core {}: they slow each other down", overlap.join(", "));
-    }
+    place::warn_of_shared_cores(&broker_cores, &client_cores);
     let embedded = match &arguments.brokers {
         Some(_) => None,
         None => {
             let place = Place::choose(arguments.data.as_deref())?;
-            Some(EmbeddedBroker::start(place, broker_cores.len().max(1), &broker_cores)?)
+            Some(EmbeddedBroker::start(place, &broker_cores)?)
         }
     };
     let address = match (&embedded, &arguments.brokers) {
@@ -212,52 +205,30 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
         ..SearchLimits::new(p99_ms * 1e3, workload.message_size)
     });
     let view = LiveView::new(!output.is_json());
-    let broker_pid = embedded.as_ref().map(EmbeddedBroker::pid);
-    // On a thread of its own, so that an interruption stops the broker and removes its directory.
-    let measured = crate::block_on(async {
-        let run = {
-            let (workload, view) = (workload.clone(), view.clone());
-            tokio::task::spawn_blocking(move || {
-                let before = (broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
-                let (workload, search, result) = match limits {
-                    None => {
-                        let result =
-                            ::bench::run::run(&driver, &workload, &options, &mut |now| view.show(&now))?;
-                        (workload, None, result)
-                    }
-                    Some(limits) => {
-                        let mut show = |now| view.show(&now);
-                        let FoundRate { search, workload, result } =
-                            find_rate(&driver, &workload, limits, &options, &mut show)?;
-                        (workload, Some(search), result)
-                    }
-                };
-                let after = (broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
-                let used = |after: Option<Usage>, before: Option<Usage>| Some(after?.since(&before?));
-                let surroundings = Surroundings {
-                    client_cores,
-                    broker_cores,
-                    explain: options.explain,
-                    host: host::report(facts.as_ref()),
-                    broker_usage: used(after.0, before.0),
-                    client_usage: used(after.1, before.1),
-                };
-                let ended_unix_s =
-                    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-                Ok(Report { search, ..Report::new(&driver, &workload, result, surroundings, ended_unix_s) })
-            })
-        };
-        tokio::select! {
-            report = run => match report {
-                Ok(report) => report.map_err(|error: RunError| Failure::operation(error.to_string())),
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            },
-            _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the broker is stopped")),
+    let around = Around {
+        broker_pid: embedded.as_ref().map(EmbeddedBroker::pid),
+        client_cores,
+        broker_cores,
+        explain: arguments.explain,
+        facts,
+    };
+    let (running, shown) = (workload.clone(), view.clone());
+    let run = move |driver: &dyn Driver| match limits {
+        None => {
+            let result = ::bench::run::run(driver, &running, &options, &mut |now| shown.show(&now))?;
+            Ok((running, None, result))
         }
-    });
+        Some(limits) => {
+            let mut show = |now| shown.show(&now);
+            let FoundRate { search, workload, result } =
+                find_rate(driver, &running, limits, &options, &mut show)?;
+            Ok((workload, Some(search), result))
+        }
+    };
+    let measured = crate::block_on(measured(Box::new(driver), around, run));
     view.end();
     drop(embedded);
-    let report: Report = measured?;
+    let report = measured?;
     let report = Report { ceiling: crate::perf::share::line(&report), ..report };
     let reports = std::slice::from_ref(&report);
     let written = arguments.files.write(&report.workload.name, &report, reports)?;

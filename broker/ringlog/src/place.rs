@@ -75,3 +75,28 @@ pub fn cores(shards: usize) -> Option<Vec<usize>> {
     let usable = usable_cores();
     (shards < usable.len()).then(|| usable[..shards].to_vec())
 }
+
+/// The cores of a broker that is started here: the wanted ones, or as many as leave half to the load.
+pub fn broker_cores(wanted: &[usize]) -> Vec<usize> {
+    match wanted {
+        [] => cores(default_shards()).unwrap_or_default(),
+        wanted => wanted.to_vec(),
+    }
+}
+
+/// The cores of the load: the wanted ones, or those that the broker does not have.
+pub fn client_cores(wanted: &[usize], broker: &[usize]) -> Vec<usize> {
+    match wanted {
+        [] => usable_cores().into_iter().filter(|core| !broker.contains(core)).collect(),
+        wanted => wanted.to_vec(),
+    }
+}
+
+/// Says so where broker and load are on the same cores.
+pub fn warn_of_shared_cores(broker: &[usize], client: &[usize]) {
+    let shared: Vec<String> =
+        client.iter().filter(|core| broker.contains(core)).map(usize::to_string).collect();
+    if !shared.is_empty() {
+        eprintln!("warning: broker and load share core {}: they slow each other down", shared.join(", "));
+    }
+}

@@ -8,20 +8,18 @@
 
 use super::embedded::EmbeddedBroker;
 use super::files::ReportFiles;
-use super::host;
 use super::live::LiveView;
+use super::measured::{Around, measured};
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, counted, duration_us, grouped};
 use crate::place::{self, Place};
 use ::bench::compare::{Comparison, Contestant, Ratio, Ratios, Reach, Spread, Standing};
 use ::bench::driver::Driver;
-use ::bench::report::{Report, Surroundings};
-use ::bench::run::{RunError, RunOptions};
+use ::bench::report::Report;
+use ::bench::run::RunOptions;
 use ::bench::servers::{Acknowledge, Server, ServerPlan};
-use ::bench::usage::Usage;
 use ::bench::workload::Workload;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `ringlog bench compare`
 #[derive(clap::Args)]
@@ -199,15 +197,8 @@ pub fn run(arguments: CompareArguments) -> Result<(), Failure> {
 }
 
 fn setting(arguments: &CompareArguments) -> Result<Setting, Failure> {
-    let usable = place::usable_cores();
-    let broker_cores = match arguments.broker_cores.is_empty() {
-        false => arguments.broker_cores.clone(),
-        true => place::cores(place::default_shards()).unwrap_or_default(),
-    };
-    let client_cores = match arguments.client_cores.is_empty() {
-        false => arguments.client_cores.clone(),
-        true => usable.into_iter().filter(|core| !broker_cores.contains(core)).collect(),
-    };
+    let broker_cores = place::broker_cores(&arguments.broker_cores);
+    let client_cores = place::client_cores(&arguments.client_cores, &broker_cores);
     Ok(Setting {
         workload: arguments.workload()?,
         acknowledge: if arguments.defaults { Acknowledge::Defaults } else { Acknowledge::FromDevice },
@@ -220,11 +211,7 @@ fn setting(arguments: &CompareArguments) -> Result<Setting, Failure> {
 
 /// What would make the figures worth less.
 fn warn(setting: &Setting) {
-    let shared = setting.client_cores.iter().filter(|core| setting.broker_cores.contains(core));
-    let shared: Vec<String> = shared.map(usize::to_string).collect();
-    if !shared.is_empty() {
-        eprintln!("warning: broker and load share core {}: they slow each other down", shared.join(", "));
-    }
+    place::warn_of_shared_cores(&setting.broker_cores, &setting.client_cores);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let last_minute = load.split(' ').next().and_then(|load| load.parse::<f64>().ok());
     if let Some(busy) = last_minute.filter(|load| *load > 0.5) {
@@ -247,7 +234,7 @@ impl Running {
         }
         let place = Place::choose(setting.data.as_deref())?;
         let Some(kind) = contestant.server() else {
-            return Ok(Self::Ringlog(EmbeddedBroker::start(place, cores.len().max(1), cores)?));
+            return Ok(Self::Ringlog(EmbeddedBroker::start(place, cores)?));
         };
         let failed = |error: ::bench::servers::ServerError| Failure::usage(error.to_string());
         let plan =
@@ -292,39 +279,22 @@ fn measure(contestant: Contestant, setting: &Setting, people: bool) -> Result<Re
     let facts = running.place().map(|place| place.facts.clone());
     let view = LiveView::new(people);
     let options = RunOptions { client_cores: setting.client_cores.clone(), ..RunOptions::default() };
-    // On a thread of its own, so that an interruption ends the broker and removes its directory.
+    let around = Around {
+        broker_pid: pid,
+        client_cores: setting.client_cores.clone(),
+        broker_cores: if pid.is_some() { setting.broker_cores.clone() } else { Vec::new() },
+        explain: options.explain,
+        facts,
+    };
+    let (workload, shown) = (setting.workload.clone(), view.clone());
+    let run = move |driver: &dyn Driver| {
+        let result = ::bench::run::run(driver, &workload, &options, &mut |now| shown.show(&now))?;
+        Ok((workload, None, result))
+    };
     let measured = crate::block_on(async {
         let driver = contestant.connect(reach).await;
         let driver = driver.map_err(|error| Failure::operation(error.to_string()))?;
-        let run = {
-            let (workload, view) = (setting.workload.clone(), view.clone());
-            let (client_cores, broker_cores) = (setting.client_cores.clone(), setting.broker_cores.clone());
-            tokio::task::spawn_blocking(move || {
-                let driver: &dyn Driver = &*driver;
-                let before = (pid.and_then(Usage::of), Usage::of(std::process::id()));
-                let result = ::bench::run::run(driver, &workload, &options, &mut |now| view.show(&now))?;
-                let after = (pid.and_then(Usage::of), Usage::of(std::process::id()));
-                let used = |after: Option<Usage>, before: Option<Usage>| Some(after?.since(&before?));
-                let surroundings = Surroundings {
-                    client_cores,
-                    broker_cores: if pid.is_some() { broker_cores } else { Vec::new() },
-                    host: host::report(facts.as_ref()),
-                    broker_usage: used(after.0, before.0),
-                    client_usage: used(after.1, before.1),
-                    ..Surroundings::default()
-                };
-                let ended_unix_s =
-                    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-                Ok(Report::new(driver, &workload, result, surroundings, ended_unix_s))
-            })
-        };
-        tokio::select! {
-            report = run => match report {
-                Ok(report) => report.map_err(|error: RunError| Failure::operation(error.to_string())),
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            },
-            _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the broker is stopped")),
-        }
+        measured(driver, around, run).await
     });
     view.end();
     measured

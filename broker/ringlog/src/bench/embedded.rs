@@ -19,9 +19,10 @@ pub struct EmbeddedBroker {
 
 impl EmbeddedBroker {
     /// Starts a broker with `shards` shards on `cores` (empty = wherever the kernel puts them).
-    pub fn start(place: Place, shards: usize, cores: &[usize]) -> Result<Self, Failure> {
+    pub fn start(place: Place, cores: &[usize]) -> Result<Self, Failure> {
         let fail = |what: String| Failure::usage(format!("the embedded broker cannot start: {what}"));
         let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
+        let shards = cores.len().max(1);
         let cores: Vec<String> = cores.iter().map(usize::to_string).collect();
         let mut child = Command::new(program)
             .arg("serve")

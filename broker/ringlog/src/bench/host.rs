@@ -2,21 +2,18 @@
 //!
 //! Asked once, at the end of a run. Invariant: what is not known is empty, never guessed.
 
-use crate::place;
 use ::bench::report::HostReport;
 use std::path::{Path, PathBuf};
 use tuning::HostFacts;
 
 /// The host, and of the broker's data what `facts` know; none if the broker is elsewhere.
 pub fn report(facts: Option<&HostFacts>) -> HostReport {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let ::perf::Host { kernel, cpu, cores } = ::perf::Host::this();
     let disk = facts.map(|facts| disk(Path::new("/sys/dev/block"), &facts.device)).unwrap_or_default();
     HostReport {
-        kernel: kernel.trim().to_owned(),
-        cpu: cpu.map_or(String::new(), |(_, name)| name.to_owned()),
-        cores: place::usable_cores().len(),
+        kernel,
+        cpu,
+        cores,
         filesystem: facts.map(|facts| facts.filesystem.clone()).unwrap_or_default(),
         write_cache: facts
             .and_then(|facts| facts.write_cache)

@@ -92,12 +92,9 @@ pub fn run(arguments: ProfileArguments) -> Result<(), Failure> {
     }
     perf_version().map_err(|error| Failure::usage(error.to_string()))?;
     let mut output = Output::new(arguments.format.format);
-    let cores = match arguments.broker_cores.is_empty() {
-        true => place::cores(place::default_shards()).unwrap_or_default(),
-        false => arguments.broker_cores.clone(),
-    };
+    let cores = place::broker_cores(&arguments.broker_cores);
     let place = Place::choose(arguments.data.as_deref())?;
-    let broker = EmbeddedBroker::start(place, cores.len().max(1), &cores)?;
+    let broker = EmbeddedBroker::start(place, &cores)?;
     let mut load = Load::start(&arguments, broker.address(), &cores)?;
     let seen = crate::block_on(async {
         tokio::select! {

@@ -96,8 +96,6 @@ fn workloads_are_measured_and_leave_nothing() {
 /// A broker of its own, in a process of its own, that is gone afterwards.
 #[test]
 fn an_embedded_broker_is_measured_and_removed() {
-    let data = directory();
-    let broker = Broker::start(data.path());
     let parent = directory();
     let place = parent.path().to_str().unwrap();
     let line = [
@@ -113,7 +111,7 @@ fn an_embedded_broker_is_measured_and_removed() {
         "--format",
         "json",
     ];
-    let report = broker.run(&line).ok().json().remove(0);
+    let report = run(&line).ok().json().remove(0);
     assert!(report["broker_usage"]["resident_max_bytes"].as_u64() > Some(1 << 20), "{report}");
     assert!(report["counters"]["flush_rounds_total"].as_u64() > Some(0), "{report}");
     assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "the directory is removed");
