@@ -345,7 +345,7 @@ const ROWS: &[Row] = &[
     }),
     ("backlog", Warning, "= 128", |host| host.put("proc/sys/net/core/somaxconn", "128\n")),
     ("syn_backlog", Note, "= 512", |host| host.put("proc/sys/net/ipv4/tcp_max_syn_backlog", "512\n")),
-    ("local_ports", Warning, "ip_local_reserved_ports=9644", |host| {
+    ("local_ports", Warning, "ip_local_reserved_ports=9000-9645", |host| {
         host.put("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535\n");
         host.put("proc/sys/net/ipv4/ip_local_reserved_ports", "9000-9643,9645\n");
     }),

@@ -8,9 +8,9 @@ use crate::sources::{list, mask, names, text, to_list};
 use std::path::PathBuf;
 
 /// What the runtime asks for when it listens (glommio-ng 0.12).
-pub(crate) const BACKLOG: i64 = 1024;
+const BACKLOG: i64 = 1024;
 /// Fewer are soon used up by clients on this host that come and go.
-pub(crate) const LOCAL_PORTS_MIN: i64 = 16_384;
+const LOCAL_PORTS_MIN: usize = 16_384;
 
 pub(crate) const CHECKS: &[Check] = &[
     Check {
@@ -75,20 +75,37 @@ fn syn_backlog(host: &Host) -> Verdict {
     if limit < BACKLOG { Verdict::note(found) } else { Verdict::fine(found) }
 }
 
+/// The first and the last port for outgoing connections; `None` if the kernel does not say.
+fn local_port_range(host: &Host) -> Option<(usize, usize)> {
+    let range = host.sources.sysctl("net.ipv4.ip_local_port_range")?;
+    let ends: Vec<usize> = range.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+    if let [first, last] = ends[..] { Some((first, last)) } else { None }
+}
+
+/// The broker's port with all that are reserved already, as the kernel writes them; `None` if no outgoing
+/// connection can take it.
+pub(crate) fn unreserved_port(host: &Host) -> Option<String> {
+    let port = usize::from(host.subject.listen.port());
+    let (first, last) = local_port_range(host)?;
+    let mut reserved = list(&host.sources.sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default());
+    if port == 0 || !(first..=last).contains(&port) || reserved.contains(&port) {
+        return None;
+    }
+    reserved.push(port);
+    Some(to_list(&reserved))
+}
+
 fn local_ports(host: &Host) -> Verdict {
-    let range = host.sources.sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
-    let ends: Vec<i64> = range.split_whitespace().filter_map(|text| text.parse().ok()).collect();
-    let [first, last] = ends[..] else { return Verdict::fine("the kernel does not say") };
-    let port = host.subject.listen.port();
-    let reserved = list(&host.sources.sysctl("net.ipv4.ip_local_reserved_ports").unwrap_or_default());
-    if port != 0 && (first..=last).contains(&i64::from(port)) && !reserved.contains(&usize::from(port)) {
+    let Some((first, last)) = local_port_range(host) else { return Verdict::fine("the kernel does not say") };
+    if let Some(reserved) = unreserved_port(host) {
+        let port = host.subject.listen.port();
         return Verdict::warning(format!(
             "port {port} is within net.ipv4.ip_local_port_range, {first} to {last}"
         ))
         .cost("while the broker is down an outgoing connection may take its port, and it cannot start again")
-        .fix(format!("sysctl net.ipv4.ip_local_reserved_ports={port}, or listen on a port outside"));
+        .fix(format!("sysctl net.ipv4.ip_local_reserved_ports={reserved}, or listen on a port outside"));
     }
-    let count = last - first + 1;
+    let count = (last + 1).saturating_sub(first);
     let found = format!("{count} ports for outgoing connections, {first} to {last}");
     if count < LOCAL_PORTS_MIN { Verdict::note(found) } else { Verdict::fine(found) }
 }

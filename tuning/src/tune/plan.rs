@@ -227,18 +227,9 @@ fn perf_events(host: &Host) -> Vec<Step> {
 }
 
 fn reserved_port(host: &Host) -> Vec<Step> {
-    let path = host.sources.sysctl_path("net.ipv4.ip_local_reserved_ports");
-    let port = host.subject.listen.port();
-    let range = host.sources.sysctl("net.ipv4.ip_local_port_range").unwrap_or_default();
-    let ends: Vec<u16> = range.split_whitespace().filter_map(|text| text.parse().ok()).collect();
     // The finding may also be about too few ports, which is the administrator's choice.
-    let [first, last] = ends[..] else { return Vec::new() };
-    if !(first..=last).contains(&port) {
-        return Vec::new();
-    }
-    let old = text(&path).unwrap_or_default();
-    let new = if old.is_empty() { port.to_string() } else { format!("{old},{port}") };
-    step("local_ports", path, new).into_iter().collect()
+    let Some(reserved) = network::unreserved_port(host) else { return Vec::new() };
+    sysctls(host, "local_ports", &[("net.ipv4.ip_local_reserved_ports", &reserved)])
 }
 
 fn huge_pages(host: &Host) -> Vec<Step> {

@@ -90,6 +90,30 @@ fn a_good_host_is_left_alone() {
     }
 }
 
+/// What the kernel reads back after a port was reserved: sorted, neighbours merged.
+#[test]
+fn a_port_is_reserved_as_the_kernel_writes_it() {
+    let rows = [
+        ("1024\t65535", "", Some("9644")),
+        ("1024\t65535", "9643", Some("9643-9644")),
+        ("1024\t65535", "30000", Some("9644,30000")),
+        ("1024\t65535", "9640-9643,9645-9646,30000", Some("9640-9646,30000")),
+        ("1024\t65535", "9644", None),
+        ("1024\t65535", "9000-9999", None),
+        // Raised, because these are few; the port is reserved, or none of them.
+        ("9000\t9999", "9644", None),
+        ("50000\t50999", "", None),
+    ];
+    for (range, reserved, expect) in rows {
+        let made = MadeUp::good();
+        made.put("proc/sys/net/ipv4/ip_local_port_range", range);
+        made.put("proc/sys/net/ipv4/ip_local_reserved_ports", &format!("{reserved}\n"));
+        let plan = planned(&made, Profile::Production);
+        let written = plan.steps.iter().find(|step| step.finding == "local_ports");
+        assert_eq!(written.map(|step| step.new.as_str()), expect, "{range} {reserved}");
+    }
+}
+
 #[test]
 fn what_lasts_and_what_cannot_be_mended_is_advice() {
     let made = neglected();
