@@ -62,8 +62,9 @@ pub(crate) const ROWS: &[Check] = &[
     },
     Check {
         name: "listen",
-        complains: "the address cannot be listened on: taken, not this host's, or a privileged port",
-        severities: &[Severity::Fatal],
+        complains: "the address cannot be listened on: taken (a note if it is the default: probably a broker), not this \
+                    host's, or a privileged port",
+        severities: &[Severity::Fatal, Severity::Note],
         cost: "clients cannot connect: the broker does not start",
         fix: "stop what has it (ss -ltnp), or name another: --listen ADDR:PORT",
         judge: None,

@@ -10,7 +10,7 @@ use crate::catalogue::catalogue;
 use crate::facts::{HostFacts, host_facts, nearest_existing};
 use crate::finding::{Finding, Severity, Verdict};
 use crate::mounts::{Mount, mount_of};
-use crate::preflight::{findings, locked_memory_wanted, preflight_of};
+use crate::preflight::{findings, locked_memory_wanted, preflight_of, unusable_address};
 use crate::sources::{Sources, bytes, counted, list, names, text};
 use crate::wake_up::{ClockState, clock_state, wake_up};
 use std::net::SocketAddr;
@@ -24,6 +24,8 @@ pub struct Subject {
     pub data: PathBuf,
     /// Where it is to listen.
     pub listen: SocketAddr,
+    /// Whether nobody asked for that address: what has it already is taken to be a broker.
+    pub listen_is_default: bool,
     /// How many shards it has.
     pub shards: usize,
     /// The cores that its shards are pinned to; `None`: it runs wherever the kernel puts it.
@@ -162,7 +164,8 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     let sources = Sources::of_this_host();
     let measured = Measured { wake_up: wake_up(&subject.usable_cores), ..Measured::quickly() };
     let facts = host_facts(&subject.data);
-    let mut found = preflight_of(&facts, &subject.data, subject.listen, subject.shards);
+    let mut found = preflight_of(&facts, &subject.data, subject.shards);
+    found.extend(unusable_address(subject.listen, subject.listen_is_default));
     // Without the directory the process can still be looked at.
     let facts = facts.map_err(|_| host_facts(&std::env::temp_dir()).ok());
     if let Err(Some(elsewhere)) = &facts {
@@ -243,7 +246,7 @@ mod tests {
 
     fn subject(data: PathBuf) -> Subject {
         let listen = "127.0.0.1:0".parse().unwrap();
-        Subject { data, listen, shards: 1, cores: None, usable_cores: vec![0] }
+        Subject { data, listen, listen_is_default: false, shards: 1, cores: None, usable_cores: vec![0] }
     }
 
     #[test]

@@ -29,24 +29,22 @@ const FREE_BYTES_PER_SHARD_WANTED: u64 = 512 << 20;
 /// Asks the host ([`host_facts`]) and judges the answer for a broker of `shards` shards that listens on
 /// `listen`. The worst comes first; an empty list is a host without complaints.
 pub fn preflight(data_directory: &Path, listen: SocketAddr, shards: usize) -> Vec<Finding> {
-    preflight_of(&host_facts(data_directory), data_directory, listen, shards)
+    let mut found = preflight_of(&host_facts(data_directory), data_directory, shards);
+    found.extend(unusable_address(listen, false));
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    found
 }
 
-/// The same with the answer, which is an error if the directory cannot be written to.
+/// The same with the answer, which is an error if the directory cannot be written to, and without the address.
 pub(crate) fn preflight_of(
     facts: &io::Result<HostFacts>,
     data_directory: &Path,
-    listen: SocketAddr,
     shards: usize,
 ) -> Vec<Finding> {
-    let mut found = match facts {
+    match facts {
         Ok(facts) => findings(facts, shards),
         Err(error) => vec![unusable_directory(data_directory, error)],
-    };
-    // Plain bind, without SO_REUSEPORT: the runtime always sets it, so that two brokers would both succeed.
-    found.extend(TcpListener::bind(listen).err().map(|error| unusable_address(listen, &error)));
-    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    found
+    }
 }
 
 /// Judges `facts` for a broker of `shards` shards, in the order of the checks.
@@ -283,8 +281,18 @@ fn unusable_directory(data_directory: &Path, error: &io::Error) -> Finding {
     }
 }
 
-fn unusable_address(listen: SocketAddr, error: &io::Error) -> Finding {
+/// The complaint about `listen`, if there is one. A default that is taken is probably a broker: nobody has
+/// asked for another one there.
+pub(crate) fn unusable_address(listen: SocketAddr, is_default: bool) -> Option<Finding> {
+    // Plain bind, without SO_REUSEPORT: the runtime always sets it, so that two brokers would both succeed.
+    let error = TcpListener::bind(listen).err()?;
+    let found = format!("cannot listen on {listen}: {error}");
     let fix = match error.kind() {
+        io::ErrorKind::AddrInUse if is_default => {
+            let cost = "none if it is the broker: ringlog status shows it";
+            let fix = "if it is not: stop the process that has it (ss -ltnp shows which), or take another: --listen";
+            return finding("listen", Severity::Note, found, cost, fix);
+        }
         io::ErrorKind::AddrInUse => {
             "stop the process that has it (ss -ltnp shows which), or take another: --listen"
         }
@@ -294,13 +302,7 @@ fn unusable_address(listen: SocketAddr, error: &io::Error) -> Finding {
         io::ErrorKind::PermissionDenied => "take a port from 1024 on with --listen",
         _ => "name another address with --listen",
     };
-    Finding {
-        name: "listen",
-        severity: Severity::Fatal,
-        found: format!("cannot listen on {listen}: {error}"),
-        cost: "clients cannot connect".into(),
-        fix: fix.into(),
-    }
+    finding("listen", Severity::Fatal, found, "clients cannot connect", fix)
 }
 
 #[cfg(test)]
@@ -403,7 +405,11 @@ mod tests {
         check(&|facts| facts.cores = 2, &[("cores", Warning, "--shards 2")]);
 
         // What needs a real directory and a real port has tests of its own below.
-        let raised = raised.into_inner().into_iter().chain([("data_directory", Fatal), ("listen", Fatal)]);
+        let raised = raised.into_inner().into_iter().chain([
+            ("data_directory", Fatal),
+            ("listen", Fatal),
+            ("listen", Note),
+        ]);
         let rows = catalogue().filter(|check| check.judge.is_none());
         let promised = rows.flat_map(|check| check.severities.iter().map(|severity| (check.name, *severity)));
         assert_eq!(
@@ -434,6 +440,14 @@ mod tests {
         let rows: Vec<_> = found.iter().map(|finding| (finding.name, finding.severity)).collect();
         assert_eq!(rows, [("data_directory", Fatal), ("listen", Fatal)]);
         assert!(found[1].fix.contains("ss -ltnp"));
+        // Unless nobody has asked for that port: then it is taken to be a broker's.
+        for (is_default, severity, part) in [(false, Fatal, "clients cannot"), (true, Note, "ringlog status")]
+        {
+            let finding = unusable_address(taken.local_addr().unwrap(), is_default).unwrap();
+            assert_eq!(finding.severity, severity);
+            assert!(finding.cost.contains(part) && finding.fix.contains("ss -ltnp"), "{finding:?}");
+        }
+        assert_eq!(unusable_address("127.0.0.1:0".parse().unwrap(), true), None);
     }
 
     #[test]

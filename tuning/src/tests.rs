@@ -117,6 +117,7 @@ impl MadeUp {
         let subject = Subject {
             data: "/no/such/directory".into(),
             listen: "127.0.0.1:9644".parse().unwrap(),
+            listen_is_default: true,
             shards: 4,
             cores: Some(vec![0, 1, 2, 3]),
             usable_cores: (0..8).collect(),

@@ -7,8 +7,7 @@ use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, counted};
 use crate::place::usable_cores;
 use crate::serve::{Cores, place, raise_open_files};
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use tuning::{Finding, Severity, Subject};
 
@@ -35,7 +34,14 @@ impl SubjectArguments {
         let usable_cores = usable_cores();
         let (shards, cores) = place(self.shards, self.cores.clone(), usable_cores.clone())?;
         let listen = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], schema::DEFAULT_PORT)));
-        Ok(Subject { data: self.data.clone(), listen, shards, cores, usable_cores })
+        Ok(Subject {
+            data: self.data.clone(),
+            listen,
+            listen_is_default: self.listen.is_none(),
+            shards,
+            cores,
+            usable_cores,
+        })
     }
 }
 
@@ -56,10 +62,7 @@ pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
     let subject = arguments.subject.subject()?;
     // As `serve` does, or the limit would be judged that a broker never has.
     raise_open_files();
-    let mut found = tuning::examine(&subject);
-    if arguments.subject.listen.is_none() {
-        expect_a_broker(&mut found, subject.listen);
-    }
+    let found = tuning::examine(&subject);
     let mut output = Output::new(arguments.format.format);
     let shown = found.iter().filter(|finding| arguments.all || finding.severity > Severity::Ok);
     if output.is_json() {
@@ -75,17 +78,6 @@ pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
         Severity::Warning => Err(Failure::Reported),
         Severity::Fatal => Err(Failure::usage("a broker cannot start like this: see what is fatal")),
     }
-}
-
-/// A default that is taken is probably a broker: nobody has asked for another one there.
-fn expect_a_broker(found: &mut [Finding], listen: SocketAddr) {
-    let taken = TcpListener::bind(listen).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
-    for finding in found.iter_mut().filter(|finding| finding.name == "listen" && taken) {
-        finding.severity = Severity::Note;
-        finding.cost = "none if it is the broker: ringlog status shows it".into();
-        finding.fix = format!("if it is not: {}", finding.fix);
-    }
-    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
 }
 
 fn print(found: &[Finding], all: bool, output: &mut Output) -> Result<(), Failure> {
