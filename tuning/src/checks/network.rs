@@ -111,7 +111,7 @@ fn local_ports(host: &Host) -> Verdict {
 }
 
 /// Folders of the interfaces that have a device behind them.
-pub(crate) fn cards(host: &Host) -> Vec<(String, PathBuf)> {
+fn cards(host: &Host) -> Vec<(String, PathBuf)> {
     let folder = host.sources.sys.join("class/net");
     let cards = names(&folder, "").into_iter().map(|name| (name.clone(), folder.join(name)));
     cards.filter(|(_, path)| path.join("device").exists()).collect()
@@ -162,19 +162,41 @@ fn irq_affinity(host: &Host) -> Verdict {
     noted.unwrap_or_else(|| Verdict::fine("no card is known to interrupt a shard's core"))
 }
 
-fn packet_steering(host: &Host) -> Verdict {
-    for (name, path) in cards(host) {
+/// A queue whose packets are steered to cores of shards (RPS).
+pub(crate) struct Steered {
+    /// The interface and its queue, for people.
+    queue: String,
+    /// The file with the mask.
+    pub(crate) mask: PathBuf,
+    /// The cores of shards in it.
+    shards: Vec<usize>,
+    /// The other cores in it.
+    pub(crate) others: Vec<usize>,
+}
+
+/// Every such queue.
+pub(crate) fn steered(host: &Host) -> Vec<Steered> {
+    let mut found = Vec::new();
+    for (card, path) in cards(host) {
         let queues = path.join("queues");
         for queue in names(&queues, "rx-") {
-            let mut cores = mask(&text(&queues.join(&queue).join("rps_cpus")).unwrap_or_default());
-            cores.retain(|core| host.shard_cores().contains(core));
-            if !cores.is_empty() {
-                return Verdict::note(format!(
-                    "{name} {queue} steers packets to cores of shards: {}",
-                    to_list(&cores)
-                ));
+            let path = queues.join(&queue).join("rps_cpus");
+            let cores = mask(&text(&path).unwrap_or_default()).into_iter();
+            let (shards, others): (Vec<_>, _) = cores.partition(|core| host.shard_cores().contains(core));
+            if !shards.is_empty() {
+                found.push(Steered { queue: format!("{card} {queue}"), mask: path, shards, others });
             }
         }
+    }
+    found
+}
+
+fn packet_steering(host: &Host) -> Verdict {
+    if let Some(Steered { queue, shards, .. }) = steered(host).first() {
+        return Verdict::note(format!("{queue} steers packets to cores of shards: {}", to_list(shards)));
+    }
+    for (name, path) in cards(host) {
+        let queues = path.join("queues");
         let senders = names(&queues, "tx-");
         let masks: Vec<String> =
             senders.iter().filter_map(|queue| text(&queues.join(queue).join("xps_cpus"))).collect();

@@ -9,7 +9,7 @@ use crate::checks::{cpu, disk, network};
 use crate::doctor::{Host, Measured, Subject, judge};
 use crate::finding::{Finding, Severity};
 use crate::preflight::{files_wanted, locked_memory_wanted};
-use crate::sources::{Sources, chosen, mask, names, text, to_mask};
+use crate::sources::{Sources, chosen, text, to_mask};
 use std::path::PathBuf;
 
 /// What the host is for.
@@ -269,19 +269,8 @@ fn scheduler(host: &Host) -> Vec<Step> {
 }
 
 fn packet_steering(host: &Host) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (_, card) in network::cards(host) {
-        for queue in names(&card.join("queues"), "rx-") {
-            let path = card.join("queues").join(queue).join("rps_cpus");
-            let old = mask(&text(&path).unwrap_or_default());
-            let new: Vec<usize> =
-                old.iter().copied().filter(|core| !host.shard_cores().contains(core)).collect();
-            if new.len() != old.len() {
-                steps.extend(step("packet_steering", path, to_mask(&new)));
-            }
-        }
-    }
-    steps
+    let steered = network::steered(host).into_iter();
+    steered.filter_map(|queue| step("packet_steering", queue.mask, to_mask(&queue.others))).collect()
 }
 
 fn idle_states(host: &Host) -> Vec<Step> {
