@@ -31,6 +31,7 @@
 //! metadata and pool; `producer` → `accumulator` (rules) → `sender` (driver); `consumer` → `fetcher`.
 
 pub mod connection;
+pub mod group_request;
 pub mod reply;
 pub mod request;
 

@@ -5,6 +5,9 @@
 //! violation, never a guess; bodies are slices of the one buffer that was read. Absent on purpose: the
 //! FlatBuffers types, which do not leave this module.
 
+use crate::group_request::{
+    self, CommitResult, CommittedOffset, GroupDescription, GroupOutcome, HeartbeatReply, ListedGroup,
+};
 use crate::request::TopicId;
 use bytes::Bytes;
 use flatbuffers::{ForwardsUOffset, Vector};
@@ -30,6 +33,9 @@ pub enum ReplyError {
     /// The broker speaks a durability that this client does not know.
     #[error("unknown durability {0}; upgrade the client")]
     UnknownDurability(u8),
+    /// The broker has groups in a state that this client does not know.
+    #[error("unknown state {0} of a group; upgrade the client")]
+    UnknownGroupState(u8),
 }
 
 /// An error that a broker answered.
@@ -122,6 +128,18 @@ pub enum Reply {
     Logs(Vec<TopicLogs>),
     /// To `Status`.
     Status(BrokerStatus),
+    /// To `Heartbeat`.
+    Heartbeat(HeartbeatReply),
+    /// To `OffsetCommit`, one per entry.
+    Committed(Vec<CommitResult>),
+    /// To `OffsetFetch`.
+    CommittedOffsets(Vec<CommittedOffset>),
+    /// To `DescribeGroups`, one per group.
+    Groups(Vec<GroupDescription>),
+    /// To `ListGroups`, by name.
+    GroupList(Vec<ListedGroup>),
+    /// To `DeleteGroups`, one per group.
+    GroupOutcomes(Vec<GroupOutcome>),
 }
 
 /// Who serves a connection.
@@ -176,6 +194,8 @@ pub struct TopicMetadata {
     pub error: Option<ErrorCode>,
     /// In ascending order.
     pub partitions: Vec<PartitionPlace>,
+    /// Whether it is the broker's own: readable, not writable.
+    pub internal: bool,
 }
 
 /// Where a partition is served.
@@ -479,6 +499,28 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
             notices: reply.notices().into_iter().flatten().map(str::to_owned).collect(),
         }));
     }
+    decode_group_reply(response)
+}
+
+fn decode_group_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError> {
+    if let Some(reply) = response.api_as_consumer_group_heartbeat_response() {
+        return Ok(Reply::Heartbeat(group_request::heartbeat(&reply)));
+    }
+    if let Some(reply) = response.api_as_offset_commit_response() {
+        return group_request::commit(&reply).map(Reply::Committed);
+    }
+    if let Some(reply) = response.api_as_offset_fetch_response() {
+        return Ok(Reply::CommittedOffsets(group_request::fetched(&reply)));
+    }
+    if let Some(reply) = response.api_as_describe_groups_response() {
+        return group_request::described(&reply).map(Reply::Groups);
+    }
+    if let Some(reply) = response.api_as_list_groups_response() {
+        return group_request::listed(&reply).map(Reply::GroupList);
+    }
+    if let Some(reply) = response.api_as_delete_groups_response() {
+        return group_request::deleted(&reply).map(Reply::GroupOutcomes);
+    }
     Ok(Reply::Empty)
 }
 
@@ -507,6 +549,7 @@ fn metadata(reply: &wire::MetadataResponse<'_>) -> Result<Metadata, ReplyError> 
             id: TopicId::from_wire(topic.id()),
             error: code(topic.error())?,
             partitions,
+            internal: topic.internal(),
         });
     }
     Ok(Metadata { version: reply.version(), brokers, topics })
@@ -601,7 +644,7 @@ fn anatomy(wire: &wire::Anatomy) -> BrokerAnatomy {
     }
 }
 
-fn code(number: u16) -> Result<Option<ErrorCode>, ReplyError> {
+pub(crate) fn code(number: u16) -> Result<Option<ErrorCode>, ReplyError> {
     match (number, ErrorCode::from_wire(number)) {
         (0, _) => Ok(None),
         (_, Some(code)) => Ok(Some(code)),

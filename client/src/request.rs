@@ -5,6 +5,7 @@
 //! frame is a head (lengths and FlatBuffer) followed by the bodies as they are. Absent on purpose: ids
 //! and deadlines, which belong to the connection.
 
+use crate::group_request::{self, Heartbeat, OffsetCommit, OffsetFetch};
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use schema::{frame, wire};
@@ -18,7 +19,7 @@ impl TopicId {
         Self(id.map_or(0, wire::TopicId::as_u128))
     }
 
-    fn to_wire(self) -> wire::TopicId {
+    pub(crate) fn to_wire(self) -> wire::TopicId {
         wire::TopicId::from_u128(self.0)
     }
 }
@@ -210,6 +211,24 @@ pub enum Request {
     },
     /// What the broker is and does.
     Status,
+    /// A group member's sign of life.
+    Heartbeat(Box<Heartbeat>),
+    /// Commit offsets of a group.
+    OffsetCommit(Box<OffsetCommit>),
+    /// Committed offsets of a group.
+    OffsetFetch(Box<OffsetFetch>),
+    /// Groups with their members and offsets.
+    DescribeGroups {
+        /// Their ids.
+        groups: Vec<String>,
+    },
+    /// Every group that the broker coordinates.
+    ListGroups,
+    /// Delete groups that have no members, with their offsets.
+    DeleteGroups {
+        /// Their ids.
+        groups: Vec<String>,
+    },
 }
 
 /// What stands around a request in its frame.
@@ -230,12 +249,18 @@ impl Request {
             | Request::ListOffsets { .. }
             | Request::DescribeConfigs { .. }
             | Request::DescribeLogs { .. }
-            | Request::Status => true,
+            | Request::Status
+            | Request::OffsetFetch(_)
+            | Request::DescribeGroups { .. }
+            | Request::ListGroups => true,
             Request::Produce { .. }
             | Request::CreateTopic { .. }
             | Request::DeleteTopic { .. }
             | Request::AlterConfigs { .. }
-            | Request::CreatePartitions { .. } => false,
+            | Request::CreatePartitions { .. }
+            | Request::Heartbeat(_)
+            | Request::OffsetCommit(_)
+            | Request::DeleteGroups { .. } => false,
         }
     }
 
@@ -395,15 +420,21 @@ impl Request {
                 let api = wire::StatusRequest::create(b, &wire::StatusRequestArgs {});
                 (Api::StatusRequest, api.as_union_value())
             }
+            Request::Heartbeat(heartbeat) => heartbeat.encode(b),
+            Request::OffsetCommit(commit) => commit.encode(b),
+            Request::OffsetFetch(fetch) => fetch.encode(b),
+            Request::DescribeGroups { groups } => group_request::encode_describe(b, groups),
+            Request::ListGroups => group_request::encode_list(b),
+            Request::DeleteGroups { groups } => group_request::encode_delete(b, groups),
         }
     }
 }
 
-type Strings = WIPOffset<flatbuffers::Vector<'static, flatbuffers::ForwardsUOffset<&'static str>>>;
+pub(crate) type Strings = WIPOffset<flatbuffers::Vector<'static, flatbuffers::ForwardsUOffset<&'static str>>>;
 type Configs =
     WIPOffset<flatbuffers::Vector<'static, flatbuffers::ForwardsUOffset<wire::ConfigEntry<'static>>>>;
 
-fn strings(builder: &mut FlatBufferBuilder<'static>, values: &[impl AsRef<str>]) -> Strings {
+pub(crate) fn strings(builder: &mut FlatBufferBuilder<'static>, values: &[impl AsRef<str>]) -> Strings {
     let offsets: Vec<_> = values.iter().map(|value| builder.create_string(value.as_ref())).collect();
     builder.create_vector(&offsets)
 }

@@ -111,6 +111,34 @@ error_codes! {
     MetadataUnavailable = 26, "METADATA_UNAVAILABLE", Retry, "see the broker's log; its metadata directory cannot be written";
     /// The read did not work although the bytes may be sound.
     ReadFailed = 27, "READ_FAILED", Retry, "see the broker's log: the device refused a read";
+    /// Another broker coordinates the group.
+    NotCoordinator = 40, "NOT_COORDINATOR", RefreshAndRetry, "nothing: clients find the coordinator by themselves";
+    /// The group's coordinator reads its state.
+    CoordinatorLoading = 41, "COORDINATOR_LOADING", Retry, "wait: the broker has just started";
+    /// The member is not, or no longer, in the group.
+    UnknownMemberId = 42, "UNKNOWN_MEMBER_ID", Fatal, "join again with epoch 0; if it repeats, heartbeats come later than the session timeout";
+    /// The member's epoch is not the one that the coordinator knows: it is out, or a copy of it is in.
+    FencedMemberEpoch = 43, "FENCED_MEMBER_EPOCH", Fatal, "drop all partitions and join again with epoch 0";
+    /// The epoch is not the member's, or the partition is not its own in that epoch.
+    StaleMemberEpoch = 44, "STALE_MEMBER_EPOCH", Fatal, "use the epoch of the latest heartbeat; partitions that moved on are committed by their new owner";
+    /// A member with this instance id is there and has not left.
+    UnreleasedInstanceId = 45, "UNRELEASED_INSTANCE_ID", Retry, "stop the other process with this instance id, or wait until its session ends";
+    /// Another member has taken over the instance id.
+    FencedInstanceId = 46, "FENCED_INSTANCE_ID", Fatal, "two processes use one instance id; give each its own";
+    /// The group has members.
+    GroupNotEmpty = 47, "GROUP_NOT_EMPTY", Fatal, "stop its consumers first";
+    /// No group of this name.
+    GroupNotFound = 48, "GROUP_NOT_FOUND", Fatal, "see the groups: ringlog group list";
+    /// No room for another group, member or offset.
+    GroupFull = 49, "GROUP_FULL", Fatal, "the message says which limit; use fewer groups, members or partitions";
+    /// No assignor of this name.
+    UnsupportedAssignor = 50, "UNSUPPORTED_ASSIGNOR", Fatal, "use uniform or range";
+    /// The subscription's regular expression cannot be used.
+    InvalidPattern = 51, "INVALID_PATTERN", Fatal, "the message says what is wrong with the expression";
+    /// The text that goes with an offset is too long.
+    OffsetMetadataTooLarge = 52, "OFFSET_METADATA_TOO_LARGE", Fatal, "use at most 4096 bytes";
+    /// The topic belongs to the broker.
+    InternalTopic = 53, "INTERNAL_TOPIC", Fatal, "the topic is the broker's own: it can be read, not written, changed or deleted";
 }
 
 impl ErrorCode {

@@ -34,6 +34,20 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// The port that a broker listens on and a client tries unless told otherwise.
 pub const DEFAULT_PORT: u16 = 9644;
 
+/// The internal topic in which coordinators keep the state of their groups.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+
+/// The partition of [`OFFSETS_TOPIC`] whose leader coordinates `group`; the topic has `partitions` of them.
+///
+/// Part of the protocol and of what is on disk: it never changes.
+///
+/// # Panics
+/// Without partitions: a topic has at least one.
+pub fn coordinator_partition(group: &str, partitions: u32) -> u32 {
+    assert!(partitions > 0, "{OFFSETS_TOPIC} has at least one partition");
+    crc32c::crc32c(group.as_bytes()) % partitions
+}
+
 impl wire::TopicId {
     /// The identity as one number, the form that logs and file names use.
     pub fn as_u128(&self) -> u128 {
@@ -55,5 +69,16 @@ impl metadata::Id {
     /// The stored form of `id`.
     pub fn from_u128(id: u128) -> Self {
         Self::new((id >> 64) as u64, id as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn coordinators_never_move() {
+        let rows = [("", 16, 0), ("billing", 16, 8), ("billing", 1, 0), ("größe", 16, 7), ("a", 50, 26)];
+        for (group, partitions, expected) in rows {
+            assert_eq!(super::coordinator_partition(group, partitions), expected, "{group:?} of {partitions}");
+        }
     }
 }

@@ -582,6 +582,7 @@ fn encode_topic<'f>(
             id: topic.map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
             error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
             partitions: Some(places),
+            internal: topic.is_some_and(|topic| topic.is_internal()),
         },
     )
 }

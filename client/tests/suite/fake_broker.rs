@@ -664,6 +664,7 @@ fn metadata(id: u64, state: &State, names: Option<&[String]>, port: u16) -> Vec<
                 id: Some(&wire::TopicId::from_u128(topic.map_or(0, |topic| topic.id.0))),
                 error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
                 partitions,
+                internal: false,
             };
             topics.push(wire::TopicMetadata::create(b, &args));
         }

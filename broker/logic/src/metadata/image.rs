@@ -71,6 +71,13 @@ pub struct Topic {
     pub config: Arc<TopicConfig>,
 }
 
+impl Topic {
+    /// Whether it is the broker's own: clients may read it, and neither write, change nor delete it.
+    pub fn is_internal(&self) -> bool {
+        *self.name == *schema::OFFSETS_TOPIC
+    }
+}
+
 /// Who serves a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partition {
