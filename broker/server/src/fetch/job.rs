@@ -26,7 +26,7 @@ use logic::fetch_waiters::{NotParked, Waited, WaiterKey};
 use logic::ids::ShardId;
 use logic::limits::BATCH_BYTES_MAX;
 use schema::error_code::ErrorCode;
-use schema::record_batch::{HEADER_BYTES, Header};
+use schema::record_batch;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -100,21 +100,19 @@ impl Found {
             return Self { cut: true, ..nothing };
         }
         // Only who was kept short needs to know whether there is more.
-        let short = slices.last().filter(|_| left.bytes < entry.max_bytes);
-        let end = short.and_then(|last| end_offset(last.bytes()));
-        let cut = end.is_some_and(|end| end < nothing.high_watermark);
+        let cut = left.bytes < entry.max_bytes && ends_below(&slices, nothing.high_watermark);
         Self { bytes, cut, body: slices.into_iter().map(Piece::Stored).collect(), ..nothing }
     }
 }
 
-/// One past the last offset of whole batches.
-fn end_offset(batches: &[u8]) -> Option<u64> {
-    let (mut at, mut end) = (0, None);
-    while let Some(header) = batches.get(at..at + HEADER_BYTES).and_then(|bytes| Header::decode(bytes).ok()) {
-        end = Some(header.end_offset());
-        at += header.batch_bytes;
-    }
-    end
+/// Whether stored batches end below an offset. A slice that begins inside a batch, because the batch lies in two
+/// pieces of the file, does not say where it ends: then there may be more, and looking again costs less than
+/// waiting for what is there.
+fn ends_below(slices: &[Slice], offset: u64) -> bool {
+    slices.last().is_some_and(|last| {
+        let last = record_batch::batches(last.bytes()).last().and_then(Result::ok);
+        last.is_none_or(|(header, _)| header.end_offset() < offset)
+    })
 }
 
 impl From<FetchPart> for Found {
@@ -546,4 +544,49 @@ fn from_tail(partition: &Partition, entry: &FetchEntry, left: Left) -> Option<Fo
         return Some(Found { cut, ..nothing });
     }
     Some(Found::stored(partition, partition.read_tail(entry.offset, to_read)?, entry, left))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::buffer::BufferPool;
+    use schema::record_batch::{BatchBuilder, set_base_offset};
+
+    #[test]
+    fn what_was_read_ends_below_the_watermark_or_not() {
+        // Offsets 0..2 and 2..4, each batch of two records.
+        let mut stored = Vec::new();
+        for base_offset in [0, 2] {
+            let mut builder = BatchBuilder::new();
+            for _ in 0..2 {
+                builder.append(1, None, Some(&[7; 100]), &[]);
+            }
+            let mut batch = builder.finish();
+            set_base_offset(&mut batch, base_offset);
+            stored.extend(batch);
+        }
+        let (half, whole) = (stored.len() / 2, stored.len());
+        let pool = BufferPool::new();
+        let mut buffer = pool.take(whole);
+        buffer[..whole].copy_from_slice(&stored);
+        let buffer = Rc::new(buffer);
+        // Slices, high watermark, whether there is more.
+        let rows: [(&[usize], u64, bool); 9] = [
+            (&[], 4, false),
+            (&[0, whole], 4, false),
+            (&[0, whole], 5, true),
+            (&[0, half], 2, false),
+            (&[0, half], 4, true),
+            (&[0, half, whole], 4, false),
+            (&[0, half, whole], 5, true),
+            // The last batch lies in two pieces: where it ends is not known.
+            (&[0, half + 30, whole], 6, true),
+            (&[0, whole - 1, whole], 6, true),
+        ];
+        for (cuts, high_watermark, expected) in rows {
+            let slices: Vec<Slice> =
+                cuts.windows(2).map(|cut| Slice { buffer: buffer.clone(), range: cut[0]..cut[1] }).collect();
+            assert_eq!(ends_below(&slices, high_watermark), expected, "{cuts:?} below {high_watermark}");
+        }
+    }
 }
