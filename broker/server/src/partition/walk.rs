@@ -33,12 +33,14 @@ pub(super) struct Walk<'a, D: Disk> {
     cache: &'a Rc<ChunkCache>,
     pub(super) from: ReadFrom,
     file: Option<(u64, Rc<OpenSegment<D::File>>)>,
+    /// The chunk that the walk is in: most groups lie in the one that the group before them was in.
+    current: Option<(ChunkKey, Chunk)>,
     pub(super) one_segment: bool,
 }
 
 impl<'a, D: Disk> Walk<'a, D> {
     pub(super) fn new(partition: &'a Rc<Partition<D>>, cache: &'a Rc<ChunkCache>, from: ReadFrom) -> Self {
-        Self { partition, cache, from, file: None, one_segment: false }
+        Self { partition, cache, from, file: None, current: None, one_segment: false }
     }
 
     pub(super) fn skip(&mut self, header: &GroupHeader) {
@@ -119,13 +121,26 @@ impl<'a, D: Disk> Walk<'a, D> {
     async fn chunk(&mut self, chunk: u64, needed: usize) -> Result<Chunk, ReadError> {
         let (sequence, nonce) = (self.from.sequence, self.from.nonce);
         let key = ChunkKey { partition: self.partition.id(), sequence, nonce, chunk };
+        if let Some((current, chunk)) = &self.current
+            && *current == key
+            && chunk.bytes >= needed
+        {
+            return Ok(chunk.clone());
+        }
         self.cache.ahead.borrow_mut().remove(&key);
-        if !self.one_segment {
+        if !self.one_segment && self.next_ahead(key).is_some() {
             if self.file().is_none() {
                 self.open_file().await?;
             }
             self.read_ahead(key);
         }
+        let chunk = self.cached(key, needed).await?;
+        self.current = Some((key, chunk.clone()));
+        Ok(chunk)
+    }
+
+    /// A chunk from the cache, or from the device through it.
+    async fn cached(&mut self, key: ChunkKey, needed: usize) -> Result<Chunk, ReadError> {
         loop {
             let found = match self.cache.entries.borrow().get(&key) {
                 Some(Entry::Ready(chunk)) => Some(Some(chunk.clone())),
@@ -165,18 +180,7 @@ impl<'a, D: Disk> Walk<'a, D> {
     /// chunk before, several, as long as they leave the cache to the others too.
     fn read_ahead(&self, at: ChunkKey) {
         let Some(file) = self.file() else { return };
-        let whole = self.from.end_position / READ_BYTES_MAX as u64;
-        let reads_on = at.chunk > 0 && self.cache.holds(&ChunkKey { chunk: at.chunk - 1, ..at });
-        let last = at.chunk + if reads_on { READ_AHEAD_CHUNKS } else { 1 };
-        for chunk in at.chunk + 1..=last {
-            let next = ChunkKey { chunk, ..at };
-            let room = chunk == at.chunk + 1 || self.cache.has_room_ahead();
-            if chunk >= whole || !room {
-                return;
-            }
-            if self.cache.holds(&next) {
-                continue;
-            }
+        while let Some(next) = self.next_ahead(at) {
             self.cache.begin_ahead(next);
             let (partition, cache, file) = (self.partition.clone(), self.cache.clone(), file.clone());
             glommio::spawn_local(async move {
@@ -185,6 +189,16 @@ impl<'a, D: Disk> Walk<'a, D> {
             })
             .detach();
         }
+    }
+
+    /// The first chunk that should be read ahead of `at` and is neither here nor on its way.
+    fn next_ahead(&self, at: ChunkKey) -> Option<ChunkKey> {
+        let whole = self.from.end_position / READ_BYTES_MAX as u64;
+        let reads_on = at.chunk > 0 && self.cache.holds(&ChunkKey { chunk: at.chunk - 1, ..at });
+        let last = at.chunk + if reads_on { READ_AHEAD_CHUNKS } else { 1 };
+        let ahead = (at.chunk + 1..=last).take_while(|chunk| *chunk < whole);
+        let next = ahead.map(|chunk| ChunkKey { chunk, ..at }).find(|next| !self.cache.holds(next));
+        next.filter(|next| next.chunk == at.chunk + 1 || self.cache.has_room_ahead())
     }
 
     /// The file of the segment that the walk is in, if it is open.
