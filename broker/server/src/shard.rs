@@ -469,6 +469,7 @@ impl Shard {
             ("reserved_reply_bytes", self.replies.reserved_bytes() as u64),
             ("tail_cache_bytes", self.store.tail_bytes() as u64),
             ("buffer_bytes", self.store.storage.pool.live_bytes() as u64),
+            ("buffer_allocations_total", self.store.storage.pool.allocations()),
             ("parked_fetches", self.waiters.borrow().len() as u64),
             ("zeroed_bytes_total", storage.zeroed_bytes.get()),
             ("segments_created_total", storage.segments_created.get()),

@@ -2,8 +2,11 @@
 //!
 //! Owned by one shard and never sent to another. A buffer goes back to its pool when its last owner
 //! drops it: the group writer, the tail cache and replies on their way out may all hold the same one.
-//! Fresh memory is paid for with page faults, more than the copy costs, so reuse is the point. Absent on
-//! purpose: registered buffers, which measured no difference.
+//! Fresh memory is paid for with page faults, more than the copy costs, so reuse is the point: idle memory is
+//! bounded, and what makes room is the size that nobody has asked for the longest, not the buffer that
+//! comes back. Else sizes of the past would fill the pool for good, and those of the present would go to
+//! the system and come from it with every use. Absent on purpose: registered buffers, which measured no
+//! difference.
 
 use logic::limits::{BLOCK_BYTES, BUFFER_POOL_BYTES};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -15,9 +18,19 @@ use std::rc::{Rc, Weak};
 /// A pool of one shard.
 #[derive(Debug)]
 pub struct BufferPool {
-    classes: RefCell<Vec<Vec<Memory>>>,
+    classes: RefCell<Vec<Class>>,
     idle_bytes: Cell<usize>,
     live_bytes: Cell<usize>,
+    takes: Cell<u64>,
+    allocations: Cell<u64>,
+}
+
+/// Idle memory of one size.
+#[derive(Debug, Default)]
+struct Class {
+    idle: Vec<Memory>,
+    /// Which of the pool's takes was the last of this size.
+    last_take: u64,
 }
 
 #[derive(Debug)]
@@ -52,6 +65,8 @@ impl BufferPool {
             classes: RefCell::new(Vec::new()),
             idle_bytes: Cell::new(0),
             live_bytes: Cell::new(0),
+            takes: Cell::new(0),
+            allocations: Cell::new(0),
         })
     }
 
@@ -60,13 +75,22 @@ impl BufferPool {
     pub fn take(self: &Rc<Self>, bytes: usize) -> Buffer {
         let blocks = bytes.div_ceil(BLOCK_BYTES).max(1);
         let (class, class_blocks) = size_class(blocks);
-        let reused = self.classes.borrow_mut().get_mut(class).and_then(Vec::pop);
+        self.takes.set(self.takes.get() + 1);
+        let reused = {
+            let mut classes = self.classes.borrow_mut();
+            if classes.len() <= class {
+                classes.resize_with(class + 1, Class::default);
+            }
+            classes[class].last_take = self.takes.get();
+            classes[class].idle.pop()
+        };
         let memory = match reused {
             Some(memory) => {
                 self.idle_bytes.set(self.idle_bytes.get() - memory.capacity);
                 memory
             }
             None => {
+                self.allocations.set(self.allocations.get() + 1);
                 let capacity = class_blocks * BLOCK_BYTES;
                 // SAFETY: the layout's size is not zero.
                 let pointer = unsafe { alloc_zeroed(layout(capacity)) };
@@ -83,18 +107,26 @@ impl BufferPool {
         self.live_bytes.get()
     }
 
+    /// How often there was nothing to reuse.
+    pub fn allocations(&self) -> u64 {
+        self.allocations.get()
+    }
+
     fn give_back(&self, memory: Memory) {
         self.live_bytes.set(self.live_bytes.get() - memory.capacity);
-        if self.idle_bytes.get() + memory.capacity > BUFFER_POOL_BYTES {
-            return;
-        }
-        self.idle_bytes.set(self.idle_bytes.get() + memory.capacity);
         let (class, _) = size_class(memory.capacity / BLOCK_BYTES);
         let mut classes = self.classes.borrow_mut();
-        if classes.len() <= class {
-            classes.resize_with(class + 1, Vec::new);
+        let mut idle_bytes = self.idle_bytes.get() + memory.capacity;
+        classes[class].idle.push(memory);
+        while idle_bytes > BUFFER_POOL_BYTES {
+            let full = classes.iter_mut().filter(|class| !class.idle.is_empty());
+            let Some(freed) = full.min_by_key(|class| class.last_take).and_then(|class| class.idle.pop())
+            else {
+                break;
+            };
+            idle_bytes -= freed.capacity;
         }
-        classes[class].push(memory);
+        self.idle_bytes.set(idle_bytes);
     }
 }
 
@@ -162,6 +194,7 @@ impl Drop for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::VecDeque;
 
     #[test]
     fn memory_is_aligned_and_reused() {
@@ -177,6 +210,44 @@ mod tests {
             assert_eq!(pool.take(bytes).as_mut_pointer(), pointer, "{bytes} bytes are not reused");
         }
         assert_eq!(pool.live_bytes(), 0);
+    }
+
+    #[test]
+    fn a_steady_state_allocates_nothing() {
+        const KIB: usize = 1 << 10;
+        // What filled the pool before, then the sizes in use and how many bytes of them are kept for a while,
+        // as the tail cache does.
+        let rows: [(usize, &[usize], usize); 5] = [
+            (4 * KIB, &[4 * KIB], 1 << 20),
+            (1 << 20, &[4 * KIB], 1 << 20),
+            (1 << 20, &[4 * KIB, 12 * KIB, 8 * KIB], 8 << 20),
+            (4 * KIB, &[1 << 20, 4 * KIB], 8 << 20),
+            (64 * KIB, &[5 << 20], 20 << 20),
+        ];
+        for (before, sizes, kept_bytes) in rows {
+            let pool = BufferPool::new();
+            let old: Vec<Buffer> = (0..=BUFFER_POOL_BYTES / before).map(|_| pool.take(before)).collect();
+            drop(old);
+            let mut kept = VecDeque::new();
+            let mut run = |uses: usize| {
+                for size in sizes.iter().cycle().take(uses) {
+                    kept.push_back(pool.take(*size));
+                    while pool.live_bytes() > kept_bytes {
+                        kept.pop_front();
+                    }
+                    assert!(pool.idle_bytes.get() <= BUFFER_POOL_BYTES, "{sizes:?} after {before}");
+                }
+            };
+            run(6000);
+            let warm = pool.allocations();
+            run(6000);
+            assert_eq!(pool.allocations(), warm, "{sizes:?} bytes after {before}");
+            kept.clear();
+            assert_eq!(pool.live_bytes(), 0);
+            let idle: usize =
+                pool.classes.borrow().iter().flat_map(|class| &class.idle).map(|m| m.capacity).sum();
+            assert_eq!(idle, pool.idle_bytes.get(), "{sizes:?} bytes after {before}");
+        }
     }
 
     #[test]
