@@ -273,7 +273,7 @@ mod tests {
         let path = record(folder, &parsed("a", "", 0, 1.0), None, Some("abc")).unwrap();
         assert_eq!(path, record(folder, &good, None, None).unwrap());
         let mut other = good.clone();
-        other.host.cpu = "Y".into();
+        other.host.machine.cpu = "Y".into();
         let error = record(folder, &other, None, None).unwrap_err();
         assert!(error.to_string().contains("another host"), "{error}");
         for (text, expect) in [("{}", "no entry of the history"), ("{\"format_version\": 9}", "has format 9")]

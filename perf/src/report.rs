@@ -69,12 +69,9 @@ pub struct Workload {
 /// The host, as the report knows it.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Host {
-    /// The kernel's release.
-    pub kernel: String,
-    /// The processor's name.
-    pub cpu: String,
-    /// Cores that the client could use.
-    pub cores: usize,
+    /// What ceilings were measured on, too; its cores are those that the client could use.
+    #[serde(flatten)]
+    pub machine: crate::Host,
     /// The file system of the broker's data, if it is known.
     #[serde(default)]
     pub filesystem: String,

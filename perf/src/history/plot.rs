@@ -54,8 +54,10 @@ struct Series<'a> {
 }
 
 fn series(entries: &[Entry]) -> Vec<Series<'_>> {
-    let hosts =
-        |entry: &Entry| format!("{} cores, {}, {}", entry.host.cores, entry.host.cpu, entry.host.kernel);
+    let hosts = |entry: &Entry| {
+        let crate::Host { cores, cpu, kernel } = &entry.host.machine;
+        format!("{cores} cores, {cpu}, {kernel}")
+    };
     let first = entries.first().map(hosts);
     let several = entries.iter().any(|entry| Some(hosts(entry)) != first);
     let mut series: Vec<Series<'_>> = Vec::new();
@@ -210,7 +212,7 @@ mod tests {
             format_version: super::super::FORMAT_VERSION,
             date: "2026-01-02".into(),
             commit: commit.into(),
-            host: Host { cpu: cpu.into(), ..Host::default() },
+            host: Host { machine: crate::Host { cpu: cpu.into(), ..Default::default() }, ..Host::default() },
             runs: runs.iter().map(run).collect(),
         }
     }

@@ -5,9 +5,9 @@
 
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table};
+use ::perf::HostProfile;
 use ::perf::report::RunReport;
 use ::perf::share::{binding_ceiling, shares};
-use ::perf::{Host, HostProfile};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -48,18 +48,10 @@ pub fn line(report: &impl serde::Serialize) -> Option<String> {
     let profile = HostProfile::load_default().ok()??;
     let report = RunReport::of(report).ok()?;
     let share = binding_ceiling(&report.figures(), &profile)?;
-    let differences = profile.differences(&host_of(&report));
+    let differences = profile.differences(&report.host.machine);
     let warning =
         if differences.is_empty() { String::new() } else { format!(" ({})", differences.join("; ")) };
     Some(format!("{share}{warning}"))
-}
-
-fn host_of(report: &RunReport) -> Host {
-    Host {
-        kernel: report.host.kernel.clone(),
-        cpu: report.host.cpu.trim().to_owned(),
-        cores: report.host.cores,
-    }
 }
 
 /// Reads the reports of a file: one per line, or one over many lines.
@@ -93,7 +85,7 @@ pub fn run(arguments: &ShareArguments) -> Result<(), Failure> {
     let mut table = Table::new(&["WORKLOAD", "CEILING", ">REACHED", ">CEILING", "UNIT", ">SHARE"]);
     for path in &arguments.reports {
         for report in reports(path)? {
-            for difference in profile.differences(&host_of(&report)) {
+            for difference in profile.differences(&report.host.machine) {
                 eprintln!("warning: {}: {difference}", report.workload.name);
             }
             for (at, share) in shares(&report.figures(), &profile).into_iter().enumerate() {
