@@ -387,6 +387,13 @@ pub struct BrokerStatus {
     pub notices: Vec<String>,
 }
 
+impl BrokerStatus {
+    /// A counter of all cores together; `None` if no core has one of this name.
+    pub fn counter(&self, name: &str) -> Option<u64> {
+        self.shards.iter().filter_map(|shard| shard.counter(name)).reduce(|sum, value| sum + value)
+    }
+}
+
 /// What one core did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardStatus {
@@ -394,6 +401,13 @@ pub struct ShardStatus {
     pub shard: u32,
     /// Name (unit last) and value.
     pub counters: Vec<(String, u64)>,
+}
+
+impl ShardStatus {
+    /// The counter of this name.
+    pub fn counter(&self, name: &str) -> Option<u64> {
+        self.counters.iter().find(|(other, _)| other == name).map(|(_, value)| *value)
+    }
 }
 
 type Tables<'a, T> = Option<Vector<'a, ForwardsUOffset<T>>>;

@@ -55,11 +55,7 @@ fn print(status: &BrokerStatus, output: &mut Output) -> Result<(), Failure> {
     let mut table = Table::new(&headings.iter().map(String::as_str).collect::<Vec<_>>());
     // In the order in which the first shard has them; all shards have the same.
     for (name, _) in status.shards.first().map_or(&[][..], |shard| &shard.counters) {
-        let value = |counters: &[(String, u64)]| {
-            let found = counters.iter().find(|(other, _)| other == name);
-            found.map_or_else(|| "-".to_owned(), |(_, value)| grouped(*value))
-        };
-        let values = status.shards.iter().map(|shard| value(&shard.counters));
+        let values = status.shards.iter().map(|shard| shard.counter(name).map_or("-".to_owned(), grouped));
         table.row_of(std::iter::once(name.clone()).chain(values).collect());
     }
     output.table(&table)

@@ -7,7 +7,7 @@ use super::flights::Flights;
 use super::ledger::Tally;
 use super::reader::Reading;
 use super::writer::{Part, STEADY_RECORDS_S, Written};
-use super::{PARTITIONS, counter};
+use super::PARTITIONS;
 use crate::failure::Failure;
 use crate::output::{Output, Table, bytes, counted, duration_us, grouped};
 use hdrhistogram::Histogram;
@@ -140,11 +140,8 @@ impl Report {
 
     /// What the broker's disk did between two looks at its counters.
     fn count_rounds(&mut self, before: &BrokerStatus, after: &BrokerStatus) {
-        let between = |name| Some(counter(after, name)?.saturating_sub(counter(before, name)?));
-        let worst = |name: &str| {
-            let counters = after.shards.iter().flat_map(|shard| &shard.counters);
-            counters.filter(|(other, _)| other == name).map(|(_, value)| *value).max()
-        };
+        let between = |name| Some(after.counter(name)?.saturating_sub(before.counter(name)?));
+        let worst = |name: &str| after.shards.iter().filter_map(|shard| shard.counter(name)).max();
         self.flush_rounds = between("flush_rounds_total");
         self.bytes_per_round = (self.flush_rounds.filter(|rounds| *rounds > 0))
             .and_then(|rounds| Some(between("flush_bytes_total")? / rounds));

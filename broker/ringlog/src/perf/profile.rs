@@ -244,10 +244,9 @@ async fn count_system_calls(
     }
 }
 
-/// A counter, of all shards together.
+/// A counter, of all shards together; 0 from a broker that does not have it.
 fn counter(status: &BrokerStatus, name: &str) -> u64 {
-    let counters = status.shards.iter().flat_map(|shard| &shard.counters);
-    counters.filter(|(other, _)| other == name).map(|(_, value)| value).sum()
+    status.counter(name).unwrap_or(0)
 }
 
 fn draw(path: &Path, stacks: &Stacks, workload: &str, seen: &Profile) -> Result<(), Failure> {

@@ -104,12 +104,7 @@ pub async fn usable(client: &Client, name: &str) -> TopicDescription {
 
 /// The sum of one counter over all shards.
 pub fn counter(status: &BrokerStatus, name: &str) -> u64 {
-    let of_shard = |shard: &ringlog_client::ShardStatus| {
-        shard.counters.iter().find(|(found, _)| found == name).map(|(_, value)| *value)
-    };
-    let values: Vec<u64> = status.shards.iter().filter_map(of_shard).collect();
-    assert_eq!(values.len(), status.shards.len(), "no counter {name}");
-    values.iter().sum()
+    status.counter(name).unwrap_or_else(|| panic!("no counter {name}"))
 }
 
 /// Waits until a counter satisfies `wanted`.
