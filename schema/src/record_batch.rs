@@ -253,6 +253,22 @@ pub fn verify(batch: &[u8]) -> Result<Header, BatchError> {
     fields_of(header, base_offset, batch_bytes)
 }
 
+/// From this size on, combining checksums is cheaper than reading the batch again.
+const COMBINE_BYTES_MIN: usize = 8 * 1024;
+
+/// The CRC-32C of some bytes, whose own is `crc`, followed by `batch`. `verified` is the batch's own, of
+/// everything from [`CRC_START`], if it is known to be true: it stands for the bytes that it covers.
+#[inline]
+pub fn extend_crc(crc: u32, batch: &[u8], verified: Option<u32>) -> u32 {
+    match verified {
+        Some(verified) if batch.len() >= COMBINE_BYTES_MIN => {
+            let (head, covered) = batch.split_at(CRC_START);
+            crate::crc::combine(crc32c::crc32c_append(crc, head), verified, covered.len())
+        }
+        _ => crc32c::crc32c_append(crc, batch),
+    }
+}
+
 /// Sets the base offset in place; the CRC does not cover it.
 ///
 /// # Panics

@@ -5,8 +5,8 @@
 
 use proptest::prelude::*;
 use schema::record_batch::{
-    BatchBuilder, BatchError, CRC_START, HEADER_BYTES, Header, Producer, batches, records, set_base_offset,
-    set_leader_epoch, set_log_append_time, validate_produced, verify,
+    BatchBuilder, BatchError, CRC_START, HEADER_BYTES, Header, Producer, batches, extend_crc, records,
+    set_base_offset, set_leader_epoch, set_log_append_time, validate_produced, verify,
 };
 
 type Headers<'a> = &'a [(&'a str, Option<&'a [u8]>)];
@@ -33,6 +33,27 @@ fn check_header(at: usize, field: &[u8], produced: &str, stored: &str) {
     let text = |result: Result<Header, BatchError>| result.err().map_or(String::new(), |e| e.to_string());
     assert_eq!(text(validate_produced(&batch, 1 << 20)), produced, "produced, {field:02x?} at {at}");
     assert_eq!(text(verify(&batch)), stored, "stored, {field:02x?} at {at}");
+}
+
+#[test]
+fn a_checksum_is_extended_by_small_and_large_batches() {
+    for value_bytes in [1, 8 * 1024 - HEADER_BYTES, 8 * 1024, 100_000] {
+        let mut builder = BatchBuilder::new();
+        builder.append(0, None, Some(&vec![7; value_bytes]), &[]);
+        let mut batch = builder.finish();
+        let own = verify(&batch).unwrap().crc;
+        // What stands before the covered bytes may change.
+        set_base_offset(&mut batch, 77);
+        let before = b"some bytes";
+        let expect = crc32c::crc32c(&[&before[..], &batch].concat());
+        for verified in [None, Some(own)] {
+            assert_eq!(
+                extend_crc(crc32c::crc32c(before), &batch, verified),
+                expect,
+                "{value_bytes} {verified:?}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -15,9 +15,9 @@ use logic::log::flush_round::FlushRounds;
 use logic::log::read::ReadPlan;
 use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId};
 use schema::frame::{self, Aligned, Prefix};
-use schema::record_batch::{self, BatchBuilder, CRC_START, Header};
+use schema::record_batch::{self, BatchBuilder, Header};
 use schema::segment::{BLOCK_BYTES, GROUP_HEADER_BYTES};
-use schema::{crc, wire};
+use schema::wire;
 use std::hint::black_box;
 
 /// One path.
@@ -146,19 +146,10 @@ fn log() -> Log {
     Log::new(LogIdentity { partition: ID, generation: 1 }, settings, LogStart::new())
 }
 
-/// From this size on the broker combines checksums instead of reading the batch again.
-const COMBINE_BYTES_MIN: usize = 8 * 1024;
-
 fn append_batch(log: &mut Log, batch: &mut [u8], header: &Header) -> OpenGroup {
     let base = log.append(header.last_offset_delta + 1, EPOCH);
     record_batch::set_base_offset(batch, base.get());
     record_batch::set_leader_epoch(batch, EPOCH.get());
-    let payload_crc = if batch.len() >= COMBINE_BYTES_MIN {
-        let (head, covered) = batch.split_at(CRC_START);
-        crc::combine(crc32c::crc32c(head), header.crc, covered.len())
-    } else {
-        crc32c::crc32c(batch)
-    };
     OpenGroup {
         base,
         end: base.advance(u64::from(header.last_offset_delta) + 1),
@@ -167,7 +158,7 @@ fn append_batch(log: &mut Log, batch: &mut [u8], header: &Header) -> OpenGroup {
         batch_count: 1,
         max_timestamp_ms: header.max_timestamp_ms,
         append_time_ms: TIMESTAMP_MS,
-        payload_crc,
+        payload_crc: record_batch::extend_crc(0, batch, Some(header.crc)),
     }
 }
 

@@ -10,7 +10,6 @@ use crate::storage::disk::Disk;
 use logic::ids::LeaderEpoch;
 use logic::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use logic::log::OpenGroup;
-use schema::crc;
 use schema::record_batch::{self, Header};
 use schema::segment::{GROUP_HEADER_BYTES, group_bytes};
 
@@ -93,7 +92,7 @@ impl<D: Disk> Partition<D> {
             max_timestamp_ms = appended.append_time_ms;
             crc = None;
         }
-        group.payload_crc = extend_crc(group.payload_crc, batch, crc);
+        group.payload_crc = record_batch::extend_crc(group.payload_crc, batch, crc);
         group.payload_bytes += batch.len() as u32;
         group.batch_count += 1;
         group.end = appended.end;
@@ -125,20 +124,5 @@ fn open_group(appended: &Appended, leader_epoch: LeaderEpoch) -> OpenGroup {
         max_timestamp_ms: -1,
         append_time_ms: appended.append_time_ms,
         payload_crc: 0,
-    }
-}
-
-/// From this size on, combining checksums is cheaper than reading the batch again.
-const COMBINE_BYTES_MIN: usize = 8 * 1024;
-
-/// The checksum of a payload to which `batch` is added. The batch's own checksum, verified already,
-/// stands for the bytes that it covers.
-fn extend_crc(crc: u32, batch: &[u8], verified: Option<u32>) -> u32 {
-    match verified {
-        Some(verified) if batch.len() >= COMBINE_BYTES_MIN => {
-            let (head, covered) = batch.split_at(record_batch::CRC_START);
-            crc::combine(crc32c::crc32c_append(crc, head), verified, covered.len())
-        }
-        _ => crc32c::crc32c_append(crc, batch),
     }
 }
