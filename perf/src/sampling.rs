@@ -12,7 +12,7 @@ pub use system_calls::{Source, SystemCallCounter, SystemCalls};
 use crate::flame::Stacks;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 const DATA: &str = "perf.data";
@@ -86,7 +86,41 @@ pub struct Sampler {
 #[derive(Debug)]
 pub struct Recording {
     sampler: Sampler,
-    child: Child,
+    tool: Tool,
+}
+
+/// A program that looks at another one. Dropped, it is asked to end as a user would and waited for: interrupted,
+/// it lets go of the process that it looks at.
+#[derive(Debug)]
+struct Tool(Child);
+
+impl Tool {
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+
+    fn interrupt(&self) {
+        // SAFETY: a signal to a child that has not been waited for, so that the number is still its own.
+        unsafe { libc::kill(self.0.id() as libc::pid_t, libc::SIGINT) };
+    }
+
+    /// Waits for its end: how it ended, and what it wrote to its standard error.
+    fn finish(&mut self) -> io::Result<(ExitStatus, String)> {
+        let mut words = String::new();
+        if let Some(stderr) = &mut self.0.stderr {
+            stderr.read_to_string(&mut words)?;
+        }
+        Ok((self.0.wait()?, words))
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            self.interrupt();
+            let _ = self.0.wait();
+        }
+    }
 }
 
 /// The version of `perf`.
@@ -125,7 +159,7 @@ impl Sampler {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| start_error("perf record", error))?;
-        Ok(Recording { sampler: *self, child })
+        Ok(Recording { sampler: *self, tool: Tool(child) })
     }
 
     /// The stacks that [`Sampler::start`] has put into `scratch`; takes longer than recording them.
@@ -178,7 +212,7 @@ impl Sampler {
 impl Recording {
     /// Whether the time is over, or it failed.
     pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        self.tool.has_ended()
     }
 
     /// Waits for its end.
@@ -187,11 +221,8 @@ impl Recording {
     /// No permission, no process, or `perf` failed.
     pub fn finish(mut self) -> Result<(), SamplingError> {
         let failed = |error| SamplingError::Io { command: "perf record", error };
-        let mut words = String::new();
-        if let Some(stderr) = &mut self.child.stderr {
-            stderr.read_to_string(&mut words).map_err(failed)?;
-        }
-        if self.child.wait().map_err(failed)?.success() {
+        let (status, words) = self.tool.finish().map_err(failed)?;
+        if status.success() {
             return Ok(());
         }
         // Of a process that is gone, a quiet `perf` says nothing.
@@ -200,21 +231,6 @@ impl Recording {
         }
         Err(self.sampler.refusal(&words, paranoid()))
     }
-}
-
-impl Drop for Recording {
-    fn drop(&mut self) {
-        if !self.has_ended() {
-            interrupt(&self.child);
-            let _ = self.child.wait();
-        }
-    }
-}
-
-/// Asks a child to end as a user would.
-fn interrupt(child: &Child) {
-    // SAFETY: a signal to a child that has not been waited for, so that the number is still its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) };
 }
 
 fn paranoid() -> Option<i32> {

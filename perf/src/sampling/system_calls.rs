@@ -5,11 +5,11 @@
 //! not. A counter is started, runs beside whatever else happens, and is stopped for its result. Invariant: a
 //! counter that is dropped leaves no process behind.
 
-use super::{SamplingError, interrupt};
+use super::{SamplingError, Tool};
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
@@ -70,7 +70,7 @@ pub struct SystemCalls {
 /// A count under way.
 #[derive(Debug)]
 pub struct SystemCallCounter {
-    child: Child,
+    tool: Tool,
     source: Source,
     started: Instant,
     /// Where strace writes; perf writes to its standard error.
@@ -126,7 +126,7 @@ impl SystemCallCounter {
             },
             _ => SamplingError::Io { command: "counting system calls", error },
         })?;
-        Ok(Self { child, source, started: Instant::now(), report })
+        Ok(Self { tool: Tool(child), source, started: Instant::now(), report })
     }
 
     /// Ends the count.
@@ -136,15 +136,11 @@ impl SystemCallCounter {
     pub fn stop(mut self) -> Result<SystemCalls, SamplingError> {
         let failed = |error| SamplingError::Io { command: "counting system calls", error };
         let elapsed = self.started.elapsed();
-        interrupt(&self.child);
-        let mut words = String::new();
-        if let Some(stderr) = &mut self.child.stderr {
-            stderr.read_to_string(&mut words).map_err(failed)?;
-        }
-        self.child.wait().map_err(failed)?;
-        let counted = match (&self.report, self.source) {
-            (Some(report), _) => of_strace(&std::fs::read_to_string(report.path()).map_err(failed)?),
-            (None, _) => of_perf(&words),
+        self.tool.interrupt();
+        let (_, words) = self.tool.finish().map_err(failed)?;
+        let counted = match &self.report {
+            Some(report) => of_strace(&std::fs::read_to_string(report.path()).map_err(failed)?),
+            None => of_perf(&words),
         };
         match counted {
             Some(counts) => Ok(self.result(elapsed, counts)),
@@ -164,16 +160,6 @@ impl SystemCallCounter {
         let mut by_name: Vec<_> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
         by_name.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         SystemCalls { source: self.source, seconds: elapsed.as_secs_f64(), total, by_name }
-    }
-}
-
-impl Drop for SystemCallCounter {
-    fn drop(&mut self) {
-        // Interrupted, it lets go of the process; it has ended already where it was stopped.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            interrupt(&self.child);
-            let _ = self.child.wait();
-        }
     }
 }
 
