@@ -41,21 +41,24 @@ enum Wait {
     Poll,
 }
 
-/// Calls `look` until it finds something; `WouldBlock` = nothing yet.
-fn poll<T>(mut look: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Calls `look` until it finds something.
+fn spin<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let mut looks = 0;
     loop {
-        match look() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                looks += 1;
-                if looks % LOOKS_BEFORE_YIELD == 0 {
-                    std::thread::yield_now();
-                }
-                std::hint::spin_loop();
-            }
-            other => return other,
+        if let Some(found) = look() {
+            return found;
         }
+        looks += 1;
+        if looks % LOOKS_BEFORE_YIELD == 0 {
+            std::thread::yield_now();
+        }
+        std::hint::spin_loop();
     }
+}
+
+/// Calls `look` until it finds something; `WouldBlock` = nothing yet.
+fn poll<T>(mut look: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    spin(|| Some(look()).filter(|seen| !seen.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)))
 }
 
 struct EventFd(OwnedFd);
@@ -126,18 +129,7 @@ struct Word(AtomicU64);
 
 impl Word {
     fn watch(&self, before: u64) -> u64 {
-        let mut looks = 0;
-        loop {
-            let now = self.0.load(Ordering::Acquire);
-            if now != before {
-                return now;
-            }
-            looks += 1;
-            if looks % LOOKS_BEFORE_YIELD == 0 {
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
-        }
+        spin(|| Some(self.0.load(Ordering::Acquire)).filter(|now| *now != before))
     }
 }
 
