@@ -88,6 +88,10 @@ pub(crate) struct Host<'a> {
     pub(crate) disks: Vec<Disk>,
     /// `/proc/self/status`.
     pub(crate) status: String,
+    /// `/proc/self/mountinfo`.
+    pub(crate) mountinfo: String,
+    /// `/proc/self/cgroup`.
+    pub(crate) control_groups: String,
 }
 
 impl<'a> Host<'a> {
@@ -101,7 +105,8 @@ impl<'a> Host<'a> {
             disks
         });
         let status = sources.proc("self/status").unwrap_or_default();
-        Self { sources, subject, measured, mount, disks, status }
+        let control_groups = sources.proc("self/cgroup").unwrap_or_default();
+        Self { sources, subject, measured, mount, disks, status, mountinfo, control_groups }
     }
 
     /// The cores that the shards may run on.

@@ -66,8 +66,7 @@ fn limits(host: &Host, controller: Option<&str>, file: &str) -> Vec<String> {
 }
 
 fn folders(host: &Host, controller: Option<&str>) -> Vec<PathBuf> {
-    let groups = host.sources.proc("self/cgroup").unwrap_or_default();
-    let own = groups.lines().find_map(|line| {
+    let own = host.control_groups.lines().find_map(|line| {
         // hierarchy:controllers:path
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next()?, parts.next()?);
@@ -77,8 +76,7 @@ fn folders(host: &Host, controller: Option<&str>) -> Vec<PathBuf> {
         };
         matches.then(|| path.trim_start_matches('/').to_owned())
     });
-    let mountinfo = host.sources.proc("self/mountinfo").unwrap_or_default();
-    let mount = mounts(&mountinfo).find(|mount| match controller {
+    let mount = mounts(&host.mountinfo).find(|mount| match controller {
         None => mount.filesystem == "cgroup2",
         Some(controller) => mount.filesystem == "cgroup" && mount.has(controller),
     });
