@@ -5,6 +5,10 @@
 //! is missing says so in a line that starts with SKIPPED. Absent on purpose: each finding by itself, which
 //! the tables of the `tuning` crate test.
 
+#[path = "faults/support/refuse_io_uring.rs"]
+mod refuse_io_uring;
+
+use refuse_io_uring::refuse_io_uring;
 use serde_json::Value;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -149,21 +153,7 @@ fn low_limits() {
 
 #[test]
 fn without_io_uring() {
-    use seccompiler::{SeccompAction, SeccompFilter};
-    let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
-    let filter = SeccompFilter::new(
-        calls.into_iter().map(|call| (call, Vec::new())).collect(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-        std::env::consts::ARCH.try_into().expect("an architecture that is known"),
-    );
-    let filter: seccompiler::BpfProgram = filter.expect("a sound filter").try_into().expect("a sound filter");
-    let filtered = |command: &mut Command| {
-        let apply = move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other);
-        // SAFETY: between fork and exec only system calls are made; the filter was compiled before.
-        unsafe { command.pre_exec(apply) };
-    };
-    check(directory().path(), FREE, filtered, &[("io_uring", "fatal"), ("o_direct", "ok")]);
+    check(directory().path(), FREE, refuse_io_uring, &[("io_uring", "fatal"), ("o_direct", "ok")]);
 }
 
 #[test]

@@ -19,6 +19,11 @@ async fn connect(broker: &Broker) -> Client {
     Client::connect(ClientConfig::new(broker.address().to_string()).unwrap()).await.unwrap()
 }
 
+async fn create_topic(client: &Client) {
+    let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
+    client.admin().create_topic(&topic).await.unwrap();
+}
+
 /// Produces `records` records to every partition, each acknowledged.
 async fn produce(client: &Client, life: usize, records: usize) {
     let producer = client.producer(ProducerConfig::default());
@@ -61,8 +66,7 @@ fn check(shards: &[usize]) {
         runtime.block_on(async {
             let client = connect(&broker).await;
             if life == 0 {
-                let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
-                client.admin().create_topic(&topic).await.unwrap();
+                create_topic(&client).await;
             }
             produce(&client, life, records).await;
             let mut consumer = client.consumer(ConsumerConfig::default());
@@ -104,8 +108,7 @@ fn another_number_of_shards_knows_what_was_acknowledged() {
         runtime.block_on(async {
             let client = connect(&broker).await;
             if life == 0 {
-                let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
-                client.admin().create_topic(&topic).await.unwrap();
+                create_topic(&client).await;
             }
             let producer = client.producer(ProducerConfig::default());
             let mut bases = Vec::new();
@@ -170,8 +173,7 @@ fn what_a_deletion_left_behind_goes_and_what_is_unknown_stays() {
         let broker = start(data.path(), shards);
         runtime.block_on(async {
             let client = connect(&broker).await;
-            let topic = NewTopic { name: "t".into(), partitions: PARTITIONS, ..NewTopic::default() };
-            client.admin().create_topic(&topic).await.unwrap();
+            create_topic(&client).await;
             produce(&client, 0, 20).await;
             copy(&topics, &saved);
             client.admin().delete_topic("t").await.unwrap();

@@ -7,6 +7,7 @@
 
 use crate::support::process::{NotStarted, Serve};
 use crate::support::records::{Maker, Proof, prove};
+use crate::support::refuse_io_uring::refuse_io_uring;
 use crate::support::{Directory, block_on, client, create_topic, in_time, until, usable};
 use ringlog_client::reply::Reply;
 use ringlog_client::request::{ProduceEntry, Request};
@@ -14,7 +15,6 @@ use ringlog_client::{Acks, ConnectionError, ConsumerConfig, ErrorCode, OffsetSpe
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -413,27 +413,8 @@ fn little_locked_memory() {
 #[test]
 fn no_io_uring() {
     let directory = Directory::new();
-    // What a container's profile does; it belongs to that process alone.
-    let without_io_uring = |command: &mut Command| {
-        let filter = refuse_io_uring();
-        let refuse = move || seccompiler::apply_filter(&filter).map_err(std::io::Error::other);
-        // SAFETY: between fork and exec only system calls are made; the filter was compiled before.
-        unsafe { command.pre_exec(refuse) };
-    };
-    let serve = Serve::new(&directory.path().join("data")).prepared(without_io_uring);
+    let serve = Serve::new(&directory.path().join("data")).prepared(refuse_io_uring);
     refuses("no io_uring", serve, &["io_uring", "seccomp", "fix:"]);
     assert!(!directory.path().join("data").exists(), "it made a directory that it cannot use");
     println!("no io_uring: refused, with what to do");
-}
-
-fn refuse_io_uring() -> seccompiler::BpfProgram {
-    use seccompiler::{SeccompAction, SeccompFilter};
-    let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
-    let filter = SeccompFilter::new(
-        calls.into_iter().map(|call| (call, Vec::new())).collect(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-        std::env::consts::ARCH.try_into().expect("an architecture that is known"),
-    );
-    filter.expect("a sound filter").try_into().expect("a sound filter")
 }

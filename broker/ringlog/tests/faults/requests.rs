@@ -6,31 +6,16 @@ use crate::support::raw::{
     Answer, FetchTerms, Raw, Target, fetch, fetch_many, hello, produce_one, produce_within, question,
 };
 use crate::support::records::Maker;
-use crate::support::{Directory, block_on, client, counter, counter_is, create_topic, until};
+use crate::support::{Directory, block_on, client, counter, counter_is, create_topic, embedded, until};
 use logic::limits::{MIB, REPLY_BYTES_PER_CONNECTION_MAX, TAIL_CACHE_BYTES_PER_SHARD};
 use ringlog_client::{ErrorCode, TopicDescription};
-use server::broker::{Broker, BrokerConfig, Capacity};
 use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
-
-fn embedded(directory: &Directory, shards: usize, capacity: Capacity) -> Broker {
-    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = BrokerConfig { capacity, shards, ..BrokerConfig::new(directory.path(), listen) };
-    Broker::start(config).expect("it starts")
-}
 
 fn target(topic: &TopicDescription, partition: u32) -> Target {
     let epoch = topic.partitions[partition as usize].leader_epoch;
     Target { topic: topic.id.0, partition, epoch }
-}
-
-/// Says nothing for `pause`, unless it hears something.
-fn pause(raw: &Raw, pause: Duration) {
-    raw.stream.set_read_timeout(Some(pause)).expect("a socket");
-    // What is awaited is that nothing comes.
-    let _ = raw.stream.peek(&mut [0]);
-    raw.stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
 }
 
 fn fetched_bytes(answer: &Answer) -> usize {
@@ -46,7 +31,7 @@ fn replies_get_room_before_they_are_read() {
     const FETCH_BYTES: usize = 4 * MIB;
     let directory = Directory::new();
     let most = REPLY_BYTES_PER_CONNECTION_MAX;
-    let broker = embedded(&directory, 1, Capacity { reply_bytes_max: most, ..Default::default() });
+    let broker = embedded(&directory, |config| config.capacity.reply_bytes_max = most);
     let address = broker.address();
     let topic = block_on(async {
         let client = client(address).await;
@@ -249,7 +234,8 @@ fn what_is_too_late_is_not_done() {
         }
     }
     let (_, _, last, _, _) = begun.last().expect("there are rows");
-    pause(last, PAUSE);
+    // What is awaited is that nothing comes.
+    last.hears_something_within(PAUSE);
     let mut done = 0;
     for (what, deadline_ms, mut raw, rest, records) in begun {
         let answer = raw.ask(&rest);
@@ -280,7 +266,10 @@ fn what_is_too_late_is_not_done() {
 fn a_full_shard_takes_no_handed_connections() {
     const PLACES: usize = 6;
     let directory = Directory::new();
-    let broker = embedded(&directory, 2, Capacity { connections_max: PLACES, ..Default::default() });
+    let broker = embedded(&directory, |config| {
+        config.shards = 2;
+        config.capacity.connections_max = PLACES;
+    });
     let address = broker.address();
     let ask = |shard: i32| {
         let mut raw = Raw::connect(address);

@@ -4,38 +4,29 @@
 use crate::support::neighbour::Neighbour;
 use crate::support::raw::{Raw, Target, fetch, hello, produce_one, question};
 use crate::support::records::Maker;
-use crate::support::{Directory, block_on, client, counter_is, create_topic};
+use crate::support::{Directory, block_on, client, counter_is, create_topic, embedded};
 use ringlog_client::ErrorCode;
-use server::broker::{Broker, BrokerConfig, TimeOuts};
+use server::broker::{Broker, TimeOuts};
 use std::io::Read;
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_millis(1500);
 
 fn start(directory: &Directory) -> Broker {
-    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let time_outs =
-        TimeOuts { hello: LIMIT, frame: LIMIT, replies: LIMIT, probe_after: Duration::from_secs(1) };
-    let config = BrokerConfig { time_outs, ..BrokerConfig::new(directory.path(), listen) };
-    Broker::start(config).expect("it starts")
+    let probe_after = Duration::from_secs(1);
+    let time_outs = TimeOuts { hello: LIMIT, frame: LIMIT, replies: LIMIT, probe_after };
+    embedded(directory, |config| config.time_outs = time_outs)
 }
 
 /// Says `bytes` one by one, for as long as the broker listens.
 fn drip(raw: &mut Raw, bytes: &[u8]) {
-    let pause = LIMIT / 5;
     for byte in bytes {
-        if raw.send(&[*byte]).is_err() {
+        if raw.send(&[*byte]).is_err() || raw.hears_something_within(LIMIT / 5) {
             return;
         }
-        raw.stream.set_read_timeout(Some(pause)).expect("a socket");
-        // The pause: a read that ends early has heard something.
-        if raw.stream.peek(&mut [0]).is_ok() {
-            break;
-        }
     }
-    raw.stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
 }
 
 /// The broker says why, and closes.

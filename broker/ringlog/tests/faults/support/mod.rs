@@ -8,8 +8,10 @@ pub mod neighbour;
 pub mod process;
 pub mod raw;
 pub mod records;
+pub mod refuse_io_uring;
 
 use ringlog_client::{BrokerStatus, Client, ClientConfig, NewTopic, TopicDescription};
+use server::broker::{Broker, BrokerConfig};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -41,6 +43,13 @@ impl Drop for Directory {
             eprintln!("the data are kept in {}", directory.keep().display());
         }
     }
+}
+
+/// A broker in this process on `directory`, whose configuration `change` completes.
+pub fn embedded(directory: &Directory, change: impl FnOnce(&mut BrokerConfig)) -> Broker {
+    let mut config = BrokerConfig::new(directory.path(), SocketAddr::from(([127, 0, 0, 1], 0)));
+    change(&mut config);
+    Broker::start(config).expect("it starts")
 }
 
 /// Runs `future` on a runtime of its own.

@@ -10,6 +10,9 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A socket and nothing else.
 pub struct Raw {
     /// For whoever wants to say half a word.
@@ -49,9 +52,17 @@ impl Raw {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the broker listens");
         stream.set_nodelay(true).expect("a socket");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         stream.set_write_timeout(Some(Duration::from_secs(30))).expect("a socket");
         Self { stream }
+    }
+
+    /// Says nothing for `pause`, or until it hears something, which it leaves to be read: whether it did.
+    pub fn hears_something_within(&self, pause: Duration) -> bool {
+        self.stream.set_read_timeout(Some(pause)).expect("a socket");
+        let heard = self.stream.peek(&mut [0]).is_ok();
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        heard
     }
 
     /// Connects and says Hello for a shard, or -1.
