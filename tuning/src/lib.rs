@@ -1,7 +1,7 @@
 //! Is this host fit? What will hurt, what it will cost, and how to mend it.
 //!
-//! [`host_facts`] asks the kernel once, at start-up, and answers with plain data; [`findings`] judges that
-//! data and asks nothing; [`preflight`] is both, with a look at the listening address. The broker takes its
+//! [`host_facts`] asks the kernel once, at start-up, and answers with plain data; [`preflight`] judges
+//! that data, with a look at the listening address. The broker takes its
 //! choices (direct or buffered files, one flush per round or one per file) from [`HostFacts`].
 //! [`examine`] is all of that and every other check of the [`catalogue`]: what `ringlog doctor` prints.
 //! [`tune`] mends some of it, writes down what it changed, and restores that.
@@ -31,7 +31,6 @@ pub use checks::memory::MEMORY_BYTES_PER_SHARD;
 pub use doctor::{Subject, examine, worst};
 pub use facts::{HostFacts, host_facts};
 pub use finding::{Check, Finding, Severity};
-pub use mounts::{Mount, mount_of};
-pub use preflight::{findings, preflight};
+pub use preflight::preflight;
 pub use probe::{IoUring, WriteCache};
 pub use sources::Sources;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// One mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// `major:minor` of the device, as `/sys/dev/block` names it; major 0 where there is no block device.
     pub device: String,
     /// Where it is mounted.
@@ -65,7 +65,7 @@ impl Mount {
 }
 
 /// The mount that `path` (absolute, without symbolic links) is on, from the text of a mountinfo file.
-pub fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
+pub(crate) fn mount_of(mountinfo: &str, path: &Path) -> Option<Mount> {
     // The deepest wins; of mounts stacked on one point the last hides the others (max_by_key keeps it).
     mounts(mountinfo)
         .filter(|mount| path.starts_with(&mount.mount_point))

@@ -48,7 +48,7 @@ pub(crate) fn preflight_of(
 }
 
 /// Judges `facts` for a broker of `shards` shards, in the order of the checks.
-pub fn findings(facts: &HostFacts, shards: usize) -> Vec<Finding> {
+pub(crate) fn findings(facts: &HostFacts, shards: usize) -> Vec<Finding> {
     CHECKS.iter().filter_map(|check| check(facts, shards as u64)).collect()
 }
 
@@ -454,7 +454,7 @@ mod tests {
     fn a_memory_file_system_is_called_one() {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let shm = Path::new("/dev/shm");
-        if !crate::mount_of(&mounts, shm).is_some_and(|mount| mount.is_volatile()) {
+        if !crate::mounts::mount_of(&mounts, shm).is_some_and(|mount| mount.is_volatile()) {
             return;
         }
         let found = preflight(shm, "127.0.0.1:0".parse().unwrap(), 1);
