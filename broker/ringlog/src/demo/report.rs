@@ -3,11 +3,11 @@
 //! Owner: one demo. As JSON the names of the fields are an interface that programs rely on; they are only
 //! added to. Counts of faults are sums over the three readings, so that one number says it all.
 
+use super::PARTITIONS;
 use super::flights::Flights;
 use super::ledger::Tally;
 use super::reader::Reading;
 use super::writer::{Part, STEADY_RECORDS_S, Written};
-use super::PARTITIONS;
 use crate::failure::Failure;
 use crate::output::{Output, Table, bytes, counted, duration_us, grouped};
 use hdrhistogram::Histogram;
