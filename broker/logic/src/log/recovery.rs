@@ -331,6 +331,9 @@ impl Recovery {
     fn start_scan(&mut self) {
         if self.cursor.is_none() {
             let first = self.files.iter().position(|file| begun(file).is_some());
+            if let Some(first) = first.filter(|first| self.is_behind_placed(*first)) {
+                self.floor = self.floor_with_headers(first);
+            }
             let first = first.filter(|first| self.is_log_start(*first));
             let Some(first) = first else {
                 // Nothing was ever opened, or all headers are gone.
@@ -356,18 +359,25 @@ impl Recovery {
         self.scan_on();
     }
 
+    /// Whether a segment that is only placed is before this one.
+    fn is_behind_placed(&self, file: usize) -> bool {
+        let mut before = self.files[..file].iter().filter_map(|file| file.header);
+        before.any(|header| header.state == SegmentState::Placed)
+    }
+
+    /// The largest floor that is known with the headers from `first` on; of whatever incarnation, because no
+    /// chain says yet which of them have been cut.
+    fn floor_with_headers(&self, first: usize) -> u64 {
+        let floors = self.files[first..].iter().filter_map(begun).map(|(_, begun)| begun.durable_floor());
+        floors.fold(self.floor, u64::max)
+    }
+
     /// Whether the oldest opened segment is where the log begins. Behind one that is only placed it is not,
     /// unless its offset is attested: a segment is opened by a write before those of the next one, so the
     /// write was lost, and a segment is dropped only once a later one is durable.
-    fn is_log_start(&mut self, first: usize) -> bool {
-        let placed = self.files[..first].iter().filter_map(|file| file.header);
-        if placed.filter(|header| header.state == SegmentState::Placed).count() == 0 {
-            return true;
-        }
-        let floors = self.files[first..].iter().filter_map(begun).map(|(_, begun)| begun.durable_floor());
-        self.floor = floors.fold(self.floor, u64::max);
-        let base = begun(&self.files[first]).map_or(0, |begun| begin(first, begun).1.offset);
-        base <= self.floor.max(self.log_start)
+    fn is_log_start(&self, first: usize) -> bool {
+        let base = begun(&self.files[first]).map_or(0, |(_, begun)| begun.base_offset());
+        !self.is_behind_placed(first) || base <= self.floor.max(self.log_start)
     }
 
     /// Continues the scan at the cursor: into the next segment if the chain leads there, else here.
@@ -725,6 +735,13 @@ enum Begun {
 }
 
 impl Begun {
+    fn base_offset(&self) -> u64 {
+        match self {
+            Self::Header(header) => header.base_offset,
+            Self::FirstGroup(group) => group.base_offset,
+        }
+    }
+
     fn durable_floor(&self) -> u64 {
         match self {
             Self::Header(header) => header.durable_floor,
@@ -740,9 +757,10 @@ fn begun(file: &File) -> Option<(u64, Begun)> {
 
 /// The segment and the cursor at its start.
 fn begin(file: usize, (sequence, begun): (u64, Begun)) -> (Segment, Cursor) {
-    let (nonce, base, opened_ms, chain, incarnation) = match begun {
-        Begun::Header(h) => (h.nonce, h.base_offset, h.opened_ms, Some(h.previous_chain), h.incarnation),
-        Begun::FirstGroup(g) => (g.nonce, g.base_offset, g.append_time_ms, None, g.incarnation),
+    let base = begun.base_offset();
+    let (nonce, opened_ms, chain, incarnation) = match begun {
+        Begun::Header(h) => (h.nonce, h.opened_ms, Some(h.previous_chain), h.incarnation),
+        Begun::FirstGroup(g) => (g.nonce, g.append_time_ms, None, g.incarnation),
     };
     let segment = Segment {
         sequence,
