@@ -16,7 +16,7 @@ use crate::reply::BrokerError;
 use crate::request::OffsetSpec;
 use bytes::Bytes;
 use schema::error_code::ErrorCode;
-use schema::record_batch::{self, BatchError, Batches, Compression, Record, Records};
+use schema::record_batch::{self, BatchError, Batches, Record, Records};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -505,7 +505,7 @@ fn split(
             (from, to) = (to + bytes.len(), to + bytes.len());
             continue;
         }
-        let is_packed = header.attributes.compression() != Ok(Compression::None);
+        let is_packed = header.attributes.is_compressed();
         if is_packed && from < to {
             break;
         }
@@ -553,9 +553,10 @@ fn unpack(unpacked: &mut Unpacked, bytes_max: usize) -> Result<bool, ConsumeErro
     let (header, batch) = next.map_err(|error| fetched.damaged(fetched.from_offset, error))?;
     // One stored batch at a time, so that unpacked records stay few.
     let stored = fetched.bytes.slice_ref(batch);
-    let plain = match header.end_offset() <= fetched.from_offset {
-        true => None,
-        false => unpack_batch(fetched, batch, header.base_offset, bytes_max)?,
+    let is_packed = header.attributes.is_compressed() && header.end_offset() > fetched.from_offset;
+    let plain = match is_packed {
+        true => unpack_batch(fetched, batch, header.base_offset, bytes_max)?,
+        false => None,
     };
     let plain = plain.unwrap_or_else(|| stored.clone());
     let one = FetchedBatch { bytes: stored, plain: Some(plain.clone()), ..fetched.clone() };

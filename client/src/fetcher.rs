@@ -15,7 +15,7 @@ use crate::consumer::{AutoOffsetReset, ConsumeError, ConsumerConfig, FetchedBatc
 use crate::reply::{BrokerError, FetchResult, Reply, Response};
 use crate::request::{FetchEntry, OffsetSpec, Request, TopicId};
 use schema::error_code::{Class, ErrorCode};
-use schema::record_batch::{self, BatchError, Compression};
+use schema::record_batch::{self, BatchError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -665,7 +665,7 @@ fn walk(result: &FetchResult, check_crcs: bool) -> Walked {
             Ok(header) => {
                 walked.end_offset = Some(header.end_offset());
                 walked.sound_bytes += header.batch_bytes;
-                walked.packed |= header.attributes.compression() != Ok(Compression::None);
+                walked.packed |= header.attributes.is_compressed();
             }
             Err(error) => {
                 walked.damage = Some((walked.end_offset, error));

@@ -151,6 +151,11 @@ impl Attributes {
         }
     }
 
+    /// Whether the records are compressed, if only by something that [`Self::compression`] does not know.
+    pub fn is_compressed(self) -> bool {
+        self.0 & Self::COMPRESSION != 0
+    }
+
     /// Who set the timestamps.
     pub fn timestamp_type(self) -> TimestampType {
         if self.0 & Self::LOG_APPEND_TIME == 0 {

@@ -130,7 +130,9 @@ fn golden_batches_decode_to_their_contents() {
         assert_eq!(verify(&golden.bytes), Ok(golden.header), "{name}");
         let last = golden.records.last().unwrap().offset;
         assert_eq!(golden.header.end_offset(), last + 1, "{name}");
-        match golden.header.attributes.compression().unwrap() {
+        let attributes = golden.header.attributes;
+        assert_eq!(attributes.is_compressed(), attributes.compression() != Ok(Compression::None), "{name}");
+        match attributes.compression().unwrap() {
             Compression::None => {
                 let walked = walk(&golden.bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
                 assert_eq!(walked.len(), golden.records.len(), "{name}");
