@@ -13,12 +13,13 @@
 mod job;
 
 use crate::connection::{InFlight, Piece, Received};
+use crate::partition::tail_cache::Slice;
 use crate::shard::Shard;
 use crate::storage::count;
 use bytes::Bytes;
 use futures_channel::oneshot;
 use futures_util::future::select;
-use job::{Found, Job, Parking, Refusal, Terms};
+use job::{Job, Parking, Refusal, Terms};
 use logic::ids::{Offset, PartitionIndex, TopicId, TopicPartition};
 use logic::limits::{BATCH_BYTES_MAX, FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, TOPICS_PER_REQUEST_MAX};
 use schema::error_code::ErrorCode;
@@ -66,13 +67,6 @@ pub struct RemoteFetch {
     pub deadline_ms: u64,
 }
 
-impl RemoteFetch {
-    /// What it takes of a mailbox, bytes. Its answer takes none: the asking shard has reserved for it.
-    pub fn carried_bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&self.entries[..])
-    }
-}
-
 /// Partitions of another shard that a fetch waits for.
 #[derive(Debug)]
 pub struct RemoteWait {
@@ -82,13 +76,6 @@ pub struct RemoteWait {
     pub min_bytes: u64,
     /// … until then, milliseconds of the broker's clock.
     pub until_ms: u64,
-}
-
-impl RemoteWait {
-    /// What it takes of a mailbox, bytes.
-    pub fn carried_bytes(&self) -> usize {
-        size_of::<Self>() + size_of_val(&self.entries[..])
-    }
 }
 
 /// A partition that a fetch waits for.
@@ -102,16 +89,18 @@ pub struct WaitedEntry {
     pub room_bytes: u64,
 }
 
-/// What another shard found for one entry.
+/// What was found for one entry; `B` is a piece of stored batches.
 #[derive(Debug)]
-pub struct FetchPart {
+pub struct Found<B> {
     /// Why there is nothing.
     pub error: Option<ErrorCode>,
-    /// The same for people.
+    /// For people: the offsets that are damaged, for example.
     pub message: Option<String>,
     /// Stored batches.
-    pub body: Vec<Bytes>,
-    /// There is more, but no room for it.
+    pub body: Vec<B>,
+    /// Their bytes.
+    pub bytes: usize,
+    /// There is more, but not room for it in the reply.
     pub cut: bool,
     /// The high watermark.
     pub high_watermark: u64,
@@ -119,15 +108,21 @@ pub struct FetchPart {
     pub log_start: u64,
 }
 
-impl FetchPart {
-    fn refused(error: ErrorCode) -> Self {
-        Self {
-            error: Some(error),
-            message: None,
-            body: Vec::new(),
-            cut: false,
-            high_watermark: 0,
-            log_start: 0,
+impl<B> Found<B> {
+    fn nothing(error: Option<ErrorCode>) -> Self {
+        Self { error, message: None, body: Vec::new(), bytes: 0, cut: false, high_watermark: 0, log_start: 0 }
+    }
+
+    /// The same, with other pieces of the same bytes.
+    fn map<C>(self, piece: impl FnMut(B) -> C) -> Found<C> {
+        Found {
+            error: self.error,
+            message: self.message,
+            body: self.body.into_iter().map(piece).collect(),
+            bytes: self.bytes,
+            cut: self.cut,
+            high_watermark: self.high_watermark,
+            log_start: self.log_start,
         }
     }
 }
@@ -221,7 +216,7 @@ fn terms(now_ms: u64, request: &wire::FetchRequest<'_>, deadline_ms: u64) -> Ter
 }
 
 /// Reads entries that another shard sent on, and never waits: the other holds room for the answer.
-pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sender<Vec<FetchPart>>) {
+pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sender<Vec<Found<Bytes>>>) {
     // What is read is in this shard's memory until it has been copied.
     let held = shard.replies.try_reserve(remote.room.bytes.max(BATCH_BYTES_MAX));
     let refusal = match &held {
@@ -232,28 +227,15 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
     if let Some(code) = refusal {
         count(&shard.counters.overloaded, u64::from(code == ErrorCode::Overloaded));
         // The asking shard may have answered without this part.
-        let _ = reply.send(remote.entries.iter().map(|_| FetchPart::refused(code)).collect());
+        let _ = reply.send(remote.entries.iter().map(|_| Found::nothing(Some(code))).collect());
         return;
     }
     let shard = shard.clone();
     glommio::spawn_local(async move {
         let found = job::read(&shard, &remote.entries, remote.room).await;
-        let parts = found.into_iter().map(|found| FetchPart {
-            error: found.error,
-            message: found.message,
-            // Buffers stay with their core: what goes to another is copied.
-            body: found
-                .body
-                .iter()
-                .filter_map(|piece| match piece {
-                    Piece::Stored(slice) => Some(Bytes::copy_from_slice(slice.bytes())),
-                    Piece::Owned(_) | Piece::Copied(_) => None,
-                })
-                .collect(),
-            cut: found.cut,
-            high_watermark: found.high_watermark,
-            log_start: found.log_start,
-        });
+        // Buffers stay with their core: what goes to another is copied.
+        let copy = |slice: Slice| Bytes::copy_from_slice(slice.bytes());
+        let parts = found.into_iter().map(|found| found.map(copy));
         let _ = reply.send(parts.collect());
         drop(held);
     })
@@ -262,15 +244,13 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
 
 /// Waits for another shard's fetch; answers whether there may be something, `false` = it was not waited.
 pub fn handle_wait(shard: &Rc<Shard>, wait: RemoteWait, mut reply: oneshot::Sender<bool>) {
-    let (parked, waited) = match job::park(shard, &wait) {
-        Parking::Parked(parked) => (Some(parked), true),
-        Parking::Moved => (None, true),
-        Parking::Full => (None, false),
-    };
-    let Some(parked) = parked else {
-        // The asking shard may have been woken by somebody else.
-        let _ = reply.send(waited);
-        return;
+    let parked = match job::park(shard, &wait) {
+        Parking::Parked(parked) => parked,
+        not_parked => {
+            // The asking shard may have been woken by somebody else.
+            let _ = reply.send(matches!(not_parked, Parking::Moved));
+            return;
+        }
     };
     glommio::spawn_local(async move {
         // Until the other end is dropped: it was woken elsewhere.
@@ -285,7 +265,7 @@ fn reply(
     in_flight: &InFlight,
     topics: &[(TopicId, usize)],
     entries: &[FetchEntry],
-    found: Vec<Found>,
+    found: Vec<Found<Piece>>,
 ) {
     let shard = &in_flight.connection().shard;
     count(&shard.counters.fetched_bytes, found.iter().map(|found| found.bytes as u64).sum());

@@ -5,9 +5,10 @@
 //! `OVERLOADED`. Replies come back through a channel that the request brought along, so they never wait
 //! for room. Absent on purpose: closures, shared state, blocking.
 
-use crate::fetch::{FetchPart, RemoteFetch, RemoteWait};
+use crate::fetch::{Found, RemoteFetch, RemoteWait};
 use crate::produce::{EntryResult, RemoteProduce};
 use async_channel::{Receiver, Sender, TrySendError};
+use bytes::Bytes;
 use futures_channel::oneshot;
 use glommio::net::AcceptedTcpStream;
 use logic::ids::{Offset, ShardId, TopicPartition};
@@ -24,7 +25,7 @@ pub enum Message {
     /// Batches for partitions of this shard.
     Produce(RemoteProduce, oneshot::Sender<Vec<EntryResult>>),
     /// A fetch from partitions of this shard.
-    Fetch(RemoteFetch, oneshot::Sender<Vec<FetchPart>>),
+    Fetch(RemoteFetch, oneshot::Sender<Vec<Found<Bytes>>>),
     /// A fetch that waits for partitions of this shard; `false` = it could not be parked.
     AwaitBytes(RemoteWait, oneshot::Sender<bool>),
     /// Offsets of partitions of this shard.
@@ -35,6 +36,26 @@ pub enum Message {
     Settle(u64, oneshot::Sender<()>),
     /// This shard's counters and notices.
     Status(oneshot::Sender<ShardReport>),
+}
+
+impl Message {
+    /// What it takes of a mailbox's credit, bytes. Answers take none: they do not pass through mailboxes, and who
+    /// asks for bytes has reserved room for them. Nor do questions of a few words: the queue's places bound them.
+    fn carried_bytes(&self) -> usize {
+        match self {
+            Message::Produce(produce, _) => {
+                let batches: usize = produce.entries.iter().map(|(_, _, batch)| batch.len()).sum();
+                size_of_val(produce) + size_of_val(&produce.entries[..]) + batches
+            }
+            Message::Fetch(fetch, _) => size_of_val(fetch) + size_of_val(&fetch.entries[..]),
+            Message::AwaitBytes(wait, _) => size_of_val(wait) + size_of_val(&wait.entries[..]),
+            Message::Connection(_)
+            | Message::ListOffsets(..)
+            | Message::DescribeLogs(..)
+            | Message::Settle(..)
+            | Message::Status(_) => 0,
+        }
+    }
 }
 
 /// A connection on its way from the core that accepted it.
@@ -131,11 +152,12 @@ pub fn mailboxes(shards: usize) -> (Mailboxes, Vec<Mailbox>) {
 }
 
 impl Mailboxes {
-    /// Sends a message of `bytes`, at once or not at all.
-    pub fn try_send(&self, to: ShardId, message: Message, bytes: usize) -> Result<(), Refused> {
+    /// Sends a message, at once or not at all.
+    pub fn try_send(&self, to: ShardId, message: Message) -> Result<(), Refused> {
         let Some(address) = self.addresses.get(usize::from(to.get())) else {
             return Err(Refused::Closed);
         };
+        let bytes = message.carried_bytes();
         if address.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAILBOX_BYTES_MAX {
             address.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Refused::Full);

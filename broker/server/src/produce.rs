@@ -58,14 +58,6 @@ pub struct RemoteProduce {
     pub deadline_ns: u64,
 }
 
-impl RemoteProduce {
-    /// What it takes of a mailbox, bytes.
-    fn carried_bytes(&self) -> usize {
-        let batches: usize = self.entries.iter().map(|(_, _, batch)| batch.len()).sum();
-        size_of::<Self>() + size_of_val(&self.entries[..]) + batches
-    }
-}
-
 /// Who gets the results.
 enum Answer {
     /// The client, by this request id.
@@ -294,9 +286,8 @@ impl Job {
 
     fn forward(self: Rc<Self>, home: ShardId, tokens: Vec<usize>, produce: RemoteProduce) {
         count(&self.shard.counters.forwarded, 1);
-        let bytes = produce.carried_bytes();
         let (reply, results) = oneshot::channel();
-        let sent = self.shard.mailboxes.try_send(home, Message::Produce(produce, reply), bytes);
+        let sent = self.shard.mailboxes.try_send(home, Message::Produce(produce, reply));
         if let Err(refused) = sent {
             let code = match refused {
                 Refused::Full => ErrorCode::Overloaded,

@@ -10,7 +10,7 @@
 //! everywhere in equal parts: if it comes, it comes to one of them at least. A shard that reads for another
 //! never waits for room while the other holds some: it answers `OVERLOADED` for its entries.
 
-use super::{FetchEntry, FetchPart, ParkedFetch, RETRY_AFTER_MS, RemoteFetch, RemoteWait, Room, WaitedEntry};
+use super::{FetchEntry, Found, ParkedFetch, RETRY_AFTER_MS, RemoteFetch, RemoteWait, Room, WaitedEntry};
 use crate::connection::{Connection, Piece};
 use crate::error_code;
 use crate::mailbox::{Message, Refused};
@@ -63,35 +63,15 @@ pub enum Refusal {
 /// Room for a reply, in the connection's budget and the shard's.
 pub type Held = [Reservation; 2];
 
-/// What was found for one entry.
-pub struct Found {
-    /// Why there is nothing.
-    pub error: Option<ErrorCode>,
-    /// For people: the offsets that are damaged, for example.
-    pub message: Option<String>,
-    /// Stored batches.
-    pub body: Vec<Piece>,
-    /// Their bytes.
-    pub bytes: usize,
-    /// There is more, but not room for it in the reply.
-    pub cut: bool,
-    /// The high watermark.
-    pub high_watermark: u64,
-    /// The log's start.
-    pub log_start: u64,
-}
-
-impl Found {
-    fn nothing(error: Option<ErrorCode>) -> Self {
-        Self { error, message: None, body: Vec::new(), bytes: 0, cut: false, high_watermark: 0, log_start: 0 }
-    }
-
+impl<B> Found<B> {
     fn at(partition: &Partition, error: Option<ErrorCode>) -> Self {
         let (high_watermark, log_start) =
             partition.with_log(|log| (log.high_watermark().get(), log.log_start().get()));
         Self { high_watermark, log_start, ..Self::nothing(error) }
     }
+}
 
+impl Found<Slice> {
     /// What was read, as far as the room of the whole reply goes.
     fn stored(partition: &Partition, slices: Vec<Slice>, entry: &FetchEntry, left: Left) -> Self {
         let bytes: usize = slices.iter().map(|slice| slice.range.len()).sum();
@@ -101,7 +81,7 @@ impl Found {
         }
         // Only who was kept short needs to know whether there is more.
         let cut = left.bytes < entry.max_bytes && ends_below(&slices, nothing.high_watermark);
-        Self { bytes, cut, body: slices.into_iter().map(Piece::Stored).collect(), ..nothing }
+        Self { bytes, cut, body: slices, ..nothing }
     }
 }
 
@@ -113,20 +93,6 @@ fn ends_below(slices: &[Slice], offset: u64) -> bool {
         let last = record_batch::batches(last.bytes()).last().and_then(Result::ok);
         last.is_none_or(|(header, _)| header.end_offset() < offset)
     })
-}
-
-impl From<FetchPart> for Found {
-    fn from(part: FetchPart) -> Self {
-        Self {
-            error: part.error,
-            message: part.message,
-            bytes: part.body.iter().map(Bytes::len).sum(),
-            body: part.body.into_iter().map(Piece::Copied).collect(),
-            cut: part.cut,
-            high_watermark: part.high_watermark,
-            log_start: part.log_start,
-        }
-    }
 }
 
 /// What is left of the reply's room for one entry.
@@ -150,7 +116,7 @@ impl Left {
 
 /// One look at all entries.
 struct Pass {
-    found: Vec<Found>,
+    found: Vec<Found<Piece>>,
     bytes: usize,
 }
 
@@ -181,7 +147,7 @@ pub struct Job {
 
 impl Job {
     /// The whole answer, if it lies in memory, is enough, and there is room for it now.
-    pub fn in_memory(&self) -> Option<(Vec<Found>, Held)> {
+    pub fn in_memory(&self) -> Option<(Vec<Found<Piece>>, Held)> {
         let room = Room { bytes: self.terms.max_bytes, one_batch: true };
         let mut found = Vec::with_capacity(self.entries.len());
         let mut bytes = 0;
@@ -192,7 +158,7 @@ impl Job {
             }
             let one = from_tail(&partition, entry, Left::of(room, bytes))?;
             bytes += one.bytes;
-            found.push(one);
+            found.push(one.map(Piece::Stored));
         }
         let pass = Pass { found, bytes };
         if !self.is_enough(&pass) {
@@ -207,7 +173,7 @@ impl Job {
     ///
     /// # Errors
     /// There is no room for the reply, no time left, or no connection.
-    pub async fn run(&self) -> Result<(Vec<Found>, Held), Refusal> {
+    pub async fn run(&self) -> Result<(Vec<Found<Piece>>, Held), Refusal> {
         let mut may_wait = true;
         loop {
             let held = self.reserve().await?;
@@ -343,12 +309,15 @@ impl Job {
         pass
     }
 
-    async fn ask(&self, home: Option<ShardId>, at: Vec<usize>, room: Room) -> Vec<(usize, Found)> {
+    async fn ask(&self, home: Option<ShardId>, at: Vec<usize>, room: Room) -> Vec<(usize, Found<Piece>)> {
         let entries: Vec<FetchEntry> = at.iter().map(|&at| self.entries[at]).collect();
-        let found = match home {
-            None => read(&self.shard, &entries, room).await,
+        let found: Vec<_> = match home {
+            None => {
+                let found = read(&self.shard, &entries, room).await;
+                found.into_iter().map(|found| found.map(Piece::Stored)).collect()
+            }
             Some(home) => match self.forward(home, entries, room).await {
-                Ok(parts) => parts.into_iter().map(Found::from).collect(),
+                Ok(parts) => parts.into_iter().map(|part| part.map(Piece::Copied)).collect(),
                 Err(code) => at.iter().map(|_| Found::nothing(Some(code))).collect(),
             },
         };
@@ -360,12 +329,11 @@ impl Job {
         home: ShardId,
         entries: Vec<FetchEntry>,
         room: Room,
-    ) -> Result<Vec<FetchPart>, ErrorCode> {
+    ) -> Result<Vec<Found<Bytes>>, ErrorCode> {
         count(&self.shard.counters.forwarded, 1);
         let remote = RemoteFetch { entries, room, deadline_ms: self.terms.deadline_ms };
-        let bytes = remote.carried_bytes();
         let (reply, parts) = oneshot::channel();
-        match self.shard.mailboxes.try_send(home, Message::Fetch(remote, reply), bytes) {
+        match self.shard.mailboxes.try_send(home, Message::Fetch(remote, reply)) {
             Ok(()) => parts.await.map_err(|_| ErrorCode::ShuttingDown),
             Err(Refused::Full) => {
                 count(&self.shard.counters.overloaded, 1);
@@ -377,7 +345,7 @@ impl Job {
 
     /// Whether a pass is to be answered with, whatever time is left.
     fn is_enough(&self, pass: &Pass) -> bool {
-        let settled = |found: &Found| found.error.is_some() || found.cut;
+        let settled = |found: &Found<Piece>| found.error.is_some() || found.cut;
         self.missing_bytes(pass) == 0 || pass.found.iter().any(settled)
     }
 
@@ -420,9 +388,8 @@ impl Job {
                 }
                 continue;
             };
-            let bytes = wait.carried_bytes();
             let (reply, woken) = oneshot::channel();
-            if self.shard.mailboxes.try_send(home, Message::AwaitBytes(wait, reply), bytes).is_err() {
+            if self.shard.mailboxes.try_send(home, Message::AwaitBytes(wait, reply)).is_err() {
                 return Waiting::Full;
             }
             waits.push(Box::pin(async move { woken.await.unwrap_or(false) }));
@@ -432,7 +399,7 @@ impl Job {
 }
 
 impl Pass {
-    fn take(&mut self, part: Vec<(usize, Found)>) {
+    fn take(&mut self, part: Vec<(usize, Found<Piece>)>) {
         for (at, found) in part {
             self.bytes = self.bytes - self.found[at].bytes + found.bytes;
             self.found[at] = found;
@@ -496,7 +463,7 @@ pub fn park(shard: &Rc<Shard>, wait: &RemoteWait) -> Parking {
 }
 
 /// Reads entries of this shard, one after the other, into `room` altogether.
-pub async fn read(shard: &Shard, entries: &[FetchEntry], room: Room) -> Vec<Found> {
+pub async fn read(shard: &Shard, entries: &[FetchEntry], room: Room) -> Vec<Found<Slice>> {
     let mut found = Vec::with_capacity(entries.len());
     let mut total = 0;
     for entry in entries {
@@ -507,7 +474,7 @@ pub async fn read(shard: &Shard, entries: &[FetchEntry], room: Room) -> Vec<Foun
     found
 }
 
-async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found {
+async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found<Slice> {
     let partition = match shard.locate(entry.id) {
         Location::Here(partition) => partition,
         Location::Shard(_) => return Found::nothing(Some(ErrorCode::NotLeader)),
@@ -535,7 +502,7 @@ async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found {
 }
 
 /// What is known without reading the device.
-fn from_tail(partition: &Partition, entry: &FetchEntry, left: Left) -> Option<Found> {
+fn from_tail(partition: &Partition, entry: &FetchEntry, left: Left) -> Option<Found<Slice>> {
     let to_read = left.to_read(entry);
     if to_read == 0 {
         let nothing = Found::at(partition, None);
