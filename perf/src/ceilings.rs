@@ -6,7 +6,10 @@
 //!
 //! Latency is from the submission of an operation to the moment at which its data is durable (where the
 //! case has a sync), which may be the completion of a later flush.
+//!
+//! [`disk`] asks narrower questions of the same device: those whose answers decide how a broker writes.
 
+pub mod disk;
 mod host;
 mod sketch;
 mod storage;

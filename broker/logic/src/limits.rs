@@ -87,8 +87,16 @@ pub const GROUP_BYTES_MAX: usize =
     if 4 * MIB > BATCH_BYTES_MAX + BLOCK_BYTES { 4 * MIB } else { BATCH_BYTES_MAX + 2 * BLOCK_BYTES };
 /// The largest single write to a device.
 pub const WRITE_BYTES_MAX: usize = MIB;
+/// The smallest permitted bound of a single write.
+pub const WRITE_BYTES_MIN: usize = 128 * KIB;
 /// Bytes of all groups in one flush round.
 pub const ROUND_BYTES_MAX: usize = 16 * MIB;
+/// The smallest permitted bound of a round; one group may be larger, and is then a round by itself.
+pub const ROUND_BYTES_MIN: usize = MIB;
+/// A round of at most so many writes makes each durable by itself unless set; a larger one shares a flush.
+pub const DSYNC_WRITES_DEFAULT: usize = 2;
+/// The same at most.
+pub const DSYNC_WRITES_MAX: usize = 64;
 /// Groups in one flush round.
 pub const ROUND_GROUPS_MAX: usize = 1024;
 /// Flush rounds in flight unless set.
@@ -186,5 +194,8 @@ const _: () = {
     assert!(RECOVERY_WINDOW_BYTES >= GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX >= 2 * GROUP_BYTES_MAX as u64);
     assert!(ROUNDS_IN_FLIGHT_DEFAULT <= ROUNDS_IN_FLIGHT_MAX);
+    assert!(DSYNC_WRITES_DEFAULT <= DSYNC_WRITES_MAX && DSYNC_WRITES_MAX <= ROUND_GROUPS_MAX);
+    assert!(WRITE_BYTES_MIN <= WRITE_BYTES_MAX && WRITE_BYTES_MIN.is_multiple_of(BLOCK_BYTES));
+    assert!(ROUND_BYTES_MIN <= ROUND_BYTES_MAX && ROUND_BYTES_MIN >= WRITE_BYTES_MAX);
     assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && PREWRITE_CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
 };

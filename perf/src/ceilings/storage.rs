@@ -29,7 +29,7 @@ const SEGMENT_BYTES: usize = 128 * MIB;
 /// The written region of each file of a round over many files.
 const ROUND_FILE_BYTES: usize = 256 * KIB;
 /// User data of a sync; writes and reads carry their slot.
-const SYNC: u64 = u64::MAX;
+pub(super) const SYNC: u64 = u64::MAX;
 
 /// The state of the extents that a write goes into.
 #[derive(Clone, Copy, PartialEq)]
@@ -168,14 +168,31 @@ pub(super) fn measure(case: &Case, directory: &Path, duration: Duration) -> io::
 /// A file of one case, unlinked when the case is over.
 pub(super) struct Scratch {
     pub(super) file: File,
-    path: std::path::PathBuf,
-    bytes: usize,
+    /// `None`: it never had a name.
+    path: Option<std::path::PathBuf>,
+    pub(super) bytes: usize,
 }
 
 impl Scratch {
     /// A new file of `bytes` written bytes.
     pub(super) fn prewritten(directory: &Path, name: &str, bytes: usize) -> io::Result<Self> {
         Self::new(directory, name, Ground::Prewritten, bytes)
+    }
+
+    /// The same without a name, so that nothing stays however the process ends. Where the file system cannot
+    /// make such a file it has the name `name` for as long as it takes to open it.
+    pub(super) fn nameless(directory: &Path, name: &str, bytes: usize) -> io::Result<Self> {
+        let open = |flags| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).custom_flags(libc::O_DIRECT | flags);
+            options
+        };
+        let file = open(libc::O_TMPFILE).open(directory).or_else(|_| {
+            let path = directory.join(name);
+            let file = open(0).create_new(true).open(&path)?;
+            std::fs::remove_file(&path).map(|()| file)
+        })?;
+        Self { file, path: None, bytes }.on(Ground::Prewritten)
     }
 
     /// A new file whose first `bytes` are in the state `ground`, committed.
@@ -187,7 +204,12 @@ impl Scratch {
             .create_new(true)
             .custom_flags(libc::O_DIRECT)
             .open(&path)?;
-        let scratch = Self { file, path, bytes };
+        Self { file, path: Some(path), bytes }.on(ground)
+    }
+
+    fn on(self, ground: Ground) -> io::Result<Self> {
+        let scratch = self;
+        let bytes = scratch.bytes;
         if ground != Ground::Extending {
             // SAFETY: a system call on a descriptor that is open; it takes no memory of ours.
             if unsafe { libc::fallocate(scratch.file.as_raw_fd(), 0, 0, bytes as libc::off_t) } != 0 {
@@ -209,11 +231,17 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // The scratch directory is removed as a whole in the end: nothing is lost when this fails.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = self.path.as_ref().map(std::fs::remove_file);
     }
 }
 
-fn write_entry(file: &Scratch, buffer: &[u8], offset: usize, dsync: bool, slot: usize) -> squeue::Entry {
+pub(super) fn write_entry(
+    file: &Scratch,
+    buffer: &[u8],
+    offset: usize,
+    dsync: bool,
+    slot: usize,
+) -> squeue::Entry {
     opcode::Write::new(file.fd(), buffer.as_ptr(), buffer.len() as u32)
         .offset(offset as u64)
         .rw_flags(if dsync { libc::RWF_DSYNC } else { 0 })
@@ -221,12 +249,12 @@ fn write_entry(file: &Scratch, buffer: &[u8], offset: usize, dsync: bool, slot: 
         .user_data(slot as u64)
 }
 
-fn sync_entry(file: &Scratch) -> squeue::Entry {
+pub(super) fn sync_entry(file: &Scratch) -> squeue::Entry {
     opcode::Fsync::new(file.fd()).flags(types::FsyncFlags::DATASYNC).build().user_data(SYNC)
 }
 
 /// A completion's length, checked: a short transfer would make the figure a lie.
-fn transferred(result: i32, expected: usize) -> io::Result<()> {
+pub(super) fn transferred(result: i32, expected: usize) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result));
     }
