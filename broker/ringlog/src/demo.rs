@@ -24,7 +24,7 @@ use ledger::Tally;
 use reader::Until;
 use report::Report;
 use ringlog_client::{Admin, BrokerStatus, Client, ClientConfig, NewTopic, OffsetSpec};
-use server::broker::{Broker, BrokerConfig};
+use server::broker::{Broker, BrokerConfig, DiskPolicy};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -91,7 +91,10 @@ fn start(place: &Place, shards: usize) -> Result<Broker, Failure> {
         shards,
         cores: place::cores(shards),
         direct: place.facts.o_direct,
-        one_flush_covers_all_files: place.facts.one_flush_covers_all_files,
+        disk: DiskPolicy {
+            one_flush_covers_all_files: place.facts.one_flush_covers_all_files,
+            ..DiskPolicy::default()
+        },
         ..BrokerConfig::new(place.directory.path().join("data"), SocketAddr::from(([127, 0, 0, 1], 0)))
     };
     Broker::start(config)

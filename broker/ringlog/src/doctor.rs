@@ -3,6 +3,8 @@
 //! The looking is the `tuning` crate's; here are arguments and output. Exit status: 0 the host is fit, notes
 //! at most; 1 there are warnings; 2 a broker cannot start. Invariant: changes nothing, works as any user.
 
+mod disk;
+
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, counted};
 use crate::place::usable_cores;
@@ -53,12 +55,19 @@ pub struct DoctorArguments {
     /// Also what is well
     #[arg(long)]
     all: bool,
+    /// Instead: measure the disk of this directory, about 15 s with up to 65 MiB of it, print what a broker
+    /// chooses by it, and keep that there for ringlog serve; no broker may run there
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["all", "listen", "shards", "cores"])]
+    disk: Option<PathBuf>,
     #[command(flatten)]
     format: FormatArguments,
 }
 
 /// Runs it.
 pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
+    if let Some(directory) = &arguments.disk {
+        return disk::run(directory, arguments.format.format);
+    }
     let subject = arguments.subject.subject()?;
     // As `serve` does, or the limit would be judged that a broker never has.
     raise_open_files();

@@ -11,6 +11,7 @@ mod bench;
 mod client;
 mod consume;
 mod demo;
+mod disk_profile;
 mod doctor;
 mod failure;
 mod output;

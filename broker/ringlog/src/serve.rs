@@ -1,15 +1,16 @@
 //! `ringlog serve`: a broker until it is told to stop.
 //!
-//! Lifecycle: settings → a look at the host (what is fatal ends here) → the broker starts, recovers and says
-//! `ready ADDRESS` on standard output → SIGINT or SIGTERM → orderly stop. A second signal ends the process
-//! at once; the next start recovers.
+//! Lifecycle: settings → a look at the host (what is fatal ends here) → the disk's profile → the broker starts,
+//! recovers and says `ready ADDRESS` on standard output → SIGINT or SIGTERM → orderly stop. A second signal ends
+//! the process at once; the next start recovers.
 //! Invariant: the first lines of output name data directory, shards, cores and address.
 //! Absent on purpose: daemonising, log files, restarting; the service manager does that.
 
 mod settings;
 
+use crate::disk_profile::{self, Settled};
 use crate::failure::Failure;
-use server::broker::{Broker, BrokerConfig};
+use server::broker::{Broker, BrokerConfig, DiskPolicy};
 pub use settings::{Cores, ServeArguments, place};
 use settings::{Settings, pinning};
 use std::io::Write;
@@ -27,13 +28,14 @@ pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
     let facts = tuning::host_facts(&settings.data)
         .map_err(|error| cannot_start(format!("the data directory {}: {error}", settings.data.display())))?;
     announce(&settings, &facts);
+    let disk = settle(&settings, &facts)?;
     // Before anybody can know that the broker is there: a signal must not find the default action.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| cannot_start(format!("no runtime for signals: {error}")))?;
     let signals = runtime.block_on(async { Signals::listen() });
     let signals = signals.map_err(|error| cannot_start(format!("cannot wait for signals: {error}")))?;
-    let broker =
-        Broker::start(settings.broker_config(&facts)).map_err(|error| cannot_start(error.to_string()))?;
+    let broker = Broker::start(settings.broker_config(&facts, disk))
+        .map_err(|error| cannot_start(error.to_string()))?;
     say(&format!("ready {}", broker.address()));
     runtime.block_on(serve(broker, signals))
 }
@@ -106,7 +108,7 @@ fn announce(settings: &Settings, facts: &HostFacts) {
     let path = settings.data.canonicalize().unwrap_or_else(|_| settings.data.clone());
     let io = if facts.o_direct { "direct" } else { "buffered" };
     let flush = if facts.one_flush_covers_all_files {
-        "one flush per round"
+        "one flush for many writes"
     } else {
         "every write durable by itself"
     };
@@ -115,6 +117,34 @@ fn announce(settings: &Settings, facts: &HostFacts) {
     say(&format!("data directory {} ({file_system}, {io} files, {flush})", path.display()));
     say(&format!("{}, {}", crate::output::counted(settings.shards as u64, "shard"), pinning(settings)));
     say(&format!("listening on {}", settings.listen));
+}
+
+/// How the disk is to be used; says so, and why.
+fn settle(settings: &Settings, facts: &HostFacts) -> Result<Settled, Failure> {
+    let mut settled = disk_profile::settle(&settings.disk_profile, &settings.data, facts, &mut say)
+        .map_err(|failure| cannot_start(failure.message().unwrap_or("unknown").to_owned()))?;
+    let choice = &mut settled.choice;
+    choice.rounds_in_flight = settings.rounds_in_flight.unwrap_or(choice.rounds_in_flight);
+    choice.dsync_writes_max = settings.dsync_writes.unwrap_or(choice.dsync_writes_max);
+    let set = [("rounds-in-flight", settings.rounds_in_flight), ("dsync-writes", settings.dsync_writes)];
+    let set = set.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name);
+    let set: Vec<&str> = set.collect();
+    let line = disk_profile::in_words(&settled.choice, facts.one_flush_covers_all_files);
+    let line = match set.is_empty() {
+        true => format!("disk: {line}"),
+        false => format!("disk: {line} (as set: {})", set.join(", ")),
+    };
+    say(&line);
+    // Where nobody asked for a profile there is nothing that an operator does not expect.
+    if !settled.lines.is_empty() {
+        settled.lines.push(line);
+    }
+    if !settled.choice.why.is_empty() {
+        let why = format!("disk: because {}", settled.choice.why.join("; "));
+        say(&why);
+        settled.lines.push(why);
+    }
+    Ok(settled)
 }
 
 /// One line on standard output, now. Nobody reading it is no reason not to serve.
@@ -128,15 +158,21 @@ fn cannot_start(reason: String) -> Failure {
 }
 
 impl Settings {
-    fn broker_config(&self, facts: &HostFacts) -> BrokerConfig {
+    fn broker_config(&self, facts: &HostFacts, disk: Settled) -> BrokerConfig {
         BrokerConfig {
             advertised_host: self.advertise.clone(),
             shards: self.shards,
             cores: self.cores.clone(),
-            rounds_in_flight: self.rounds_in_flight,
+            rounds_in_flight: disk.choice.rounds_in_flight,
             poll: self.poll,
             direct: facts.o_direct,
-            one_flush_covers_all_files: facts.one_flush_covers_all_files,
+            disk: DiskPolicy {
+                one_flush_covers_all_files: facts.one_flush_covers_all_files,
+                dsync_writes_max: disk.choice.dsync_writes_max,
+                round_bytes_max: disk.choice.round_bytes_max,
+                write_bytes_max: disk.choice.write_bytes_max,
+            },
+            notices: disk.lines,
             ..BrokerConfig::new(&self.data, self.listen)
         }
     }

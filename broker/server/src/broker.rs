@@ -10,9 +10,10 @@ use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
+pub use crate::storage::DiskPolicy;
 use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
-use crate::storage::{DiskPolicy, Environment, Storage};
+use crate::storage::{Environment, Storage};
 use crate::store::Store;
 use crate::{admin, fetch, produce};
 use async_channel::{Receiver, Sender};
@@ -71,8 +72,10 @@ pub struct BrokerConfig {
     pub poll: Duration,
     /// The data directory supports O_DIRECT.
     pub direct: bool,
-    /// One sync of any file flushes the device for all.
-    pub one_flush_covers_all_files: bool,
+    /// How the disk is to be used.
+    pub disk: DiskPolicy,
+    /// What `Status` says from the start on.
+    pub notices: Vec<String>,
     /// How long peers may take; a tool for tests, not a setting.
     pub time_outs: TimeOuts,
     /// How much a shard takes from its peers; a tool for tests, not a setting.
@@ -91,7 +94,8 @@ impl BrokerConfig {
             rounds_in_flight: ROUNDS_IN_FLIGHT_DEFAULT,
             poll: Duration::ZERO,
             direct: true,
-            one_flush_covers_all_files: false,
+            disk: DiskPolicy::default(),
+            notices: Vec::new(),
             time_outs: TimeOuts::default(),
             capacity: Capacity::default(),
         }
@@ -273,6 +277,9 @@ fn check(config: &BrokerConfig) -> Result<(), StartError> {
         let rounds = config.rounds_in_flight;
         return Err(StartError::Setting(format!("rounds in flight must be 1 to 4, not {rounds}")));
     }
+    if let Some(complaint) = config.disk.complaint() {
+        return Err(StartError::Setting(complaint));
+    }
     Ok(())
 }
 
@@ -437,11 +444,15 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let disk = RingDisk::new(setup.config.direct, !setup.config.poll.is_zero()).map_err(|error| {
         format!("its io_uring cannot be made: {error}; see kernel.io_uring_disabled and ulimit -l")
     })?;
-    let policy = DiskPolicy { one_flush_covers_all_files: setup.config.one_flush_covers_all_files };
     let environment = Rc::new(System { began: setup.began });
     let shard_id = ShardId::new(setup.number as u16);
     let (storage, checkpoint) =
-        Storage::open(disk, environment, policy, &setup.root, shard_id, setup.uuid).await.map_err(text)?;
+        Storage::open(disk, environment, setup.config.disk, &setup.root, shard_id, setup.uuid)
+            .await
+            .map_err(text)?;
+    if setup.number == 0 {
+        setup.config.notices.iter().for_each(|notice| storage.note(notice.clone()));
+    }
     let store = Store::new(storage, checkpoint, setup.config.rounds_in_flight);
     let identity = Identity {
         broker: BROKER,

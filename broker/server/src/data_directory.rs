@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Names that may be there before the identity is: left by a start that was cut off.
+/// The disk's profile may be, too, because it is measured before the first start.
 const OURS: [&str; 6] = ["lock", "flush", "storage.uuid.new", "topics", "metadata", "lost+found"];
 
 /// Why a data directory cannot be used.
@@ -98,7 +99,8 @@ impl DataDirectory {
         if !known {
             for entry in fs::read_dir(&path).map_err(unusable(&path))? {
                 let name = entry.map_err(unusable(&path))?.file_name().to_string_lossy().into_owned();
-                if !OURS.contains(&name.as_str()) && !name.starts_with("shard-") {
+                let ours = OURS.contains(&name.as_str());
+                if !ours && !name.starts_with("shard-") && !name.starts_with("disk-profile.") {
                     return Err(DataDirectoryError::Foreign { path, found: name });
                 }
             }

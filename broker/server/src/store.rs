@@ -14,8 +14,7 @@ use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};
 use logic::ids::{LeaderEpoch, TopicPartition};
 use logic::limits::{
-    CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, ROUND_BYTES_MAX, ROUND_GROUPS_MAX,
-    TAIL_CACHE_BYTES_PER_SHARD,
+    CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, ROUND_GROUPS_MAX, TAIL_CACHE_BYTES_PER_SHARD,
 };
 use logic::log::flush_round::FlushRounds;
 use logic::log::{LogIdentity, RoundId};
@@ -27,8 +26,6 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// A round of so few writes makes each durable by itself; a larger one shares a flush.
-const DURABLE_WRITES_MAX: usize = 2;
 /// Partitions that have blocks written ahead at once. Their writes share the shard's pace, but the sync that ends
 /// each of them takes milliseconds, and many of them wait for one commit of the file system's journal.
 const PREPARING_MAX: usize = 32;
@@ -274,7 +271,8 @@ impl<D: Disk> Store<D> {
         // Whose writes they are: each partition's end before the next one's.
         let mut owners: Vec<(usize, Rc<Partition<D>>)> = Vec::new();
         let mut more = Vec::new();
-        while writes.bytes < ROUND_BYTES_MAX && writes.groups < ROUND_GROUPS_MAX {
+        let round_bytes_max = self.storage.policy.round_bytes_max;
+        while writes.bytes < round_bytes_max && writes.groups < ROUND_GROUPS_MAX {
             let Some(id) = self.rounds.borrow_mut().pop_dirty() else { break };
             let Some(partition) = self.partition(&id) else { continue };
             let before = writes.groups;
@@ -324,8 +322,8 @@ impl<D: Disk> Store<D> {
 
     /// Decides which writes must be durable by themselves; whether the round needs a flush.
     fn choose_durability(&self, writes: &mut RoundWrites<D::File>) -> bool {
-        let share =
-            self.storage.policy.one_flush_covers_all_files && writes.writes.len() > DURABLE_WRITES_MAX;
+        let policy = self.storage.policy;
+        let share = policy.one_flush_covers_all_files && writes.writes.len() > policy.dsync_writes_max;
         let mut needs_flush = false;
         for (write, prepared) in writes.writes.iter_mut().zip(&writes.prepared) {
             write.durable = !(share && *prepared);

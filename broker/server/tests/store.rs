@@ -130,7 +130,7 @@ impl Rig {
         }
         let disk = RingDisk::new(true, false).expect("a ring");
         let host = Rc::new(Host { began: Instant::now(), nonce: Cell::new(std::process::id().into()) });
-        let policy = DiskPolicy { one_flush_covers_all_files: true };
+        let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
         let (storage, checkpoint) =
             Storage::open(disk, host, policy, root, ShardId::new(0), UUID).await.expect("storage opens");
         let store = Store::new(storage, checkpoint, 2);

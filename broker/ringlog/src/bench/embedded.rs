@@ -29,6 +29,8 @@ impl EmbeddedBroker {
             .arg("--data")
             .arg(place.directory.path().join("data"))
             .args(["--listen", "127.0.0.1:0", "--shards", &shards.to_string()])
+            // What is compared must not depend on a second's measurement.
+            .args(["--disk-profile", "none"])
             .args(["--cores", &if cores.is_empty() { "none".to_owned() } else { cores.join(",") }])
             .env("RINGLOG_LOG", "warn")
             .stdin(Stdio::null())

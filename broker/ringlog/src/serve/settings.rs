@@ -3,6 +3,7 @@
 //! Owner: `ringlog serve`. The file has the arguments' names, and a name that it does not know is an error.
 //! Absent on purpose: settings of topics, which are the metadata's.
 
+use crate::disk_profile::ProfileSource;
 use crate::failure::Failure;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -31,9 +32,17 @@ pub struct ServeArguments {
     /// How long an idle shard looks for work before it sleeps: less latency, a busy core [default: 0]
     #[arg(long, value_name = "N")]
     poll_us: Option<u64>,
-    /// Flush rounds in flight per shard, 1 to 4 [default: 2]
+    /// Flush rounds in flight per shard, 1 to 4 [default: what the disk's profile says, else 2]
     #[arg(long, value_name = "N")]
     rounds_in_flight: Option<usize>,
+    /// A round of at most so many writes makes each durable by itself, a larger one shares a flush, 0 to 64
+    /// [default: what the disk's profile says, else 2]
+    #[arg(long, value_name = "N")]
+    dsync_writes: Option<usize>,
+    /// What is known of the disk: auto = the data directory's profile, measured in short (a second) where there
+    /// is none; none = nothing; or a file that ringlog doctor --disk has made [default: auto]
+    #[arg(long, value_name = "auto|none|PATH")]
+    disk_profile: Option<ProfileSource>,
     /// The host that clients are told to connect to [default: the address that it listens on]
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
@@ -103,6 +112,8 @@ struct File {
     cores: Option<Cores>,
     poll_us: Option<u64>,
     rounds_in_flight: Option<usize>,
+    dsync_writes: Option<usize>,
+    disk_profile: Option<ProfileSource>,
     advertise: Option<String>,
 }
 
@@ -119,8 +130,12 @@ pub struct Settings {
     pub cores: Option<Vec<usize>>,
     /// Spinning before sleeping.
     pub poll: Duration,
-    /// 1 to 4.
-    pub rounds_in_flight: usize,
+    /// 1 to 4; `None` = as the disk's profile says.
+    pub rounds_in_flight: Option<usize>,
+    /// 0 to 64; `None` = as the disk's profile says.
+    pub dsync_writes: Option<usize>,
+    /// Where that profile is.
+    pub disk_profile: ProfileSource,
     /// The host that clients are told.
     pub advertise: Option<String>,
 }
@@ -141,9 +156,13 @@ impl ServeArguments {
         let listen = self.listen.or(file.listen);
         let default_listen = SocketAddr::from(([127, 0, 0, 1], schema::DEFAULT_PORT));
         let (shards, cores) = place(self.shards.or(file.shards), self.cores.or(file.cores), usable)?;
-        let rounds_in_flight = self.rounds_in_flight.or(file.rounds_in_flight).unwrap_or(2);
-        if !(1..=4).contains(&rounds_in_flight) {
-            return Err(Failure::usage(format!("rounds-in-flight is 1 to 4, not {rounds_in_flight}")));
+        let rounds_in_flight = self.rounds_in_flight.or(file.rounds_in_flight);
+        if let Some(rounds) = rounds_in_flight.filter(|rounds| !(1..=4).contains(rounds)) {
+            return Err(Failure::usage(format!("rounds-in-flight is 1 to 4, not {rounds}")));
+        }
+        let dsync_writes = self.dsync_writes.or(file.dsync_writes);
+        if let Some(writes) = dsync_writes.filter(|writes| *writes > 64) {
+            return Err(Failure::usage(format!("dsync-writes is 0 to 64, not {writes}")));
         }
         let poll_us = self.poll_us.or(file.poll_us).unwrap_or(0);
         if poll_us > 1_000_000 {
@@ -156,6 +175,8 @@ impl ServeArguments {
             cores,
             poll: Duration::from_micros(poll_us),
             rounds_in_flight,
+            dsync_writes,
+            disk_profile: self.disk_profile.or(file.disk_profile).unwrap_or_default(),
             advertise: self.advertise.or(file.advertise),
         })
     }
@@ -264,10 +285,12 @@ mod tests {
 
     #[test]
     fn arguments_over_file_over_defaults() {
-        let file = "data = '/f'\nlisten = '127.0.0.1:1'\npoll-us = 7\nrounds-in-flight = 3\nadvertise = 'f'";
+        let file = "data = '/f'\nlisten = '127.0.0.1:1'\npoll-us = 7\nrounds-in-flight = 3\ndsync-writes = 5\n\
+                    disk-profile = 'none'\nadvertise = 'f'";
         let defaults = settings("", "", &[0]).unwrap();
         assert_eq!(defaults.listen.to_string(), "127.0.0.1:9644");
-        assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, 2));
+        assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, None));
+        assert_eq!((defaults.dsync_writes, defaults.disk_profile), (None, ProfileSource::Auto));
         let from_file = settings("", file, &[0]).unwrap();
         let expect = Settings {
             data: "/f".into(),
@@ -275,17 +298,22 @@ mod tests {
             shards: 1,
             cores: None,
             poll: Duration::from_micros(7),
-            rounds_in_flight: 3,
+            rounds_in_flight: Some(3),
+            dsync_writes: Some(5),
+            disk_profile: ProfileSource::Nothing,
             advertise: Some("f".into()),
         };
         assert_eq!(from_file, expect);
-        let line = "--data /a --listen 127.0.0.1:2 --poll-us 8 --rounds-in-flight 4 --advertise a";
+        let line = "--data /a --listen 127.0.0.1:2 --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
+                    --disk-profile /p --advertise a";
         let from_line = settings(line, file, &[0]).unwrap();
         let expect = Settings {
             data: "/a".into(),
             listen: "127.0.0.1:2".parse().unwrap(),
             poll: Duration::from_micros(8),
-            rounds_in_flight: 4,
+            rounds_in_flight: Some(4),
+            dsync_writes: Some(0),
+            disk_profile: ProfileSource::File("/p".into()),
             advertise: Some("a".into()),
             ..expect
         };
@@ -296,6 +324,7 @@ mod tests {
     fn values_that_cannot_be() {
         let rows = [
             ("--rounds-in-flight 5", "", "1 to 4"),
+            ("--dsync-writes 65", "", "0 to 64"),
             ("--poll-us 1000001", "", "at most 1000000"),
             ("--listen here", "", "invalid"),
             ("", "port = 1", "unknown field"),

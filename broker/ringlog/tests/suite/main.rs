@@ -5,6 +5,7 @@
 
 mod bench_reports;
 mod demo_and_bench;
+mod disk_profile;
 mod errors;
 mod first_message;
 mod process;

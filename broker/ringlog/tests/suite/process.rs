@@ -40,10 +40,13 @@ impl Broker {
         Self::start_with(data, &["--shards", "2", "--cores", "none", "--listen", "127.0.0.1:0"])
     }
 
-    /// With these arguments.
+    /// With these arguments; without a measurement of the disk, unless they say otherwise.
     pub fn start_with(data: &Path, arguments: &[&str]) -> Self {
         let mut command = binary();
         command.arg("serve").arg("--data").arg(data).args(arguments).env("RINGLOG_LOG", "warn");
+        if !arguments.contains(&"--disk-profile") {
+            command.args(["--disk-profile", "none"]);
+        }
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary was built");
         let output = BufReader::new(child.stdout.take().expect("it is piped"));
         let (sender, lines) = mpsc::channel();

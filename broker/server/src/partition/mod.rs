@@ -351,12 +351,13 @@ impl<D: Disk> Partition<D> {
     /// Gives pending groups their places and adds their writes to the round.
     pub fn seal_into(&self, round: RoundId, writes: &mut RoundWrites<D::File>) -> SealOutcome {
         let now_ms = self.storage.environment.now_ms();
+        let policy = self.storage.policy;
         let mut pending = self.pending.borrow_mut();
         let mut log = self.log.borrow_mut();
         while let Some(front) = pending.front() {
             let bytes = group_bytes(front.group.payload_bytes as usize);
             if writes.groups > 0
-                && (writes.bytes + bytes > logic::limits::ROUND_BYTES_MAX
+                && (writes.bytes + bytes > policy.round_bytes_max
                     || writes.groups >= logic::limits::ROUND_GROUPS_MAX)
             {
                 return SealOutcome::More;
@@ -376,7 +377,8 @@ impl<D: Disk> Partition<D> {
                 block.fill(0);
                 header.encode(&mut block);
                 self.preparation.borrow_mut().opened(sealed.placement.sequence);
-                writes.writes.extend(split_write(&file, Rc::new(block), BLOCK_BYTES, 0, false));
+                let piece_bytes = policy.write_bytes_max;
+                writes.writes.extend(split_write(&file, Rc::new(block), BLOCK_BYTES, 0, false, piece_bytes));
                 writes.prepared.push(true);
                 writes.bytes += BLOCK_BYTES;
             }
@@ -389,7 +391,8 @@ impl<D: Disk> Partition<D> {
                 count(&self.storage.counters.unprepared_groups, 1);
             }
             let buffer = Rc::new(buffer);
-            let pieces = split_write(&file, buffer.clone(), bytes, sealed.placement.position, false);
+            let (position, piece_bytes) = (sealed.placement.position, policy.write_bytes_max);
+            let pieces = split_write(&file, buffer.clone(), bytes, position, false, piece_bytes);
             writes.prepared.extend(pieces.iter().map(|_| prepared));
             writes.writes.extend(pieces);
             writes.bytes += bytes;

@@ -27,8 +27,9 @@ use buffer::{Buffer, BufferPool};
 use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
-    BLOCK_BYTES, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES, RESERVE_BYTES, SPARE_SEGMENTS_MAX,
-    TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
+    BLOCK_BYTES, DSYNC_WRITES_DEFAULT, DSYNC_WRITES_MAX, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES,
+    RESERVE_BYTES, ROUND_BYTES_MAX, ROUND_BYTES_MIN, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES,
+    WRITE_BYTES_MAX, WRITE_BYTES_MIN,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
 use read_files::ReadFiles;
@@ -93,11 +94,48 @@ pub fn count(counter: &Cell<u64>, by: u64) {
     counter.set(counter.get() + by);
 }
 
-/// How this disk is to be used: what the host was found to permit.
-#[derive(Clone, Copy, Debug)]
+/// How this disk is to be used: what the host was found to permit, and what the disk was found to be good at.
+/// None of it changes what an acknowledgement means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskPolicy {
     /// One sync of any file flushes the device for all: ext4 or XFS with barriers, one device.
     pub one_flush_covers_all_files: bool,
+    /// A round of at most so many writes makes each durable by itself, 0 to [`DSYNC_WRITES_MAX`]; a larger one
+    /// shares a flush, where one covers all files.
+    pub dsync_writes_max: usize,
+    /// A round takes no further group above this, bytes, [`ROUND_BYTES_MIN`] to [`ROUND_BYTES_MAX`].
+    pub round_bytes_max: usize,
+    /// The largest single write of a round, bytes, whole blocks, [`WRITE_BYTES_MIN`] to [`WRITE_BYTES_MAX`].
+    pub write_bytes_max: usize,
+}
+
+impl DiskPolicy {
+    /// What is wrong with it, in the words of the settings.
+    pub fn complaint(&self) -> Option<String> {
+        let bounds = [
+            ("durable writes of a small round", self.dsync_writes_max, 0, DSYNC_WRITES_MAX),
+            ("bytes of a round", self.round_bytes_max, ROUND_BYTES_MIN, ROUND_BYTES_MAX),
+            ("bytes of a write", self.write_bytes_max, WRITE_BYTES_MIN, WRITE_BYTES_MAX),
+        ];
+        let outside = bounds.into_iter().find(|(_, value, least, most)| !(least..=most).contains(&value));
+        if let Some((what, value, least, most)) = outside {
+            return Some(format!("{what} must be {least} to {most}, not {value}"));
+        }
+        let whole = self.write_bytes_max.is_multiple_of(BLOCK_BYTES);
+        (!whole).then(|| format!("bytes of a write must be whole blocks, not {}", self.write_bytes_max))
+    }
+}
+
+impl Default for DiskPolicy {
+    /// The safe choices for a disk that nothing is known of.
+    fn default() -> Self {
+        Self {
+            one_flush_covers_all_files: false,
+            dsync_writes_max: DSYNC_WRITES_DEFAULT,
+            round_bytes_max: ROUND_BYTES_MAX,
+            write_bytes_max: WRITE_BYTES_MAX,
+        }
+    }
 }
 
 /// A segment file that readers hold while they read.
@@ -256,6 +294,16 @@ impl<D: Disk> Storage<D> {
     /// Something that the operator should know; also logged.
     pub fn notice(&self, text: String) {
         tracing::warn!("{text}");
+        self.remember(text);
+    }
+
+    /// Something that is good to know and no reason to worry; also logged.
+    pub fn note(&self, text: String) {
+        tracing::info!("{text}");
+        self.remember(text);
+    }
+
+    fn remember(&self, text: String) {
         let mut notices = self.notices.borrow_mut();
         if notices.len() < 1000 && !notices.contains(&text) {
             notices.push(text);
@@ -399,7 +447,7 @@ impl<D: Disk> Storage<D> {
         durable: bool,
     ) -> io::Result<()> {
         let length = buffer.len();
-        self.disk.write(split_write(file, buffer, length, position, durable)).await
+        self.disk.write(split_write(file, buffer, length, position, durable, WRITE_BYTES_MAX)).await
     }
 
     /// Waits for the turn to zero `bytes` in the background.
@@ -606,20 +654,21 @@ impl<D: Disk> Storage<D> {
     }
 }
 
-/// Cuts one write into pieces that a device takes well.
+/// Cuts one write into pieces of `piece_bytes` (whole blocks) and a rest.
 pub fn split_write<F: Clone>(
     file: &F,
     buffer: Rc<Buffer>,
     length: usize,
     position: u64,
     durable: bool,
+    piece_bytes: usize,
 ) -> Vec<Write<F>> {
     (0..length)
-        .step_by(WRITE_BYTES_MAX)
+        .step_by(piece_bytes)
         .map(|start| Write {
             file: file.clone(),
             buffer: buffer.clone(),
-            range: start..length.min(start + WRITE_BYTES_MAX),
+            range: start..length.min(start + piece_bytes),
             position: position + start as u64,
             durable,
         })

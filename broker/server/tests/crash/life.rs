@@ -196,7 +196,7 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
         let (image, flipped, clean, epoch) = (job.image, job.flipped, job.clean, job.depth + 1);
         let serve = !leaf || life.dice.chance(20);
         glommio::spawn_local(async move {
-            let policy = DiskPolicy { one_flush_covers_all_files };
+            let policy = DiskPolicy { one_flush_covers_all_files, ..DiskPolicy::default() };
             let (storage, checkpoint) =
                 Storage::open(disk.clone(), environment, policy, &root(), ShardId::new(0), UUID)
                     .await

@@ -51,7 +51,7 @@ impl Script {
         let habits = Habits { one_flush_covers_all_files: true, eager_percent: 100 };
         let disk = CrashDisk::new(image, habits, 1);
         let environment = CrashEnvironment::new(&disk, image.next_file);
-        let policy = DiskPolicy { one_flush_covers_all_files: true };
+        let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
         let (storage, checkpoint) =
             Storage::open(disk.clone(), environment, policy, &root(), ShardId::new(0), 9).await?;
         let store = Store::new(storage, checkpoint, 2);

@@ -89,6 +89,8 @@ impl Serve {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("serve").arg("--data").arg(&self.data);
         command.args(["--listen", &self.listen, "--cores", "none", "--shards", &self.shards.to_string()]);
+        // A measurement at each of hundreds of starts would be most of the time.
+        command.args(["--disk-profile", "none"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(prepare) = self.prepare {
             prepare(&mut command);
