@@ -299,7 +299,6 @@ impl Shard {
 
     async fn delete_files(&self, partition: &Rc<Partition>) {
         let id = partition.id();
-        let topic = crate::storage::topic_directory(self.store.storage.root(), id.topic);
         if let Err(error) = partition.delete_files().await {
             self.store.storage.notice(format!(
                 "{} is deleted but its files are not: {error}",
@@ -308,11 +307,7 @@ impl Shard {
             return;
         }
         // The last of the topic's partitions takes the directory with it; others are still in it until then.
-        if self.store.storage.disk.remove_directory(&topic).await.is_ok()
-            && let Some(parent) = topic.parent()
-        {
-            let _ = self.store.storage.disk.sync_directory(parent).await;
-        }
+        self.store.storage.remove_topic_directory(id.topic).await;
     }
 
     /// Where a partition is to be found.

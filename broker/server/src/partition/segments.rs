@@ -184,9 +184,6 @@ impl<D: Disk> Partition<D> {
         for sequence in open {
             self.wait_for_readers(sequence).await;
         }
-        for (name, _) in self.storage.disk.list(&self.directory).await? {
-            self.storage.reclaim(&self.directory.join(name), 0, u64::MAX).await?;
-        }
-        self.storage.disk.remove_directory(&self.directory).await
+        self.storage.remove_log_directory(&self.directory).await
     }
 }

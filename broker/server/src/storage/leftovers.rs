@@ -2,7 +2,8 @@
 //!
 //! Looked at once, after the start, by the shard that would serve the partition, so that each is judged by
 //! one shard. What belongs to a topic that a command has deleted is removed in the background, in steps;
-//! what is unknown is left as it is and reported.
+//! what is unknown is left as it is and reported. What is deleted while the broker runs is removed the same
+//! way, by whoever closes it: [`Storage::remove_log_directory`], [`Storage::remove_topic_directory`].
 //!
 //! Invariants: nothing is removed unless the image of the start says that its topic is deleted: what is
 //! deleted later is removed by whoever closes it. A name is judged by an image that is newer than the
@@ -103,7 +104,7 @@ pub async fn judge_leftovers<D: Disk>(
         }
         // Also the one that was left empty; others may still be at work in it.
         if at_start.is_deleted(topic) && (owns_topic || !empty) {
-            found.removed += u64::from(remove_topic(storage, topic).await);
+            found.removed += u64::from(storage.remove_topic_directory(topic).await);
         }
     }
     Ok(found)
@@ -133,13 +134,7 @@ fn report<D: Disk>(storage: &Storage<D>, path: &Path, what: &str, found: &mut Le
 
 /// Removes a partition's directory; what stays is said, and tried again at the next start.
 async fn remove<D: Disk>(storage: &Storage<D>, directory: &Path, found: &mut Leftovers) {
-    let removed = async {
-        for (name, _) in storage.disk.list(directory).await? {
-            storage.reclaim(&directory.join(name), 0, u64::MAX).await?;
-        }
-        storage.disk.remove_directory(directory).await
-    };
-    match removed.await {
+    match storage.remove_log_directory(directory).await {
         Ok(()) => {
             found.removed += 1;
             tracing::info!("{} of a deleted topic is removed", directory.display());
@@ -152,15 +147,28 @@ async fn remove<D: Disk>(storage: &Storage<D>, directory: &Path, found: &mut Lef
     }
 }
 
-/// Removes a topic's directory if it is empty; whether it was.
-async fn remove_topic<D: Disk>(storage: &Storage<D>, topic: TopicId) -> bool {
-    let directory = topic_directory(storage.root(), topic);
-    let removed = storage.disk.remove_directory(&directory).await.is_ok();
-    if removed && let Some(parent) = directory.parent() {
-        // A name that a crash brings back is found again.
-        let _ = storage.disk.sync_directory(parent).await;
+impl<D: Disk> Storage<D> {
+    /// Removes the directory of a log that nobody reads or writes any more, in steps.
+    ///
+    /// # Errors
+    /// What the disk refused; the rest stays.
+    pub async fn remove_log_directory(&self, directory: &Path) -> io::Result<()> {
+        for (name, _) in self.disk.list(directory).await? {
+            self.reclaim(&directory.join(name), 0, u64::MAX).await?;
+        }
+        self.disk.remove_directory(directory).await
     }
-    removed
+
+    /// Removes a topic's directory if it is empty; whether it was.
+    pub async fn remove_topic_directory(&self, topic: TopicId) -> bool {
+        let directory = topic_directory(self.root(), topic);
+        let removed = self.disk.remove_directory(&directory).await.is_ok();
+        if removed && let Some(parent) = directory.parent() {
+            // A name that a crash brings back is found again.
+            let _ = self.disk.sync_directory(parent).await;
+        }
+        removed
+    }
 }
 
 #[cfg(test)]
