@@ -118,6 +118,9 @@ pub const PREWRITE_BYTES_MAX: u64 = 64 * MIB as u64;
 pub const PREWRITE_CHUNK_BYTES: usize = 128 * KIB;
 /// Zeroing in the background, bytes per second and shard; more only for a shard that appends fast.
 pub const PREWRITE_BYTES_PER_SECOND: u64 = 100_000_000;
+/// Partitions of a shard that have blocks written ahead at once. Their writes share the shard's pace, but the sync
+/// that ends each of them takes milliseconds, and many of them wait for one commit of the file system's journal.
+pub const PREPARING_PARTITIONS_MAX: usize = 32;
 /// Recycled segments kept by a shard.
 pub const SPARE_SEGMENTS_MAX: usize = 2;
 /// A retired file shrinks by this much at a time: a large unlink stalls every other write.
@@ -194,6 +197,8 @@ const _: () = {
     assert!(RECOVERY_WINDOW_BYTES >= GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX >= 2 * GROUP_BYTES_MAX as u64);
     assert!(ROUNDS_IN_FLIGHT_DEFAULT <= ROUNDS_IN_FLIGHT_MAX);
+    // The zeros of all partitions that are prepared at once are reused, not made anew.
+    assert!(PREPARING_PARTITIONS_MAX * PREWRITE_CHUNK_BYTES <= BUFFER_POOL_BYTES);
     assert!(DSYNC_WRITES_DEFAULT <= DSYNC_WRITES_MAX && DSYNC_WRITES_MAX <= ROUND_GROUPS_MAX);
     assert!(WRITE_BYTES_MIN <= WRITE_BYTES_MAX && WRITE_BYTES_MIN.is_multiple_of(BLOCK_BYTES));
     assert!(ROUND_BYTES_MIN <= ROUND_BYTES_MAX && ROUND_BYTES_MIN >= WRITE_BYTES_MAX);

@@ -14,7 +14,8 @@ use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};
 use logic::ids::{LeaderEpoch, TopicPartition};
 use logic::limits::{
-    CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, ROUND_GROUPS_MAX, TAIL_CACHE_BYTES_PER_SHARD,
+    CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, PREPARING_PARTITIONS_MAX, ROUND_GROUPS_MAX,
+    TAIL_CACHE_BYTES_PER_SHARD,
 };
 use logic::log::flush_round::FlushRounds;
 use logic::log::{LogIdentity, RoundId};
@@ -26,9 +27,6 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Partitions that have blocks written ahead at once. Their writes share the shard's pace, but the sync that ends
-/// each of them takes milliseconds, and many of them wait for one commit of the file system's journal.
-const PREPARING_MAX: usize = 32;
 /// How often a full disk is tried again.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
 
@@ -472,7 +470,7 @@ impl<D: Disk> Store<D> {
             })
             .detach();
         }
-        if self.preparing.get() < PREPARING_MAX && partition.wants_preparation() {
+        if self.preparing.get() < PREPARING_PARTITIONS_MAX && partition.wants_preparation() {
             self.preparing.set(self.preparing.get() + 1);
             let partition = partition.clone();
             let store = self.clone();
