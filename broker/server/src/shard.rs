@@ -10,7 +10,6 @@ use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::partition::{self, PartitionSettings};
 use crate::reply_budget::ReplyBudget;
-use crate::storage::disk::Disk;
 use crate::storage::ring::RingDisk;
 use crate::store::Store;
 use flatbuffers::FlatBufferBuilder;
