@@ -10,6 +10,7 @@ use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
+use crate::socket::{Socket, Sockets};
 pub use crate::storage::DiskPolicy;
 use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
@@ -35,6 +36,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -461,7 +463,9 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         time_outs: setup.config.time_outs,
         capacity: setup.config.capacity,
     };
-    let shard = Shard::new(identity, store, setup.metadata.clone(), setup.mailboxes.clone(), setup.began);
+    let sockets = Sockets::new().map_err(text)?;
+    let (metadata, mailboxes) = (setup.metadata.clone(), setup.mailboxes.clone());
+    let shard = Shard::new(identity, store, sockets, metadata, mailboxes, setup.began);
     // Before the metadata is followed: what is deleted from here on removes its own files.
     let at_start = setup.metadata.image();
     shard.follow_metadata().await;
@@ -728,7 +732,13 @@ async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello_id: 
         let _telling = Greeting::new(&shard.refusing);
         return refuse(stream, hello_id, ErrorCode::TooManyConnections, "this shard has no room").await;
     }
-    Connection::serve(shard, stream, peer, |connection| {
+    // SAFETY: the stream has just given its descriptor away, open, and closes it no more.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
+    let socket = match Socket::new(&shard.sockets, descriptor) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!("cannot serve the connection from {peer}: {error}"),
+    };
+    Connection::serve(shard, socket, peer, |connection| {
         connection.reply(Vec::new(), |builder| {
             let software = builder.create_string(concat!("ringlog ", env!("CARGO_PKG_VERSION")));
             let hello = wire::HelloResponse::create(

@@ -14,17 +14,16 @@ use crate::partition::tail_cache::Slice;
 use crate::produce::{self, InPlaceProduce};
 use crate::reply_budget::ReplyBudget;
 use crate::shard::Shard;
+use crate::socket::Socket;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use futures_util::future::select;
-use futures_util::io::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
 use logic::limits::{
     DRAIN_BYTES_MAX, DRAIN_MS, FRAME_BYTES_MAX, FRAME_METADATA_BYTES_MAX, FRAME_TABLES_MAX,
     IN_FLIGHT_BYTES_PER_CONNECTION_MAX, IN_FLIGHT_REQUESTS_PER_CONNECTION_MAX, IN_PLACE_BODY_BYTES_MIN,
     PEER_PROBE_INTERVAL_MS, PEER_PROBES_MAX, REPLY_BYTES_PER_CONNECTION_MAX,
 };
-use rustix::net::sockopt;
+use rustix::net::Shutdown;
 use schema::error_code::ErrorCode;
 use schema::frame::{self, FrameError, PREFIX_BYTES, Prefix};
 use schema::wire;
@@ -32,9 +31,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::IoSlice;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::pin::{Pin, pin};
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -46,18 +44,6 @@ const PIECE_BYTES_MAX: usize = 64 * 1024;
 const NS_PER_MS: u64 = 1_000_000;
 /// Pieces handed to the socket at once.
 const WRITE_PIECES_MAX: usize = 64;
-
-/// Has the kernel find out that a peer is gone without a word: nobody else would, while nothing is sent.
-fn probe_silent_peer(stream: &TcpStream, after: Duration) {
-    // SAFETY: the descriptor is open as long as the stream, which is borrowed for longer than this.
-    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    let interval = Duration::from_millis(PEER_PROBE_INTERVAL_MS).min(after);
-    // Without it the connection is as good, only its end may go unnoticed.
-    let _ = sockopt::set_tcp_keepidle(socket, after);
-    let _ = sockopt::set_tcp_keepintvl(socket, interval);
-    let _ = sockopt::set_tcp_keepcnt(socket, PEER_PROBES_MAX);
-    let _ = sockopt::set_socket_keepalive(socket, true);
-}
 
 /// One piece of a reply.
 pub enum Piece {
@@ -92,7 +78,7 @@ pub struct Connection {
     pub shard: Rc<Shard>,
     id: u64,
     peer: SocketAddr,
-    stream: RefCell<TcpStream>,
+    socket: Socket,
     /// Bytes of its replies: queued, and reserved by fetches under way.
     pub replies: Rc<ReplyBudget>,
     outbox: RefCell<Outbox>,
@@ -188,13 +174,14 @@ enum Step {
 
 impl Connection {
     /// Serves a connection that has said Hello until it ends.
-    pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello: impl FnOnce(&Rc<Self>)) {
-        let _ = stream.set_nodelay(true);
-        probe_silent_peer(&stream, shard.identity.time_outs.probe_after);
+    pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: SocketAddr, hello: impl FnOnce(&Rc<Self>)) {
+        socket.set_no_delay();
+        let interval = Duration::from_millis(PEER_PROBE_INTERVAL_MS);
+        socket.probe_silent_peer(shard.identity.time_outs.probe_after, interval, PEER_PROBES_MAX);
         let connection = Rc::new(Self {
             id: shard.connection_id(),
             peer,
-            stream: RefCell::new(stream),
+            socket,
             replies: ReplyBudget::new(REPLY_BYTES_PER_CONNECTION_MAX),
             outbox: RefCell::default(),
             writer: RefCell::default(),
@@ -236,13 +223,13 @@ impl Connection {
 
     /// Says the end and takes what the peer still sends, for some time and bytes, until it has heard.
     async fn drain(&self) {
-        self.shut_down(Shutdown::Write);
+        self.socket.shut_down(Shutdown::Write);
         let mut left_bytes = DRAIN_BYTES_MAX;
         let draining = poll_fn(|context| {
             // The reader has ended: nothing else uses the stream or needs what it holds.
             let mut scratch = self.shard.scratch.borrow_mut();
             while left_bytes > 0 {
-                match Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, &mut scratch) {
+                match self.socket.poll_receive(context, &mut scratch) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Err(_) | Ok(0)) => return Poll::Ready(()),
                     Poll::Ready(Ok(bytes)) => left_bytes = left_bytes.saturating_sub(bytes),
@@ -252,17 +239,6 @@ impl Connection {
         });
         let patience = glommio::timer::sleep(Duration::from_millis(DRAIN_MS));
         select(pin!(draining), pin!(patience)).await;
-    }
-
-    fn shut_down(&self, direction: Shutdown) {
-        let how = match direction {
-            Shutdown::Read => libc::SHUT_RD,
-            Shutdown::Write => libc::SHUT_WR,
-            Shutdown::Both => libc::SHUT_RDWR,
-        };
-        let descriptor = self.stream.borrow().as_raw_fd();
-        // SAFETY: the descriptor is the open stream's; shutdown takes no memory.
-        unsafe { libc::shutdown(descriptor, how) };
     }
 
     /// Whether nobody hears its replies any more.
@@ -275,7 +251,7 @@ impl Connection {
         self.dead.set(true);
         self.ended.set(true);
         // The reader's pending receive returns with the end of the stream.
-        self.shut_down(Shutdown::Both);
+        self.socket.shut_down(Shutdown::Both);
         self.wake_reader();
         self.wake_writer();
     }
@@ -399,8 +375,7 @@ impl Connection {
     async fn receive(self: &Rc<Self>, partial: &mut Vec<u8>) -> Option<Step> {
         poll_fn(|context| {
             let mut scratch = self.shard.scratch.borrow_mut();
-            let polled = Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, &mut scratch);
-            match polled {
+            match self.socket.poll_receive(context, &mut scratch) {
                 Poll::Pending => Poll::Pending,
                 Poll::Ready(Err(_) | Ok(0)) => Poll::Ready(None),
                 Poll::Ready(Ok(bytes)) if partial.is_empty() => {
@@ -541,11 +516,8 @@ impl Connection {
     async fn receive_in_place(self: &Rc<Self>, mut produce: Box<InPlaceProduce>) -> bool {
         self.frame_began_ms.set(Some(self.shard.now_ms()));
         while produce.missing() > 0 {
-            let received = poll_fn(|context| {
-                let room = produce.room(RECEIVE_STEP_BYTES);
-                Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, room)
-            })
-            .await;
+            let received =
+                poll_fn(|context| self.socket.poll_receive(context, produce.room(RECEIVE_STEP_BYTES))).await;
             match received {
                 Ok(bytes) if bytes > 0 => produce.received(bytes),
                 _ => return false,
@@ -650,9 +622,7 @@ impl Connection {
                     *slice = IoSlice::new(if pieces == 0 { &bytes[outbox.sent..] } else { bytes });
                     pieces += 1;
                 }
-                let polled =
-                    Pin::new(&mut *self.stream.borrow_mut()).poll_write_vectored(context, &slices[..pieces]);
-                match polled {
+                match self.socket.poll_send(context, &slices[..pieces]) {
                     Poll::Pending => {
                         if self.write_stalled_ms.get().is_none() {
                             self.write_stalled_ms.set(Some(self.shard.now_ms()));

@@ -13,6 +13,7 @@ pub mod partition;
 mod produce;
 mod reply_budget;
 mod shard;
+mod socket;
 pub mod storage;
 pub mod store;
 

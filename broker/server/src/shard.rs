@@ -10,6 +10,7 @@ use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::partition::{self, PartitionSettings};
 use crate::reply_budget::ReplyBudget;
+use crate::socket::Sockets;
 use crate::storage::ring::RingDisk;
 use crate::store::Store;
 use flatbuffers::FlatBufferBuilder;
@@ -136,6 +137,8 @@ pub struct Shard {
     pub identity: Identity,
     /// Its logs.
     pub store: Rc<Store<RingDisk>>,
+    /// The sockets of its connections.
+    pub sockets: Rc<Sockets>,
     /// The way to the metadata thread.
     pub metadata: MetadataHandle,
     /// The way to the other shards.
@@ -173,6 +176,7 @@ impl Shard {
     pub fn new(
         identity: Identity,
         store: Rc<Store<RingDisk>>,
+        sockets: Rc<Sockets>,
         metadata: MetadataHandle,
         mailboxes: Mailboxes,
         started: Instant,
@@ -180,6 +184,7 @@ impl Shard {
         let shard = Rc::new(Self {
             identity,
             store,
+            sockets,
             image: RefCell::new(metadata.image()),
             metadata,
             mailboxes,
