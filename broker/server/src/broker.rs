@@ -4,6 +4,7 @@
 //! writes clean checkpoints and joins all threads. The same type is the embedded broker of tests, demo
 //! and bench. A panic in a shard ends the process: the others must not go on acknowledging.
 
+use crate::alarm::Alarm;
 use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
@@ -33,15 +34,13 @@ use schema::error_code::ErrorCode;
 use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
 use schema::{PROTOCOL_VERSION, wire};
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::mpsc;
-use std::task::{Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -49,8 +48,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const BROKER: BrokerId = BrokerId::new(0);
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
 const RETENTION_TICKS: u64 = 10;
-/// The longest that a shard sleeps over a task that could run, milliseconds.
-const AWAKE_MS: u64 = 5;
 
 /// How long a stopping broker waits for its last replies to be taken.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
@@ -179,11 +176,8 @@ impl Broker {
         let (ready, started) = async_channel::bounded(config.shards);
         let (stop, stopped): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
-        let (alarm_sender, asked) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("ringlog-alarm".to_owned())
-            .spawn(move || alarm(asked))
-            .map_err(|error| StartError::Shard { shard: 0, error: error.to_string() })?;
+        let alarm =
+            Alarm::start().map_err(|error| StartError::Shard { shard: 0, error: error.to_string() })?;
         let began = Instant::now();
         let mut threads = Vec::with_capacity(config.shards);
         for (number, ((mailbox, signal), stop)) in own.into_iter().zip(signalled).zip(stopped).enumerate() {
@@ -198,7 +192,7 @@ impl Broker {
                 mailbox,
                 signal,
                 stop,
-                alarm: alarm_sender.clone(),
+                alarm: alarm.clone(),
                 ready: ready.clone(),
                 began,
             };
@@ -318,7 +312,7 @@ struct Setup {
     mailbox: Mailbox,
     signal: Receiver<()>,
     stop: Receiver<()>,
-    alarm: mpsc::Sender<Waker>,
+    alarm: Alarm,
     ready: Sender<(usize, Result<(), String>)>,
     began: Instant,
 }
@@ -343,6 +337,7 @@ fn run_shard(setup: Setup) -> Result<(), String> {
             return Ok(());
         }
     };
+    setup.alarm.watch_thread(setup.number);
     let run = std::panic::AssertUnwindSafe(|| executor.run(shard_main(setup)));
     match std::panic::catch_unwind(run) {
         Ok(result) => result,
@@ -371,39 +366,8 @@ impl Environment for System {
     }
 }
 
-/// Has the alarm wake this executor now and then, for as long as it lives.
-///
-/// The runtime looks whether it is to preempt before it runs the first task, and takes a run without a
-/// task for an idle one. What preempts it may be nobody's event: its own timer, or the notice of something
-/// that it has seen already. Then it sleeps with tasks ready to run, until the next event: at a start or
-/// a stop there may be none. A timer does not help, its task may be the one that is ready; a waker from
-/// another thread always makes it look again.
-fn keep_awake(alarm: &mpsc::Sender<Waker>) {
-    let mut alarm = Some(alarm.clone());
-    let wait_for_ever = poll_fn(move |context| {
-        if let Some(alarm) = alarm.take() {
-            // The broker is gone if nobody listens; then the executor is about to end.
-            let _ = alarm.send(context.waker().clone());
-        }
-        Poll::<()>::Pending
-    });
-    glommio::spawn_local(wait_for_ever).detach();
-}
-
-/// Wakes every executor that asked for it, until the broker and all its shards have ended.
-fn alarm(asked: mpsc::Receiver<Waker>) {
-    let mut wakers: Vec<Waker> = Vec::new();
-    loop {
-        match asked.recv_timeout(Duration::from_millis(AWAKE_MS)) {
-            Ok(waker) => wakers.push(waker),
-            Err(mpsc::RecvTimeoutError::Timeout) => wakers.iter().for_each(Waker::wake_by_ref),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
-        }
-    }
-}
-
 async fn shard_main(setup: Setup) -> Result<(), String> {
-    keep_awake(&setup.alarm);
+    setup.alarm.keep_awake(setup.number);
     // Held to the end: the alarm lasts as long as the last shard.
     let _alarm = setup.alarm.clone();
     let ready = setup.ready.clone();

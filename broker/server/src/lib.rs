@@ -1,6 +1,7 @@
 //! The broker that performs what `logic` decides: shards on cores, sockets, files.
 
 mod admin;
+mod alarm;
 pub mod broker;
 mod connection;
 mod data_directory;
