@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod crc;
 pub mod error_code;
 pub mod frame;
+pub mod group_record;
 pub mod record_batch;
 pub mod segment;
 

@@ -1,4 +1,4 @@
-//! What the broker decides, without IO: the log, metadata, waiting fetches, limits.
+//! What the broker decides, without IO: the log, metadata, waiting fetches, consumer groups, limits.
 //!
 //! No system calls, clock, randomness, async or threads: time and bytes are passed in, effects are
 //! handed out, and `server` performs them. The same code runs in the broker, in the crash-image tests
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fetch_waiters;
+pub mod group;
 pub mod ids;
 pub mod limits;
 pub mod log;

@@ -166,6 +166,55 @@ pub const FETCH_WAIT_MS_MAX: u64 = 60_000;
 /// The body of one fetch reply.
 pub const FETCH_BYTES_MAX: usize = 16 * MIB;
 
+// ---- Consumer groups ---------------------------------------------------------------------------------
+
+/// Partitions of the internal offsets topic unless set.
+pub const OFFSETS_TOPIC_PARTITIONS_DEFAULT: u32 = 16;
+/// The longest id of a group, and of a static member's instance, bytes.
+pub const GROUP_ID_BYTES_MAX: usize = 249;
+/// The longest id of a member, bytes.
+pub const MEMBER_ID_BYTES_MAX: usize = 64;
+/// The longest other text of a member (rack, client id), bytes.
+pub const MEMBER_TEXT_BYTES_MAX: usize = 249;
+/// The longest subscription pattern, bytes…
+pub const PATTERN_BYTES_MAX: usize = 1024;
+/// … and the most that it may take compiled, bytes.
+pub const PATTERN_COMPILED_BYTES_MAX: usize = MIB;
+/// All names of one member's subscription together, bytes.
+pub const SUBSCRIPTION_BYTES_MAX: usize = 64 * KIB;
+/// The text that goes with a committed offset, bytes.
+pub const OFFSET_METADATA_BYTES_MAX: usize = 4 * KIB;
+/// Groups of one coordinator, which is one partition of the offsets topic.
+pub const GROUPS_PER_COORDINATOR_MAX: usize = 4096;
+/// Members of one group.
+pub const MEMBERS_PER_GROUP_MAX: usize = 1000;
+/// Committed offsets of one group.
+pub const OFFSETS_PER_GROUP_MAX: usize = 100_000;
+/// Committed offsets of one coordinator.
+pub const OFFSETS_PER_COORDINATOR_MAX: usize = 1_000_000;
+/// Silence after which a member is out unless it says otherwise, milliseconds.
+pub const SESSION_TIMEOUT_MS_DEFAULT: u32 = 45_000;
+/// The shortest that it may say, milliseconds.
+pub const SESSION_TIMEOUT_MS_MIN: u32 = 1_000;
+/// The longest that it may say, milliseconds.
+pub const SESSION_TIMEOUT_MS_MAX: u32 = 1_800_000;
+/// How long a member may take to give up partitions unless it says otherwise, milliseconds.
+pub const REBALANCE_TIMEOUT_MS_DEFAULT: u32 = 300_000;
+/// Between two heartbeats of a member, milliseconds…
+pub const HEARTBEAT_INTERVAL_MS: u32 = 1_000;
+/// … and while its group moves partitions.
+pub const HEARTBEAT_INTERVAL_MOVING_MS: u32 = 100;
+/// How long offsets outlive their group's last member, minutes (`offsets.retention.minutes`): 7 days.
+pub const OFFSETS_RETENTION_MINUTES_DEFAULT: u64 = 7 * 24 * 60;
+/// How often a coordinator looks for expired offsets, milliseconds.
+pub const OFFSETS_SWEEP_MS: u64 = 60_000;
+/// Offsets that one look drops.
+pub const OFFSETS_SWEPT_MAX: usize = 4096;
+/// One batch of group records, bytes: a step that makes more is cut into several.
+pub const GROUP_BATCH_BYTES_MAX: usize = 512 * KIB;
+/// Requests that wait for one coordinator's records to be durable.
+pub const GROUP_REQUESTS_WAITING_MAX: usize = 16 * KIB;
+
 /// What one shard may hold in memory besides its partitions' state: the sum that `docs/OPERATIONS.md`
 /// states and a load with 1,000 partitions is measured against.
 pub const SHARD_MEMORY_BYTES_MAX: usize = IN_FLIGHT_BYTES_PER_SHARD_MAX
@@ -178,6 +227,13 @@ pub const SHARD_MEMORY_BYTES_MAX: usize = IN_FLIGHT_BYTES_PER_SHARD_MAX
     + RECEIVE_SCRATCH_BYTES;
 
 const _: () = {
+    // The longest record of a group fits a batch by itself: a subscription, or the target of a whole topic.
+    assert!(SUBSCRIPTION_BYTES_MAX + 8 * KIB <= GROUP_BATCH_BYTES_MAX);
+    assert!(GROUP_BATCH_BYTES_MAX <= BATCH_BYTES_DEFAULT);
+    // A member is heard several times before its session ends.
+    assert!(HEARTBEAT_INTERVAL_MOVING_MS < HEARTBEAT_INTERVAL_MS);
+    assert!(SESSION_TIMEOUT_MS_MIN <= SESSION_TIMEOUT_MS_DEFAULT);
+    assert!(SESSION_TIMEOUT_MS_DEFAULT <= SESSION_TIMEOUT_MS_MAX);
     // A batch that the broker permits fits a frame, a group and a round.
     assert!(BATCH_BYTES_MAX + FRAME_METADATA_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
     assert!(BATCH_BYTES_MAX + BLOCK_BYTES <= GROUP_BYTES_MAX);

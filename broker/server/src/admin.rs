@@ -5,6 +5,7 @@
 
 use crate::connection::InFlight;
 use crate::error_code;
+use crate::group;
 use crate::mailbox::{DescribedLog, ListedOffset, Message, ShardReport};
 use crate::metadata::{MetadataError, new_topic_id};
 use crate::shard::{Location, Shard};
@@ -130,7 +131,13 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
     glommio::spawn_local(async move {
         let reply = Reply { id, in_flight };
         match request {
-            Request::Metadata(names) => reply.metadata(&shard, names),
+            Request::Metadata(names) => {
+                // Whoever names it looks for a coordinator. Not made: the answer says that it is not there.
+                if names.iter().flatten().any(|name| *name == schema::OFFSETS_TOPIC) {
+                    let _ = group::ensure_topic(&shard).await;
+                }
+                reply.metadata(&shard, names);
+            }
             Request::ListOffsets(topics) => reply.list_offsets(&shard, topics).await,
             Request::CreateTopics(topics, validate_only) => {
                 reply.create_topics(&shard, topics, validate_only).await;
@@ -177,6 +184,11 @@ impl TopicOutcome {
         Self { name: name.to_owned(), id: TopicId::default(), failed: Some((ErrorCode::UnknownTopic, text)) }
     }
 
+    fn internal(name: &str) -> Self {
+        let text = format!("{name} is the broker's own: it can be read, not written, changed or deleted");
+        Self { name: name.to_owned(), id: TopicId::default(), failed: Some((ErrorCode::InternalTopic, text)) }
+    }
+
     fn encode<'f>(&self, builder: &mut FlatBufferBuilder<'f>) -> WIPOffset<wire::TopicOutcome<'f>> {
         let name = builder.create_string(&self.name);
         let message = self.failed.as_ref().map(|(_, text)| builder.create_string(text));
@@ -200,6 +212,9 @@ async fn change(
 ) -> TopicOutcome {
     let image = shard.metadata.image();
     let Some(topic) = image.topic_by_name(name) else { return TopicOutcome::unknown(name) };
+    if topic.is_internal() {
+        return TopicOutcome::internal(name);
+    }
     let result = match make(&image, topic.id) {
         Ok(command) => submit(shard, command).await.map(|_| topic.id),
         Err(error) => Err(error.into()),
@@ -209,7 +224,7 @@ async fn change(
 
 /// Changes the metadata, and waits until every shard acts by it: whoever is told of a new topic can use it
 /// at once.
-async fn submit(shard: &Rc<Shard>, command: Command) -> Result<Outcome, MetadataError> {
+pub async fn submit(shard: &Rc<Shard>, command: Command) -> Result<Outcome, MetadataError> {
     let outcome = shard.metadata.submit(command).await?;
     let version = shard.metadata.image().version();
     let others = other_shards(shard).map(|other| ask(shard, other, |reply| Message::Settle(version, reply)));
@@ -218,7 +233,7 @@ async fn submit(shard: &Rc<Shard>, command: Command) -> Result<Outcome, Metadata
     Ok(outcome)
 }
 
-fn other_shards(shard: &Shard) -> impl Iterator<Item = ShardId> {
+pub fn other_shards(shard: &Shard) -> impl Iterator<Item = ShardId> {
     let own = shard.identity.shard;
     (0..shard.identity.shards).map(ShardId::new).filter(move |other| *other != own)
 }
@@ -303,6 +318,10 @@ impl Reply {
     async fn create_topics(&self, shard: &Rc<Shard>, topics: Vec<AskedTopic>, validate_only: bool) {
         let mut outcomes = Vec::with_capacity(topics.len());
         for asked in topics {
+            if asked.name == schema::OFFSETS_TOPIC {
+                outcomes.push(TopicOutcome::internal(&asked.name));
+                continue;
+            }
             let image = shard.metadata.image();
             let new = NewTopic {
                 id: new_topic_id(),
@@ -588,7 +607,7 @@ fn encode_topic<'f>(
 }
 
 /// Asks another shard and waits for its answer; `None` if it is stopping.
-async fn ask<T>(
+pub async fn ask<T>(
     shard: &Shard,
     to: ShardId,
     message: impl FnOnce(oneshot::Sender<T>) -> Message,

@@ -7,6 +7,7 @@
 use crate::alarm::Alarm;
 use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
+use crate::group::GroupSettings;
 use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
 pub use crate::shard::{Capacity, TimeOuts};
@@ -17,7 +18,7 @@ use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
 use crate::storage::{Environment, Storage};
 use crate::store::Store;
-use crate::{admin, fetch, produce};
+use crate::{admin, fetch, group, produce};
 use async_channel::{Receiver, Sender};
 use futures_util::io::AsyncReadExt;
 use futures_util::io::AsyncWriteExt;
@@ -75,6 +76,8 @@ pub struct BrokerConfig {
     pub disk: DiskPolicy,
     /// What `Status` says from the start on.
     pub notices: Vec<String>,
+    /// Coordinators of consumer groups.
+    pub groups: GroupSettings,
     /// How long peers may take; a tool for tests, not a setting.
     pub time_outs: TimeOuts,
     /// How much a shard takes from its peers; a tool for tests, not a setting.
@@ -95,6 +98,7 @@ impl BrokerConfig {
             direct: true,
             disk: DiskPolicy::default(),
             notices: Vec::new(),
+            groups: GroupSettings::default(),
             time_outs: TimeOuts::default(),
             capacity: Capacity::default(),
         }
@@ -426,6 +430,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         shards: setup.config.shards as u16,
         time_outs: setup.config.time_outs,
         capacity: setup.config.capacity,
+        groups: setup.config.groups,
     };
     let sockets = Sockets::new().map_err(text)?;
     let (metadata, mailboxes) = (setup.metadata.clone(), setup.mailboxes.clone());
@@ -459,6 +464,7 @@ fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
         }
     })
     .detach();
+    glommio::spawn_local(group::keep_time(shard.clone())).detach();
     let keeper = shard.clone();
     let low_bytes = low_space_bytes(&setup.root);
     glommio::spawn_local(async move { keep_house(&keeper, low_bytes).await }).detach();
@@ -493,6 +499,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             })
             .detach();
         }
+        Message::Groups(asked, reply) => group::handle_remote(shard, asked, reply),
         Message::DescribeLogs(ids, reply) => {
             let _ = reply.send(ids.into_iter().map(|id| shard.describe_log(id)).collect());
         }

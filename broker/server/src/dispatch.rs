@@ -6,7 +6,7 @@
 use crate::admin;
 use crate::connection::{InFlight, Received};
 use crate::shard::Shard;
-use crate::{fetch, produce};
+use crate::{fetch, group, produce};
 use schema::error_code::ErrorCode;
 use schema::wire;
 use std::rc::Rc;
@@ -41,10 +41,13 @@ pub fn dispatch(
         }
         _ => match admin::Request::parse(request) {
             Some(admin) => admin::handle(shard, id, admin, in_flight),
-            None => {
-                let text = "this broker does not know the request";
-                in_flight.connection().reply_error(id, ErrorCode::Unsupported, text, 0);
-            }
+            None => match group::Asked::parse(request) {
+                Some(asked) => group::handle(shard, id, asked, in_flight),
+                None => {
+                    let text = "this broker does not know the request";
+                    in_flight.connection().reply_error(id, ErrorCode::Unsupported, text, 0);
+                }
+            },
         },
     }
 }

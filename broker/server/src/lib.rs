@@ -8,6 +8,7 @@ mod data_directory;
 mod dispatch;
 mod error_code;
 mod fetch;
+mod group;
 mod mailbox;
 pub mod metadata;
 pub mod partition;
@@ -19,6 +20,7 @@ pub mod storage;
 pub mod store;
 
 pub use broker::{Broker, BrokerConfig, StartError, StopError};
+pub use group::GroupSettings;
 
 /// Ends the process because an invariant is broken or the device is not to be trusted: a panic would
 /// only end one shard's thread, and the others would go on acknowledging.

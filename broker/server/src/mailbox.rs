@@ -6,6 +6,7 @@
 //! for room. Absent on purpose: closures, shared state, blocking.
 
 use crate::fetch::{Found, RemoteFetch, RemoteWait};
+use crate::group::{RemoteAnswer, RemoteAsk};
 use crate::produce::{EntryResult, RemoteProduce};
 use async_channel::{Receiver, Sender, TrySendError};
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub enum Message {
     DescribeLogs(Vec<TopicPartition>, oneshot::Sender<Vec<DescribedLog>>),
     /// Answer once the image of this version has been followed.
     Settle(u64, oneshot::Sender<()>),
+    /// Coordinators of groups on this shard.
+    Groups(RemoteAsk, oneshot::Sender<RemoteAnswer>),
     /// This shard's counters and notices.
     Status(oneshot::Sender<ShardReport>),
 }
@@ -49,6 +52,7 @@ impl Message {
             }
             Message::Fetch(fetch, _) => size_of_val(fetch) + size_of_val(&fetch.entries[..]),
             Message::AwaitBytes(wait, _) => size_of_val(wait) + size_of_val(&wait.entries[..]),
+            Message::Groups(asked, _) => asked.carried_bytes(),
             Message::Connection(_)
             | Message::ListOffsets(..)
             | Message::DescribeLogs(..)

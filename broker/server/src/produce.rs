@@ -248,7 +248,7 @@ impl Job {
     }
 
     fn append(self: &Rc<Self>, partition: &Rc<Partition>, token: usize, epoch: u32, batch: &[u8]) {
-        if let Err(code) = admit(&self.shard, partition, epoch) {
+        if let Err(code) = admit_client(&self.shard, partition, epoch) {
             return self.refuse(token, code);
         }
         match record_batch::validate_produced(batch, partition.settings().max_message_bytes) {
@@ -403,8 +403,16 @@ impl Job {
     }
 }
 
+/// Whether a partition takes an append of a client now.
+fn admit_client(shard: &Shard, partition: &Partition, epoch: u32) -> Result<(), ErrorCode> {
+    if shard.groups.is_internal(partition.id().topic) {
+        return Err(ErrorCode::InternalTopic);
+    }
+    admit(shard, partition, epoch)
+}
+
 /// Whether a partition takes an append now.
-fn admit(shard: &Shard, partition: &Partition, epoch: u32) -> Result<(), ErrorCode> {
+pub fn admit(shard: &Shard, partition: &Partition, epoch: u32) -> Result<(), ErrorCode> {
     if shard.is_stopping() {
         return Err(ErrorCode::ShuttingDown);
     }
@@ -536,7 +544,7 @@ impl InPlaceProduce {
         } else if self.partition.is_closed() {
             Err(ErrorCode::UnknownTopic)
         } else {
-            admit(shard, &self.partition, self.epoch)
+            admit_client(shard, &self.partition, self.epoch)
         };
         if let Err(code) = admitted {
             return job.refuse(0, code);

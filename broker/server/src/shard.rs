@@ -6,6 +6,7 @@
 
 use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
+use crate::group::{self, GroupSettings, Groups};
 use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::partition::{self, PartitionSettings};
@@ -129,6 +130,8 @@ pub struct Identity {
     pub time_outs: TimeOuts,
     /// How many and how much.
     pub capacity: Capacity,
+    /// Coordinators of consumer groups.
+    pub groups: GroupSettings,
 }
 
 /// A core's share of the broker.
@@ -157,6 +160,8 @@ pub struct Shard {
     pub replies: Rc<ReplyBudget>,
     /// Connections that are being told that there is no room for them.
     pub refusing: Rc<Cell<usize>>,
+    /// Its coordinators of consumer groups.
+    pub groups: Groups,
     /// Its connections.
     pub connections: RefCell<HashMap<u64, Rc<Connection>>>,
     image: RefCell<Arc<Image>>,
@@ -193,6 +198,7 @@ impl Shard {
             scratch: RefCell::new(vec![0; RECEIVE_SCRATCH_BYTES]),
             aligned: RefCell::default(),
             builder: RefCell::new(FlatBufferBuilder::new()),
+            groups: Groups::default(),
             connections: RefCell::default(),
             local: RefCell::default(),
             in_flight_bytes: Cell::new(0),
@@ -261,6 +267,8 @@ impl Shard {
                 // Long lists of partitions must not keep requests from being served.
                 glommio::yield_if_needed().await;
             }
+            // Before anybody is told that the change is in force.
+            group::follow(self, &image);
             self.local.borrow_mut().finish(&image);
             std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
             if self.metadata.image().version() == image.version() {

@@ -8,6 +8,7 @@ mod demo_and_bench;
 mod disk_profile;
 mod errors;
 mod first_message;
+mod group_protocol;
 mod process;
 mod records;
 mod topics;
