@@ -140,6 +140,8 @@ pub enum Reply {
     GroupList(Vec<ListedGroup>),
     /// To `DeleteGroups`, one per group.
     GroupOutcomes(Vec<GroupOutcome>),
+    /// To `InitProducer`: id and epoch.
+    Producer(i64, i16),
 }
 
 /// Who serves a connection.
@@ -265,6 +267,8 @@ pub struct ProduceResult {
     pub append_time_ms: i64,
     /// Every offset below is on the device.
     pub durable_end: u64,
+    /// It was in the log already: offset and time are those of the first time.
+    pub duplicate: bool,
 }
 
 /// What was read of one partition.
@@ -410,6 +414,9 @@ impl ShardStatus {
     }
 }
 
+/// The bit of a produce result's flags that says so.
+const DUPLICATE: u8 = 1;
+
 type Tables<'a, T> = Option<Vector<'a, ForwardsUOffset<T>>>;
 
 /// The id that a response answers, and the response.
@@ -438,6 +445,7 @@ fn decode_reply(response: &wire::Response<'_>, body: Bytes) -> Result<Reply, Rep
                     base_offset: result.base_offset(),
                     append_time_ms: result.append_time_ms(),
                     durable_end: result.durable_end(),
+                    duplicate: result.flags() & DUPLICATE != 0,
                 });
             }
         }
@@ -496,6 +504,9 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
     }
     if let Some(reply) = response.api_as_describe_logs_response() {
         return logs(reply.topics()).map(Reply::Logs);
+    }
+    if let Some(reply) = response.api_as_init_producer_response() {
+        return Ok(Reply::Producer(reply.producer_id(), reply.producer_epoch()));
     }
     if let Some(reply) = response.api_as_status_response() {
         let shard = |shard: wire::ShardStatus<'_>| ShardStatus {

@@ -229,6 +229,11 @@ pub enum Request {
         /// Their ids.
         groups: Vec<String>,
     },
+    /// An id for a producer, or the next epoch of the one it has.
+    InitProducer {
+        /// Id and epoch; `None` for a new id.
+        known: Option<(i64, i16)>,
+    },
 }
 
 /// What stands around a request in its frame.
@@ -252,7 +257,9 @@ impl Request {
             | Request::Status
             | Request::OffsetFetch(_)
             | Request::DescribeGroups { .. }
-            | Request::ListGroups => true,
+            | Request::ListGroups
+            // An id that nobody uses does no harm.
+            | Request::InitProducer { .. } => true,
             Request::Produce { .. }
             | Request::CreateTopic { .. }
             | Request::DeleteTopic { .. }
@@ -426,6 +433,11 @@ impl Request {
             Request::DescribeGroups { groups } => group_request::encode_describe(b, groups),
             Request::ListGroups => group_request::encode_list(b),
             Request::DeleteGroups { groups } => group_request::encode_delete(b, groups),
+            Request::InitProducer { known } => {
+                let (producer_id, producer_epoch) = known.unwrap_or((-1, -1));
+                let args = wire::InitProducerRequestArgs { producer_id, producer_epoch };
+                (Api::InitProducerRequest, wire::InitProducerRequest::create(b, &args).as_union_value())
+            }
         }
     }
 }

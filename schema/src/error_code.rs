@@ -111,6 +111,15 @@ error_codes! {
     MetadataUnavailable = 26, "METADATA_UNAVAILABLE", Retry, "see the broker's log; its metadata directory cannot be written";
     /// The read did not work although the bytes may be sound.
     ReadFailed = 27, "READ_FAILED", Retry, "see the broker's log: the device refused a read";
+    /// A batch of a producer's epoch is missing before this one. This one is not in the log, and nothing more of that
+    /// epoch will be appended to the partition.
+    OutOfOrderSequence = 28, "OUT_OF_ORDER_SEQUENCE", Fatal, "nothing: clients go on with the next epoch by themselves";
+    /// The partition knows nothing of this producer (any more), and the batch is not its first.
+    UnknownProducerId = 29, "UNKNOWN_PRODUCER_ID", Fatal, "nothing: clients go on with the next epoch by themselves; if it repeats, raise producer.id.expiration.ms";
+    /// The partition has seen a later epoch of this producer.
+    InvalidProducerEpoch = 30, "INVALID_PRODUCER_EPOCH", Fatal, "another producer has taken over this id; make a new producer";
+    /// The batch was appended, longer ago than its offset is remembered.
+    DuplicateSequence = 31, "DUPLICATE_SEQUENCE", Fatal, "the record is in the log already; do not send it again";
     /// Another broker coordinates the group.
     NotCoordinator = 40, "NOT_COORDINATOR", RefreshAndRetry, "nothing: clients find the coordinator by themselves";
     /// The group's coordinator reads its state.

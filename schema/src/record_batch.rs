@@ -306,6 +306,19 @@ pub fn set_log_append_time(batch: &mut [u8], append_time_ms: i64) {
     seal(batch);
 }
 
+/// Makes `producer` the one of this batch, in place, and computes the CRC again, which costs one pass over the
+/// bytes.
+///
+/// # Panics
+/// On fewer bytes than a header: `batch` is exactly one sound batch.
+pub fn set_producer(batch: &mut [u8], producer: Producer) {
+    assert!(batch.len() >= HEADER_BYTES, "a batch has {HEADER_BYTES} bytes or more, not {}", batch.len());
+    put(batch, at::PRODUCER_ID, producer.id.to_be_bytes());
+    put(batch, at::PRODUCER_EPOCH, producer.epoch.to_be_bytes());
+    put(batch, at::BASE_SEQUENCE, producer.base_sequence.to_be_bytes());
+    seal(batch);
+}
+
 /// Makes `batch`, which has other records behind room for a header, the counterpart of `original`: the same
 /// header with this compression, this length and the CRC of the new records.
 ///

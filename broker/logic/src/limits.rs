@@ -157,6 +157,26 @@ pub const RESERVE_BYTES: u64 = MIB as u64;
 /// Idle buffers kept for reuse, bytes per shard.
 pub const BUFFER_POOL_BYTES: usize = 32 * MIB;
 
+// ---- Idempotent producers ----------------------------------------------------------------------------
+
+/// Producer ids that a shard takes from the metadata at once.
+pub const PRODUCER_IDS_PER_BLOCK: u32 = 1_000;
+/// Producer ids in one block at most.
+pub const PRODUCER_IDS_PER_BLOCK_MAX: u32 = 1_000_000;
+/// Batches of one producer in one partition that are appended and not yet durable: what a client may have in
+/// flight.
+pub const PRODUCER_IN_FLIGHT_MAX: usize = 5;
+/// Newest batches of one producer in one partition whose repetition is recognised. One more than may be in flight,
+/// so that the newest durable one is always among them, which a checkpoint needs.
+pub const PRODUCER_BATCHES_KEPT: usize = PRODUCER_IN_FLIGHT_MAX + 1;
+/// Producers that one partition remembers; a new one takes the place of the one that was silent longest.
+pub const PRODUCERS_PER_PARTITION_MAX: usize = 5_000;
+/// Producers that the partitions of one shard remember; above it a partition takes a new one only in the place of
+/// another, unless it has none.
+pub const PRODUCERS_PER_SHARD_MAX: usize = 200_000;
+/// The default of `producer.id.expiration.ms`: a producer silent for so long is forgotten.
+pub const PRODUCER_EXPIRATION_MS_DEFAULT: u64 = 24 * 3600 * 1000;
+
 // ---- Fetch -------------------------------------------------------------------------------------------
 
 /// Fetches that may wait on one shard.

@@ -44,6 +44,8 @@ pub enum Request {
     DescribeLogs(Vec<String>),
     /// The broker.
     Status,
+    /// A producer's id and epoch; what it has, or -1.
+    InitProducer(i64, i16),
 }
 
 /// A topic that is asked for.
@@ -120,6 +122,10 @@ impl Request {
                 Self::DescribeLogs(strings(request.api_as_describe_logs_request()?.topics()))
             }
             Api::StatusRequest => Self::Status,
+            Api::InitProducerRequest => {
+                let init = request.api_as_init_producer_request()?;
+                Self::InitProducer(init.producer_id(), init.producer_epoch())
+            }
             _ => return None,
         })
     }
@@ -155,6 +161,7 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
             }
             Request::DescribeLogs(names) => reply.describe_logs(&shard, names).await,
             Request::Status => reply.status(&shard).await,
+            Request::InitProducer(id, epoch) => reply.init_producer(&shard, id, epoch).await,
         }
     })
     .detach();
@@ -267,6 +274,31 @@ impl Reply {
             }
             let args = wire::CreatePartitionsResponseArgs { outcome };
             wire::CreatePartitionsResponse::create(builder, &args).as_union_value()
+        });
+    }
+
+    /// A new id with epoch 0, or the next epoch of one that was given out.
+    async fn init_producer(&self, shard: &Shard, id: i64, epoch: i16) {
+        let refuse = |code, text: &str| self.in_flight.connection().reply_error(self.id, code, text, 0);
+        let (id, epoch) = match (id, epoch) {
+            (-1, -1) | (0.., i16::MAX) => {
+                match shard.producer_ids.next(&shard.metadata, shard.identity.broker).await {
+                    Ok(id) => (id, 0),
+                    Err(error) => return refuse(error.error_code(), &error.to_string()),
+                }
+            }
+            (0.., 0..) if id < shard.metadata.image().next_producer_id() => (id, epoch + 1),
+            (0.., 0..) => return refuse(ErrorCode::UnknownProducerId, "this id has never been given out"),
+            _ => {
+                return refuse(
+                    ErrorCode::InvalidRequest,
+                    "producer id and epoch are both -1 or both not negative",
+                );
+            }
+        };
+        self.send(wire::ResponseApi::InitProducerResponse, |builder| {
+            let args = wire::InitProducerResponseArgs { producer_id: id, producer_epoch: epoch };
+            wire::InitProducerResponse::create(builder, &args).as_union_value()
         });
     }
 

@@ -13,6 +13,7 @@ mod mailbox;
 pub mod metadata;
 pub mod partition;
 mod produce;
+mod producer_ids;
 mod reply_budget;
 mod shard;
 mod socket;

@@ -10,6 +10,7 @@ use crate::group::{self, GroupSettings, Groups};
 use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::partition::{self, PartitionSettings};
+use crate::producer_ids::ProducerIds;
 use crate::reply_budget::ReplyBudget;
 use crate::socket::Sockets;
 use crate::storage::ring::RingDisk;
@@ -164,6 +165,8 @@ pub struct Shard {
     pub groups: Groups,
     /// Its connections.
     pub connections: RefCell<HashMap<u64, Rc<Connection>>>,
+    /// Ids for new producers.
+    pub producer_ids: ProducerIds,
     image: RefCell<Arc<Image>>,
     local: RefCell<LocalPartitions>,
     in_flight_bytes: Cell<usize>,
@@ -200,6 +203,7 @@ impl Shard {
             builder: RefCell::new(FlatBufferBuilder::new()),
             groups: Groups::default(),
             connections: RefCell::default(),
+            producer_ids: ProducerIds::default(),
             local: RefCell::default(),
             in_flight_bytes: Cell::new(0),
             partial_bytes: Cell::new(0),

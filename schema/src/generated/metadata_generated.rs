@@ -10,16 +10,17 @@ pub mod metadata {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_COMMAND_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_COMMAND_KIND: u8 = 5;
+pub const ENUM_MAX_COMMAND_KIND: u8 = 6;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 6] = [
+pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 7] = [
   CommandKind::NONE,
   CommandKind::CreateTopic,
   CommandKind::DeleteTopic,
   CommandKind::AlterTopicConfigs,
   CommandKind::CreatePartitions,
   CommandKind::RegisterBroker,
+  CommandKind::AllocateProducerIds,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -33,9 +34,10 @@ impl CommandKind {
   pub const AlterTopicConfigs: Self = Self(3);
   pub const CreatePartitions: Self = Self(4);
   pub const RegisterBroker: Self = Self(5);
+  pub const AllocateProducerIds: Self = Self(6);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_MAX: u8 = 6;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::CreateTopic,
@@ -43,6 +45,7 @@ impl CommandKind {
     Self::AlterTopicConfigs,
     Self::CreatePartitions,
     Self::RegisterBroker,
+    Self::AllocateProducerIds,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -53,6 +56,7 @@ impl CommandKind {
       Self::AlterTopicConfigs => Some("AlterTopicConfigs"),
       Self::CreatePartitions => Some("CreatePartitions"),
       Self::RegisterBroker => Some("RegisterBroker"),
+      Self::AllocateProducerIds => Some("AllocateProducerIds"),
       _ => None,
     }
   }
@@ -1474,6 +1478,119 @@ impl ::core::fmt::Debug for RegisterBroker<'_> {
       ds.finish()
   }
 }
+pub enum AllocateProducerIdsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AllocateProducerIds<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AllocateProducerIds<'a> {
+  type Inner = AllocateProducerIds<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AllocateProducerIds<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_COUNT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AllocateProducerIds { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AllocateProducerIdsArgs
+  ) -> ::flatbuffers::WIPOffset<AllocateProducerIds<'bldr>> {
+    let mut builder = AllocateProducerIdsBuilder::new(_fbb);
+    builder.add_count(args.count);
+    builder.add_broker(args.broker);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AllocateProducerIds::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn count(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AllocateProducerIds::VT_COUNT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AllocateProducerIds<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<u32>("count", Self::VT_COUNT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AllocateProducerIdsArgs {
+    pub broker: u32,
+    pub count: u32,
+}
+impl<'a> Default for AllocateProducerIdsArgs {
+  #[inline]
+  fn default() -> Self {
+    AllocateProducerIdsArgs {
+      broker: 0,
+      count: 0,
+    }
+  }
+}
+
+pub struct AllocateProducerIdsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AllocateProducerIdsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(AllocateProducerIds::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_count(&mut self, count: u32) {
+    self.fbb_.push_slot::<u32>(AllocateProducerIds::VT_COUNT, count, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AllocateProducerIdsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AllocateProducerIdsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AllocateProducerIds<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AllocateProducerIds<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AllocateProducerIds");
+      ds.field("broker", &self.broker());
+      ds.field("count", &self.count());
+      ds.finish()
+  }
+}
 pub enum CommandOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -1593,6 +1710,20 @@ impl<'a> Command<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_allocate_producer_ids(&self) -> Option<AllocateProducerIds<'a>> {
+    if self.kind_type() == CommandKind::AllocateProducerIds {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AllocateProducerIds::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Command<'_> {
@@ -1608,6 +1739,7 @@ impl ::flatbuffers::Verifiable for Command<'_> {
           CommandKind::AlterTopicConfigs => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AlterTopicConfigs>>("CommandKind::AlterTopicConfigs", pos),
           CommandKind::CreatePartitions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<CreatePartitions>>("CommandKind::CreatePartitions", pos),
           CommandKind::RegisterBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RegisterBroker>>("CommandKind::RegisterBroker", pos),
+          CommandKind::AllocateProducerIds => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AllocateProducerIds>>("CommandKind::AllocateProducerIds", pos),
           _ => Ok(()),
         }
      })?
@@ -1693,6 +1825,13 @@ impl ::core::fmt::Debug for Command<'_> {
         },
         CommandKind::RegisterBroker => {
           if let Some(x) = self.kind_as_register_broker() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::AllocateProducerIds => {
+          if let Some(x) = self.kind_as_allocate_producer_ids() {
             ds.field("kind", &x)
           } else {
             ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -2095,6 +2234,7 @@ impl<'a> Image<'a> {
   pub const VT_BROKERS: ::flatbuffers::VOffsetT = 8;
   pub const VT_DELETIONS: ::flatbuffers::VOffsetT = 10;
   pub const VT_FORGOTTEN_VERSION: ::flatbuffers::VOffsetT = 12;
+  pub const VT_NEXT_PRODUCER_ID: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2106,6 +2246,7 @@ impl<'a> Image<'a> {
     args: &'args ImageArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Image<'bldr>> {
     let mut builder = ImageBuilder::new(_fbb);
+    builder.add_next_producer_id(args.next_producer_id);
     builder.add_forgotten_version(args.forgotten_version);
     builder.add_version(args.version);
     if let Some(x) = args.deletions { builder.add_deletions(x); }
@@ -2150,6 +2291,13 @@ impl<'a> Image<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Image::VT_FORGOTTEN_VERSION, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn next_producer_id(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Image::VT_NEXT_PRODUCER_ID, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Image<'_> {
@@ -2163,6 +2311,7 @@ impl ::flatbuffers::Verifiable for Image<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Broker>>>>("brokers", Self::VT_BROKERS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Deletion>>>("deletions", Self::VT_DELETIONS, false)?
      .visit_field::<u64>("forgotten_version", Self::VT_FORGOTTEN_VERSION, false)?
+     .visit_field::<i64>("next_producer_id", Self::VT_NEXT_PRODUCER_ID, false)?
      .finish();
     Ok(())
   }
@@ -2173,6 +2322,7 @@ pub struct ImageArgs<'a> {
     pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker<'a>>>>>,
     pub deletions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Deletion>>>,
     pub forgotten_version: u64,
+    pub next_producer_id: i64,
 }
 impl<'a> Default for ImageArgs<'a> {
   #[inline]
@@ -2183,6 +2333,7 @@ impl<'a> Default for ImageArgs<'a> {
       brokers: None,
       deletions: None,
       forgotten_version: 0,
+      next_producer_id: 0,
     }
   }
 }
@@ -2213,6 +2364,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ImageBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Image::VT_FORGOTTEN_VERSION, forgotten_version, 0);
   }
   #[inline]
+  pub fn add_next_producer_id(&mut self, next_producer_id: i64) {
+    self.fbb_.push_slot::<i64>(Image::VT_NEXT_PRODUCER_ID, next_producer_id, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ImageBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ImageBuilder {
@@ -2235,6 +2390,7 @@ impl ::core::fmt::Debug for Image<'_> {
       ds.field("brokers", &self.brokers());
       ds.field("deletions", &self.deletions());
       ds.field("forgotten_version", &self.forgotten_version());
+      ds.field("next_producer_id", &self.next_producer_id());
       ds.finish()
   }
 }

@@ -10,10 +10,10 @@ pub mod wire {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_API: u8 = 18;
+pub const ENUM_MAX_REQUEST_API: u8 = 19;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_API: [RequestApi; 19] = [
+pub const ENUM_VALUES_REQUEST_API: [RequestApi; 20] = [
   RequestApi::NONE,
   RequestApi::HelloRequest,
   RequestApi::MetadataRequest,
@@ -33,6 +33,7 @@ pub const ENUM_VALUES_REQUEST_API: [RequestApi; 19] = [
   RequestApi::DescribeGroupsRequest,
   RequestApi::ListGroupsRequest,
   RequestApi::DeleteGroupsRequest,
+  RequestApi::InitProducerRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -59,9 +60,10 @@ impl RequestApi {
   pub const DescribeGroupsRequest: Self = Self(16);
   pub const ListGroupsRequest: Self = Self(17);
   pub const DeleteGroupsRequest: Self = Self(18);
+  pub const InitProducerRequest: Self = Self(19);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 18;
+  pub const ENUM_MAX: u8 = 19;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloRequest,
@@ -82,6 +84,7 @@ impl RequestApi {
     Self::DescribeGroupsRequest,
     Self::ListGroupsRequest,
     Self::DeleteGroupsRequest,
+    Self::InitProducerRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -105,6 +108,7 @@ impl RequestApi {
       Self::DescribeGroupsRequest => Some("DescribeGroupsRequest"),
       Self::ListGroupsRequest => Some("ListGroupsRequest"),
       Self::DeleteGroupsRequest => Some("DeleteGroupsRequest"),
+      Self::InitProducerRequest => Some("InitProducerRequest"),
       _ => None,
     }
   }
@@ -164,10 +168,10 @@ pub struct RequestApiUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_API: u8 = 18;
+pub const ENUM_MAX_RESPONSE_API: u8 = 19;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 19] = [
+pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 20] = [
   ResponseApi::NONE,
   ResponseApi::HelloResponse,
   ResponseApi::MetadataResponse,
@@ -187,6 +191,7 @@ pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 19] = [
   ResponseApi::DescribeGroupsResponse,
   ResponseApi::ListGroupsResponse,
   ResponseApi::DeleteGroupsResponse,
+  ResponseApi::InitProducerResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -213,9 +218,10 @@ impl ResponseApi {
   pub const DescribeGroupsResponse: Self = Self(16);
   pub const ListGroupsResponse: Self = Self(17);
   pub const DeleteGroupsResponse: Self = Self(18);
+  pub const InitProducerResponse: Self = Self(19);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 18;
+  pub const ENUM_MAX: u8 = 19;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloResponse,
@@ -236,6 +242,7 @@ impl ResponseApi {
     Self::DescribeGroupsResponse,
     Self::ListGroupsResponse,
     Self::DeleteGroupsResponse,
+    Self::InitProducerResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -259,6 +266,7 @@ impl ResponseApi {
       Self::DescribeGroupsResponse => Some("DescribeGroupsResponse"),
       Self::ListGroupsResponse => Some("ListGroupsResponse"),
       Self::DeleteGroupsResponse => Some("DeleteGroupsResponse"),
+      Self::InitProducerResponse => Some("InitProducerResponse"),
       _ => None,
     }
   }
@@ -1015,7 +1023,7 @@ impl ::core::fmt::Debug for ProduceResult {
       .field("partition", &self.partition())
       .field("error", &self.error())
       .field("durability", &self.durability())
-      .field("reserved", &self.reserved())
+      .field("flags", &self.flags())
       .field("base_offset", &self.base_offset())
       .field("append_time_ms", &self.append_time_ms())
       .field("durable_end", &self.durable_end())
@@ -1066,7 +1074,7 @@ impl<'a> ProduceResult {
     partition: u32,
     error: u16,
     durability: Durability,
-    reserved: u8,
+    flags: u8,
     base_offset: u64,
     append_time_ms: i64,
     durable_end: u64,
@@ -1075,7 +1083,7 @@ impl<'a> ProduceResult {
     s.set_partition(partition);
     s.set_error(error);
     s.set_durability(durability);
-    s.set_reserved(reserved);
+    s.set_flags(flags);
     s.set_base_offset(base_offset);
     s.set_append_time_ms(append_time_ms);
     s.set_durable_end(durable_end);
@@ -1169,7 +1177,7 @@ impl<'a> ProduceResult {
     }
   }
 
-  pub fn reserved(&self) -> u8 {
+  pub fn flags(&self) -> u8 {
     let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
     // Safety:
     // Created from a valid Table for this object
@@ -1184,7 +1192,7 @@ impl<'a> ProduceResult {
     })
   }
 
-  pub fn set_reserved(&mut self, x: u8) {
+  pub fn set_flags(&mut self, x: u8) {
     let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
     // Safety:
     // Created from a valid Table for this object
@@ -3672,6 +3680,21 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_init_producer_request(&self) -> Option<InitProducerRequest<'a>> {
+    if self.api_type() == RequestApi::InitProducerRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { InitProducerRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -3703,6 +3726,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestApi::DescribeGroupsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DescribeGroupsRequest>>("RequestApi::DescribeGroupsRequest", pos),
           RequestApi::ListGroupsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListGroupsRequest>>("RequestApi::ListGroupsRequest", pos),
           RequestApi::DeleteGroupsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteGroupsRequest>>("RequestApi::DeleteGroupsRequest", pos),
+          RequestApi::InitProducerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitProducerRequest>>("RequestApi::InitProducerRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -3899,6 +3923,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestApi::DeleteGroupsRequest => {
           if let Some(x) = self.api_as_delete_groups_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::InitProducerRequest => {
+          if let Some(x) = self.api_as_init_producer_request() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -4276,6 +4307,21 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_init_producer_response(&self) -> Option<InitProducerResponse<'a>> {
+    if self.api_type() == ResponseApi::InitProducerResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { InitProducerResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -4309,6 +4355,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseApi::DescribeGroupsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DescribeGroupsResponse>>("ResponseApi::DescribeGroupsResponse", pos),
           ResponseApi::ListGroupsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListGroupsResponse>>("ResponseApi::ListGroupsResponse", pos),
           ResponseApi::DeleteGroupsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteGroupsResponse>>("ResponseApi::DeleteGroupsResponse", pos),
+          ResponseApi::InitProducerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitProducerResponse>>("ResponseApi::InitProducerResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -4519,6 +4566,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseApi::DeleteGroupsResponse => {
           if let Some(x) = self.api_as_delete_groups_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::InitProducerResponse => {
+          if let Some(x) = self.api_as_init_producer_response() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -12332,6 +12386,232 @@ impl ::core::fmt::Debug for DeleteGroupsResponse<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("DeleteGroupsResponse");
       ds.field("outcomes", &self.outcomes());
+      ds.finish()
+  }
+}
+pub enum InitProducerRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct InitProducerRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for InitProducerRequest<'a> {
+  type Inner = InitProducerRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> InitProducerRequest<'a> {
+  pub const VT_PRODUCER_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PRODUCER_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    InitProducerRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args InitProducerRequestArgs
+  ) -> ::flatbuffers::WIPOffset<InitProducerRequest<'bldr>> {
+    let mut builder = InitProducerRequestBuilder::new(_fbb);
+    builder.add_producer_id(args.producer_id);
+    builder.add_producer_epoch(args.producer_epoch);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn producer_id(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(InitProducerRequest::VT_PRODUCER_ID, Some(-1)).unwrap()}
+  }
+  #[inline]
+  pub fn producer_epoch(&self) -> i16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i16>(InitProducerRequest::VT_PRODUCER_EPOCH, Some(-1)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for InitProducerRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i64>("producer_id", Self::VT_PRODUCER_ID, false)?
+     .visit_field::<i16>("producer_epoch", Self::VT_PRODUCER_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct InitProducerRequestArgs {
+    pub producer_id: i64,
+    pub producer_epoch: i16,
+}
+impl<'a> Default for InitProducerRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    InitProducerRequestArgs {
+      producer_id: -1,
+      producer_epoch: -1,
+    }
+  }
+}
+
+pub struct InitProducerRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitProducerRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_producer_id(&mut self, producer_id: i64) {
+    self.fbb_.push_slot::<i64>(InitProducerRequest::VT_PRODUCER_ID, producer_id, -1);
+  }
+  #[inline]
+  pub fn add_producer_epoch(&mut self, producer_epoch: i16) {
+    self.fbb_.push_slot::<i16>(InitProducerRequest::VT_PRODUCER_EPOCH, producer_epoch, -1);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> InitProducerRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    InitProducerRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<InitProducerRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for InitProducerRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("InitProducerRequest");
+      ds.field("producer_id", &self.producer_id());
+      ds.field("producer_epoch", &self.producer_epoch());
+      ds.finish()
+  }
+}
+pub enum InitProducerResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct InitProducerResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for InitProducerResponse<'a> {
+  type Inner = InitProducerResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> InitProducerResponse<'a> {
+  pub const VT_PRODUCER_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PRODUCER_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    InitProducerResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args InitProducerResponseArgs
+  ) -> ::flatbuffers::WIPOffset<InitProducerResponse<'bldr>> {
+    let mut builder = InitProducerResponseBuilder::new(_fbb);
+    builder.add_producer_id(args.producer_id);
+    builder.add_producer_epoch(args.producer_epoch);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn producer_id(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(InitProducerResponse::VT_PRODUCER_ID, Some(-1)).unwrap()}
+  }
+  #[inline]
+  pub fn producer_epoch(&self) -> i16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i16>(InitProducerResponse::VT_PRODUCER_EPOCH, Some(-1)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for InitProducerResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i64>("producer_id", Self::VT_PRODUCER_ID, false)?
+     .visit_field::<i16>("producer_epoch", Self::VT_PRODUCER_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct InitProducerResponseArgs {
+    pub producer_id: i64,
+    pub producer_epoch: i16,
+}
+impl<'a> Default for InitProducerResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    InitProducerResponseArgs {
+      producer_id: -1,
+      producer_epoch: -1,
+    }
+  }
+}
+
+pub struct InitProducerResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitProducerResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_producer_id(&mut self, producer_id: i64) {
+    self.fbb_.push_slot::<i64>(InitProducerResponse::VT_PRODUCER_ID, producer_id, -1);
+  }
+  #[inline]
+  pub fn add_producer_epoch(&mut self, producer_epoch: i16) {
+    self.fbb_.push_slot::<i16>(InitProducerResponse::VT_PRODUCER_EPOCH, producer_epoch, -1);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> InitProducerResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    InitProducerResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<InitProducerResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for InitProducerResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("InitProducerResponse");
+      ds.field("producer_id", &self.producer_id());
+      ds.field("producer_epoch", &self.producer_epoch());
       ds.finish()
   }
 }

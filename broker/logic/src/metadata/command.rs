@@ -54,6 +54,14 @@ pub enum Command {
     },
     /// A broker joins, or comes back with another address or another number of shards.
     RegisterBroker(BrokerRegistration),
+    /// The next producer ids are a broker's to give out. It may lose some of them in a crash; nobody else
+    /// gets them.
+    AllocateProducerIds {
+        /// Whose they become.
+        broker: BrokerId,
+        /// How many, 1 to [`PRODUCER_IDS_PER_BLOCK_MAX`](crate::limits::PRODUCER_IDS_PER_BLOCK_MAX).
+        count: u32,
+    },
 }
 
 /// What a broker says about itself.
@@ -173,6 +181,11 @@ impl Command {
                 };
                 (fb::CommandKind::RegisterBroker, fb::RegisterBroker::create(b, &args).as_union_value())
             }
+            Self::AllocateProducerIds { broker, count } => {
+                let args = fb::AllocateProducerIdsArgs { broker: broker.get(), count: *count };
+                let table = fb::AllocateProducerIds::create(b, &args);
+                (fb::CommandKind::AllocateProducerIds, table.as_union_value())
+            }
         };
         let root = fb::Command::create(b, &fb::CommandArgs { kind_type, kind: Some(kind) });
         b.finish(root, Some(fb::COMMAND_IDENTIFIER));
@@ -219,6 +232,9 @@ impl Command {
                 shards: table.shards(),
                 storage_uuid: table.storage_uuid().as_u128(),
             }))
+        } else if let Some(table) = command.kind_as_allocate_producer_ids() {
+            let (broker, count) = (BrokerId::new(table.broker()), table.count());
+            Ok(Self::AllocateProducerIds { broker, count })
         } else {
             Err(DecodeError::UnknownKind(command.kind_type().0))
         }
@@ -355,6 +371,11 @@ mod tests {
             "14000000524c4d310000000008000e000700080008000000000000051400000000000e0020000800 \
              0c000400060010000e000000ac250200010000001400000000000000000000000700000000000000 \
              090000006c6f63616c686f7374000000",
+        );
+        check(
+            Command::AllocateProducerIds { broker: BrokerId::new(1), count: 1000 },
+            "10000000524c4d3108000c000700080008000000000000060c00000008000c00040008000800000001000000 \
+             e8030000",
         );
     }
 

@@ -16,7 +16,9 @@
 use super::command::{BrokerRegistration, Command, DecodeError, Placement};
 use super::topic_config::{self, ConfigError, TopicConfig};
 use crate::ids::{BrokerId, LeaderEpoch, PartitionIndex, ShardId, TopicId, TopicPartition};
-use crate::limits::{PARTITIONS_PER_SHARD_MAX, PARTITIONS_PER_TOPIC_MAX, TOPICS_MAX};
+use crate::limits::{
+    PARTITIONS_PER_SHARD_MAX, PARTITIONS_PER_TOPIC_MAX, PRODUCER_IDS_PER_BLOCK_MAX, TOPICS_MAX,
+};
 use crate::routing;
 use imbl::OrdMap;
 use schema::error_code::ErrorCode;
@@ -52,6 +54,8 @@ pub struct Image {
     forgotten_version: u64,
     /// Replicas per shard.
     loads: OrdMap<(BrokerId, ShardId), u32>,
+    /// Every producer id below has been given to a broker.
+    next_producer_id: i64,
 }
 
 /// A topic.
@@ -135,6 +139,13 @@ pub enum Outcome {
     BrokerRegistered {
         /// Which one.
         broker: BrokerId,
+    },
+    /// A broker has producer ids to give out.
+    ProducerIdsAllocated {
+        /// The first of them.
+        first: i64,
+        /// How many.
+        count: u32,
     },
 }
 
@@ -220,6 +231,12 @@ pub enum CommandError {
         /// What is wrong.
         problem: String,
     },
+    /// None, more than a block, or more than there are left.
+    #[error("{count} producer ids asked for; a block has 1 to {PRODUCER_IDS_PER_BLOCK_MAX}")]
+    InvalidProducerIds {
+        /// How many were asked for.
+        count: u32,
+    },
 }
 
 impl CommandError {
@@ -239,6 +256,7 @@ impl CommandError {
             Self::ShardFull { .. } => ErrorCode::InvalidPartitions,
             Self::InvalidConfig(_) => ErrorCode::InvalidConfig,
             Self::InvalidBroker { .. } => ErrorCode::InvalidRequest,
+            Self::InvalidProducerIds { .. } => ErrorCode::InvalidRequest,
         }
     }
 }
@@ -329,6 +347,11 @@ impl Image {
         self.deletions.range(version.saturating_add(1)..).map(|(_, id)| *id)
     }
 
+    /// Every producer id below has been given to a broker, which may have given it to a producer.
+    pub fn next_producer_id(&self) -> i64 {
+        self.next_producer_id
+    }
+
     /// Deletions up to this version may be forgotten.
     pub fn forgotten_version(&self) -> u64 {
         self.forgotten_version
@@ -403,6 +426,7 @@ impl Image {
                 next.apply_create_partitions(*id, *count, placement)?
             }
             Command::RegisterBroker(registration) => next.apply_register_broker(registration)?,
+            Command::AllocateProducerIds { broker, count } => next.apply_allocate_ids(*broker, *count)?,
         };
         Ok((next, outcome))
     }
@@ -543,6 +567,20 @@ impl Image {
         Ok(Outcome::BrokerRegistered { broker })
     }
 
+    fn apply_allocate_ids(&mut self, broker: BrokerId, count: u32) -> Result<Outcome, CommandError> {
+        if !self.brokers.contains_key(&broker) {
+            let problem = "it is not registered".to_owned();
+            return Err(CommandError::InvalidBroker { broker, problem });
+        }
+        let first = self.next_producer_id;
+        let fits = (1..=PRODUCER_IDS_PER_BLOCK_MAX).contains(&count);
+        match first.checked_add(count.into()).filter(|_| fits) {
+            Some(next) => self.next_producer_id = next,
+            None => return Err(CommandError::InvalidProducerIds { count }),
+        }
+        Ok(Outcome::ProducerIdsAllocated { first, count })
+    }
+
     /// Puts `topic` in as this version's change.
     fn put_topic(&mut self, topic: Topic) {
         let topic = Topic { version: self.version, ..topic };
@@ -626,14 +664,22 @@ pub(super) struct Parts {
     pub brokers: Vec<Broker>,
     pub deletions: Vec<(u64, TopicId)>,
     pub forgotten_version: u64,
+    pub next_producer_id: i64,
 }
 
 impl Image {
     /// The image of `parts`, if they do not contradict each other.
     pub(super) fn from_parts(parts: Parts) -> Result<Image, DecodeError> {
         let wrong = |what: String| Err(DecodeError::Inconsistent(what));
-        let mut image =
-            Image { version: parts.version, forgotten_version: parts.forgotten_version, ..Image::default() };
+        if parts.next_producer_id < 0 {
+            return wrong("a negative producer id comes next".to_owned());
+        }
+        let mut image = Image {
+            version: parts.version,
+            forgotten_version: parts.forgotten_version,
+            next_producer_id: parts.next_producer_id,
+            ..Image::default()
+        };
         for broker in parts.brokers {
             let id = broker.registration.broker;
             if broker.version > parts.version || image.brokers.insert(id, Arc::new(broker)).is_some() {

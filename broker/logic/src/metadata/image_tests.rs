@@ -204,6 +204,25 @@ fn brokers() {
 }
 
 #[test]
+fn producer_ids_are_given_to_one_broker_only() {
+    let ids = |id, count| Command::AllocateProducerIds { broker: BrokerId::new(id), count };
+    let most = limits::PRODUCER_IDS_PER_BLOCK_MAX;
+    use ErrorCode::InvalidRequest;
+    check(ids(1, 1000), Ok(Outcome::ProducerIdsAllocated { first: 0, count: 1000 }));
+    check(ids(1, most), Ok(Outcome::ProducerIdsAllocated { first: 0, count: most }));
+    check(ids(1, 0), Err((InvalidRequest, "0 producer ids")));
+    check(ids(1, most + 1), Err((InvalidRequest, "a block has 1 to 1000000")));
+    check(ids(9, 1), Err((InvalidRequest, "not registered")));
+    let mut image = image_of(&[broker(1, 2), broker(2, 2)]);
+    for (broker, first) in [(1, 0), (2, 10), (1, 20)] {
+        let (next, outcome) = image.apply(&ids(broker, 10)).unwrap();
+        assert_eq!(outcome, Outcome::ProducerIdsAllocated { first, count: 10 });
+        image = snapshot::decode(&snapshot::encode(&next)).unwrap();
+    }
+    assert_eq!(image.next_producer_id(), 30);
+}
+
+#[test]
 fn a_shard_never_gets_too_many_partitions() {
     let max = limits::PARTITIONS_PER_SHARD_MAX as u32;
     let per_topic = limits::PARTITIONS_PER_TOPIC_MAX;
@@ -245,6 +264,9 @@ pub(crate) fn any_command() -> impl Strategy<Value = Command> {
         2 => (id.clone(), config).prop_map(|(id, set)| alter(id, &[set], &[])),
         1 => (id.clone(), 0u32..9, 0u32..5).prop_map(|(id, count, added)| grow(id, count, added)),
         1 => (1u32..3, 0u16..4).prop_map(|(id, shards)| broker(id, shards)),
+        1 => (1u32..3, 0u32..3).prop_map(|(id, count)| {
+            Command::AllocateProducerIds { broker: BrokerId::new(id), count }
+        }),
     ]
 }
 

@@ -88,6 +88,7 @@ pub fn encode(image: &Image) -> Vec<u8> {
         brokers: Some(brokers),
         deletions: Some(deletions),
         forgotten_version: image.forgotten_version(),
+        next_producer_id: image.next_producer_id(),
     };
     let root = fb::Image::create(b, &args);
     b.finish(root, Some(IMAGE_IDENTIFIER));
@@ -141,6 +142,7 @@ fn decode_in_place(bytes: &[u8]) -> Result<Image, DecodeError> {
         brokers,
         deletions: deletions.map(|deletion| (deletion.version(), topic_id(deletion.id()))).collect(),
         forgotten_version: image.forgotten_version(),
+        next_producer_id: image.next_producer_id(),
     })
 }
 
