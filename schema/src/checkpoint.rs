@@ -3,15 +3,22 @@
 //!
 //! A checkpoint only ever claims what was durable when it was made; recovery continues from there. Two
 //! files alternate; the one with the higher generation and a sound checksum counts. Little-endian,
-//! padded with zeros to whole blocks.
+//! padded with zeros to whole blocks. Version 2 adds the producers of each partition; without any, version 1
+//! is written, which older builds read.
 
 use crate::segment::BLOCK_BYTES;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RLCP");
-const VERSION: u16 = 1;
+/// The newest that is read.
+const VERSION: u16 = 2;
+/// The one without producers.
+const VERSION_WITHOUT_PRODUCERS: u16 = 1;
 const HEADER_BYTES: usize = 56;
 const CRC_AT: usize = 8;
+/// Without the number of producers that version 2 has behind it.
 const PARTITION_BYTES: usize = 80;
+const PRODUCER_BYTES: usize = 16;
+const PRODUCER_BATCH_BYTES: usize = 32;
 const SEGMENT_BYTES: usize = 48;
 const EPOCH_BYTES: usize = 16;
 
@@ -76,6 +83,32 @@ pub struct PartitionCheckpoint {
     pub segments: Vec<SegmentSummary>,
     /// (leader epoch, its first offset), oldest first.
     pub epochs: Vec<(u32, u64)>,
+    /// What the log below `durable_end` says about its producers, by rising ids.
+    pub producers: Vec<ProducerSummary>,
+}
+
+/// What need not be read from the log again to recognise a producer's repetitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProducerSummary {
+    /// The producer.
+    pub producer_id: i64,
+    /// Its newest batches, oldest first, at least one.
+    pub batches: Vec<ProducerBatchSummary>,
+}
+
+/// One batch of a producer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProducerBatchSummary {
+    /// Offset of its first record.
+    pub base_offset: u64,
+    /// When it was appended, milliseconds since 1970.
+    pub append_time_ms: i64,
+    /// Sequence of its first record.
+    pub first_sequence: i32,
+    /// Sequence of its last record.
+    pub last_sequence: i32,
+    /// The producer's epoch.
+    pub epoch: i16,
 }
 
 /// What need not be read from a segment again.
@@ -99,6 +132,8 @@ impl Checkpoint {
     /// The file's bytes, whole blocks.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEADER_BYTES];
+        let with_producers = self.partitions.iter().any(|partition| !partition.producers.is_empty());
+        let version = if with_producers { VERSION } else { VERSION_WITHOUT_PRODUCERS };
         for partition in &self.partitions {
             out.extend_from_slice(&partition.topic_id.to_le_bytes());
             out.extend_from_slice(&partition.partition.to_le_bytes());
@@ -114,6 +149,9 @@ impl Checkpoint {
             ] {
                 out.extend_from_slice(&value.to_le_bytes());
             }
+            if with_producers {
+                out.extend_from_slice(&(partition.producers.len() as u64).to_le_bytes());
+            }
             for segment in &partition.segments {
                 for value in [segment.sequence, segment.nonce, segment.base_offset, segment.end_position] {
                     out.extend_from_slice(&value.to_le_bytes());
@@ -125,10 +163,21 @@ impl Checkpoint {
                 out.extend_from_slice(&u64::from(*epoch).to_le_bytes());
                 out.extend_from_slice(&start.to_le_bytes());
             }
+            for producer in &partition.producers {
+                out.extend_from_slice(&producer.producer_id.to_le_bytes());
+                out.extend_from_slice(&(producer.batches.len() as u64).to_le_bytes());
+                for batch in &producer.batches {
+                    out.extend_from_slice(&batch.base_offset.to_le_bytes());
+                    out.extend_from_slice(&batch.append_time_ms.to_le_bytes());
+                    out.extend_from_slice(&batch.first_sequence.to_le_bytes());
+                    out.extend_from_slice(&batch.last_sequence.to_le_bytes());
+                    out.extend_from_slice(&i64::from(batch.epoch).to_le_bytes());
+                }
+            }
         }
         let length = out.len() as u64;
         out[..4].copy_from_slice(&MAGIC.to_le_bytes());
-        out[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        out[4..6].copy_from_slice(&version.to_le_bytes());
         out[6..8].copy_from_slice(&u16::from(self.clean).to_le_bytes());
         out[16..24].copy_from_slice(&length.to_le_bytes());
         out[24..32].copy_from_slice(&self.generation.to_le_bytes());
@@ -157,7 +206,7 @@ impl Checkpoint {
             return Err(CheckpointError::Checksum);
         }
         let version = u16::from_le_bytes(field(bytes, 4)?);
-        if version != VERSION {
+        if !(VERSION_WITHOUT_PRODUCERS..=VERSION).contains(&version) {
             return Err(CheckpointError::Version(version));
         }
         let count = u64::from_le_bytes(field(bytes, 48)?) as usize;
@@ -177,9 +226,15 @@ impl Checkpoint {
                 chain: number(56)?,
                 segments: Vec::new(),
                 epochs: Vec::new(),
+                producers: Vec::new(),
             };
             let (segments, epochs) = (number(64)?, number(72)?);
             at += PARTITION_BYTES;
+            let mut producers = 0;
+            if version > VERSION_WITHOUT_PRODUCERS {
+                producers = u64::from_le_bytes(field(bytes, at)?);
+                at += 8;
+            }
             for _ in 0..segments {
                 let number =
                     |index: usize| Ok::<_, CheckpointError>(u64::from_le_bytes(field(bytes, at + index)?));
@@ -198,6 +253,25 @@ impl Checkpoint {
                 partition.epochs.push((epoch, u64::from_le_bytes(field(bytes, at + 8)?)));
                 at += EPOCH_BYTES;
             }
+            for _ in 0..producers {
+                let mut producer = ProducerSummary {
+                    producer_id: i64::from_le_bytes(field(bytes, at)?),
+                    batches: Vec::new(),
+                };
+                let batches = u64::from_le_bytes(field(bytes, at + 8)?);
+                at += PRODUCER_BYTES;
+                for _ in 0..batches {
+                    producer.batches.push(ProducerBatchSummary {
+                        base_offset: u64::from_le_bytes(field(bytes, at)?),
+                        append_time_ms: i64::from_le_bytes(field(bytes, at + 8)?),
+                        first_sequence: i32::from_le_bytes(field(bytes, at + 16)?),
+                        last_sequence: i32::from_le_bytes(field(bytes, at + 20)?),
+                        epoch: i64::from_le_bytes(field(bytes, at + 24)?) as i16,
+                    });
+                    at += PRODUCER_BATCH_BYTES;
+                }
+                partition.producers.push(producer);
+            }
             if !partition.is_consistent() {
                 let PartitionCheckpoint { topic_id, partition, .. } = partition;
                 return Err(CheckpointError::Contradiction { topic_id, partition });
@@ -214,7 +288,7 @@ impl Checkpoint {
 }
 
 impl PartitionCheckpoint {
-    /// Whether its numbers can all be true: segments and epochs in order, ends on whole blocks, nothing above
+    /// Whether its numbers can all be true: segments, epochs and producers in order, ends on whole blocks, nothing above
     /// the durable end. Recovery relies on it.
     pub fn is_consistent(&self) -> bool {
         let blocks = |position: u64| position.is_multiple_of(BLOCK_BYTES as u64);
@@ -224,6 +298,24 @@ impl PartitionCheckpoint {
             && self.segments.is_sorted_by(|a, b| a.sequence < b.sequence && a.base_offset <= b.base_offset)
             && self.segments.last().is_none_or(|last| last.base_offset <= self.durable_end)
             && self.epochs.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1)
+            && self.producers.is_sorted_by(|a, b| a.producer_id < b.producer_id)
+            && self.producers.iter().all(|producer| producer.is_consistent(self.durable_end))
+    }
+}
+
+impl ProducerSummary {
+    /// Whether its numbers can all be true: nothing negative, batches in order and below the durable end.
+    fn is_consistent(&self, durable_end: u64) -> bool {
+        let sound = |batch: &ProducerBatchSummary| {
+            batch.epoch >= 0
+                && batch.first_sequence >= 0
+                && batch.last_sequence >= 0
+                && batch.base_offset < durable_end
+        };
+        self.producer_id >= 0
+            && !self.batches.is_empty()
+            && self.batches.iter().all(sound)
+            && self.batches.is_sorted_by(|a, b| a.base_offset < b.base_offset)
     }
 }
 
@@ -268,26 +360,47 @@ mod tests {
                         })
                         .collect(),
                     epochs: vec![(0, 0), (3, 120)],
+                    producers: Vec::new(),
                 })
                 .collect(),
         }
     }
 
+    /// The sample with two producers in its last partition.
+    fn with_producers() -> Checkpoint {
+        let batch = |base_offset, first_sequence| ProducerBatchSummary {
+            base_offset,
+            append_time_ms: 1_700_000_000_000,
+            first_sequence,
+            last_sequence: first_sequence + 9,
+            epoch: 3,
+        };
+        let mut checkpoint = sample();
+        checkpoint.partitions[2].producers = vec![
+            ProducerSummary { producer_id: 5, batches: vec![batch(100, 0), batch(110, 10)] },
+            ProducerSummary { producer_id: 9, batches: vec![batch(490, 70)] },
+        ];
+        checkpoint
+    }
+
     #[test]
     fn golden_bytes() {
-        let bytes = sample().encode();
-        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/checkpoint_v1.bin");
-        if std::env::var_os("RINGLOG_BLESS").is_some() {
-            std::fs::write(golden, &bytes).unwrap();
+        let golden = |version| format!("{}/testdata/checkpoint_v{version}.bin", env!("CARGO_MANIFEST_DIR"));
+        for (version, checkpoint) in [(1, sample()), (2, with_producers())] {
+            let bytes = checkpoint.encode();
+            if std::env::var_os("RINGLOG_BLESS").is_some() {
+                std::fs::write(golden(version), &bytes).unwrap();
+            }
+            let stored = std::fs::read(golden(version)).unwrap();
+            assert!(stored == bytes, "the format of version {version} has changed");
+            assert_eq!(Checkpoint::decode(&bytes).unwrap(), checkpoint);
+            assert_eq!(bytes.len() % BLOCK_BYTES, 0);
         }
-        assert!(std::fs::read(golden).unwrap() == bytes, "the format of version 1 has changed");
-        assert_eq!(Checkpoint::decode(&bytes).unwrap(), sample());
-        assert_eq!(bytes.len() % BLOCK_BYTES, 0);
     }
 
     #[test]
     fn contradictions_are_noticed() {
-        let rows: [fn(&mut PartitionCheckpoint); 7] = [
+        let rows: [fn(&mut PartitionCheckpoint); 13] = [
             |p| p.log_start = 501,
             |p| p.durable_end = 99,
             |p| p.position += 1,
@@ -295,9 +408,15 @@ mod tests {
             |p| p.segments[0].base_offset = 101,
             |p| p.segments[0].sequence = 1,
             |p| p.epochs[1].0 = 0,
+            |p| p.producers[0].producer_id = -1,
+            |p| p.producers[0].producer_id = 9,
+            |p| p.producers[1].batches.clear(),
+            |p| p.producers[0].batches[0].base_offset = 110,
+            |p| p.producers[1].batches[0].base_offset = 500,
+            |p| p.producers[1].batches[0].first_sequence = -5,
         ];
         for (row, change) in rows.iter().enumerate() {
-            let mut checkpoint = sample();
+            let mut checkpoint = with_producers();
             change(&mut checkpoint.partitions[2]);
             let found = Checkpoint::decode(&checkpoint.encode());
             assert_eq!(
@@ -310,7 +429,7 @@ mod tests {
 
     #[test]
     fn damage_is_noticed() {
-        let bytes = sample().encode();
+        let bytes = with_producers().encode();
         let length = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
         for at in 0..length {
             let mut damaged = bytes.clone();

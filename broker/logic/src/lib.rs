@@ -11,4 +11,5 @@ pub mod ids;
 pub mod limits;
 pub mod log;
 pub mod metadata;
+pub mod producer_state;
 pub mod routing;

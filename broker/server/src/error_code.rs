@@ -1,6 +1,7 @@
 //! Inner errors to wire codes, in one place, exhaustively: nothing unknown ever leaves the broker.
 
 use crate::partition::reader::ReadError;
+use logic::producer_state::ProducerError;
 use schema::error_code::ErrorCode;
 use schema::frame::FrameError;
 use schema::record_batch::BatchError;
@@ -22,6 +23,17 @@ pub fn of_batch(error: &BatchError) -> ErrorCode {
         BatchError::TooLarge { .. } => ErrorCode::BatchTooLarge,
         damage if damage.is_damage() => ErrorCode::CorruptBatch,
         _ => ErrorCode::InvalidBatch,
+    }
+}
+
+/// The code for a batch that its producer's other batches do not permit.
+pub fn of_producer(error: &ProducerError) -> ErrorCode {
+    match error {
+        ProducerError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
+        ProducerError::Unknown { .. } => ErrorCode::UnknownProducerId,
+        ProducerError::StaleEpoch { .. } => ErrorCode::InvalidProducerEpoch,
+        ProducerError::Forgotten { .. } => ErrorCode::DuplicateSequence,
+        ProducerError::InFlight => ErrorCode::Overloaded,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::storage::count;
 use futures_channel::oneshot;
 use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::limits::{DIRTY_BYTES_PER_SHARD_MAX, TOPICS_PER_REQUEST_MAX};
+use logic::producer_state::Admission;
 use schema::error_code::ErrorCode;
 use schema::record_batch::{self, CRC_START, HEADER_BYTES, Header};
 use schema::segment::{GROUP_HEADER_BYTES as IN_PLACE_START, group_bytes};
@@ -42,11 +43,18 @@ pub struct EntryResult {
     pub append_time_ms: i64,
     /// Every offset below is on the device.
     pub durable_end: u64,
+    /// It was in the log already: offset and time are those of the first time.
+    pub duplicate: bool,
 }
 
 impl EntryResult {
     fn refused(id: TopicPartition, error: ErrorCode) -> Self {
-        Self { id, error: Some(error), base_offset: 0, append_time_ms: -1, durable_end: 0 }
+        Self { error: Some(error), ..Self::open(id) }
+    }
+
+    /// Nothing is known of it yet.
+    fn open(id: TopicPartition) -> Self {
+        Self { id, error: None, base_offset: 0, append_time_ms: -1, durable_end: 0, duplicate: false }
     }
 }
 
@@ -191,18 +199,7 @@ impl Job {
         let may_forward = matches!(answer, Answer::Client { .. });
         let job = Rc::new(Job {
             shard: shard.clone(),
-            results: RefCell::new(
-                entries
-                    .iter()
-                    .map(|(id, _, _)| EntryResult {
-                        id: *id,
-                        error: None,
-                        base_offset: 0,
-                        append_time_ms: -1,
-                        durable_end: 0,
-                    })
-                    .collect(),
-            ),
+            results: RefCell::new(entries.iter().map(|(id, _, _)| EntryResult::open(*id)).collect()),
             // One more than there are entries, so that nothing is answered before all have been looked at.
             open: Cell::new(entries.len() + 1),
             answer: RefCell::new(Some(answer)),
@@ -253,8 +250,10 @@ impl Job {
         }
         match record_batch::validate_produced(batch, partition.settings().max_message_bytes) {
             Ok(header) => {
-                let appended = partition.append_copy(batch, &header);
-                self.appended(partition, token, &header, appended);
+                if self.comes_next(partition, token, &header) {
+                    let appended = partition.append_copy(batch, &header);
+                    self.appended(partition, token, &header, appended);
+                }
             }
             Err(error) => {
                 count(&self.shard.counters.invalid_batches, 1);
@@ -262,6 +261,31 @@ impl Job {
                 self.refuse(token, error_code::of_batch(&error));
             }
         }
+    }
+
+    /// Whether a batch is to be appended. One that is there already is answered when it is durable, one that
+    /// must not be there at once.
+    fn comes_next(self: &Rc<Self>, partition: &Rc<Partition>, token: usize, header: &Header) -> bool {
+        let counters = &self.shard.counters;
+        match partition.admit_producer(header) {
+            Ok(Admission::Append) => return true,
+            Ok(Admission::Duplicate(original)) => {
+                count(&counters.duplicate_batches, 1);
+                {
+                    let mut results = self.results.borrow_mut();
+                    results[token].base_offset = original.base.get();
+                    results[token].append_time_ms = original.append_time_ms;
+                    results[token].duplicate = true;
+                }
+                partition.when_durable(original.end(), self.clone(), token as u32);
+            }
+            Err(error) => {
+                count(&counters.out_of_sequence_batches, 1);
+                tracing::debug!("partition {}: producer {}: {error}", partition.id(), header.producer_id);
+                self.refuse(token, error_code::of_producer(&error));
+            }
+        }
+        false
     }
 
     fn appended(
@@ -352,7 +376,7 @@ impl Job {
                             result.id.partition.get(),
                             result.error.map_or(0, ErrorCode::to_wire),
                             if result.error.is_none() { durability } else { wire::Durability::None },
-                            0,
+                            u8::from(result.duplicate),
                             result.base_offset,
                             result.append_time_ms,
                             result.durable_end,
@@ -520,13 +544,7 @@ impl InPlaceProduce {
         let id = self.partition.id();
         let job = Rc::new(Job {
             shard: shard.clone(),
-            results: RefCell::new(vec![EntryResult {
-                id,
-                error: None,
-                base_offset: 0,
-                append_time_ms: -1,
-                durable_end: 0,
-            }]),
+            results: RefCell::new(vec![EntryResult::open(id)]),
             open: Cell::new(1),
             answer: RefCell::new(Some(Answer::Client {
                 id: self.id,
@@ -554,6 +572,10 @@ impl InPlaceProduce {
         match record_batch::validate_produced_with_crc(header, self.length, self.crc, max_bytes) {
             Ok(header) => {
                 count(&shard.counters.in_place_batches, 1);
+                job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
+                if !job.comes_next(&self.partition, 0, &header) {
+                    return;
+                }
                 let appended = self.partition.append_in_place(self.buffer, &header);
                 job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
                 job.appended(&self.partition, 0, &header, appended);

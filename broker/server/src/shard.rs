@@ -73,6 +73,10 @@ pub struct ShardCounters {
     pub invalid_frames: Cell<u64>,
     /// Batches refused.
     pub invalid_batches: Cell<u64>,
+    /// Batches that were in the log already.
+    pub duplicate_batches: Cell<u64>,
+    /// Batches refused for their producer's sequence or epoch.
+    pub out_of_sequence_batches: Cell<u64>,
     /// Connections closed because they were too slow.
     pub timed_out_connections: Cell<u64>,
     /// Requests that were not done because their deadline had passed.
@@ -459,6 +463,9 @@ impl Shard {
             ("in_place_batches_total", own.in_place_batches.get()),
             ("invalid_frames_total", own.invalid_frames.get()),
             ("invalid_batches_total", own.invalid_batches.get()),
+            ("duplicate_batches_total", own.duplicate_batches.get()),
+            ("out_of_sequence_batches_total", own.out_of_sequence_batches.get()),
+            ("producers", self.store.storage.producers() as u64),
             ("timed_out_connections_total", own.timed_out_connections.get()),
             ("late_requests_total", own.late_requests.get()),
             ("partitions", self.store.partitions().len() as u64),

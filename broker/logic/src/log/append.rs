@@ -514,7 +514,7 @@ impl Log {
         }
     }
 
-    /// What a checkpoint may claim now: only what is durable.
+    /// What a checkpoint may claim now: only what is durable. Its producers are the driver's to add.
     pub fn checkpoint(&self) -> PartitionCheckpoint {
         let point = self.durable_point;
         let segments = self
@@ -546,6 +546,7 @@ impl Log {
                 .filter(|(_, start)| *start <= self.durable_end)
                 .map(|(epoch, start)| (epoch.get(), start.get()))
                 .collect(),
+            producers: Vec::new(),
         }
     }
 

@@ -17,6 +17,8 @@
 //! can never come back. Headers fit into a sector, so a torn write leaves a sound header or none: one that
 //! fails its checksum has rotted, whatever incarnation it claims.
 //!
+//! What the scan passes over is folded into the table of producers, behind the checkpoint's summary.
+//!
 //! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
 //! files, truncation, and the decision what a replica does with a verdict.
 
@@ -24,7 +26,9 @@ use crate::ids::{LeaderEpoch, Offset};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES_MAX, READ_BYTES_MAX, RECOVERY_WINDOW_BYTES};
 use crate::log::append::{LogIdentity, LogStart, Segment};
 use crate::log::index::Index;
+use crate::producer_state::{ProducerBatch, ProducerTable};
 use schema::checkpoint::PartitionCheckpoint;
+use schema::record_batch;
 use schema::segment::{GroupHeader, SegmentHeader, SegmentState};
 use std::ops::Range;
 
@@ -77,6 +81,8 @@ pub enum Tail {
 pub struct Recovered {
     /// What the log goes on from.
     pub start: LogStart,
+    /// What it says about its producers.
+    pub producers: ProducerTable,
     /// What was behind its end.
     pub tail: Tail,
     /// Acknowledged offsets that are lost, as far as they were not known before.
@@ -136,6 +142,7 @@ pub struct Recovery {
     cursor: Option<Cursor>,
     segments: Vec<Segment>,
     epochs: Vec<(LeaderEpoch, Offset)>,
+    producers: ProducerTable,
     log_start: u64,
     floor: u64,
     incarnation_max: u64,
@@ -183,6 +190,7 @@ impl Recovery {
             cursor: None,
             segments: Vec::new(),
             epochs: Vec::new(),
+            producers: ProducerTable::default(),
             log_start: 0,
             floor: checkpoint.as_ref().map_or(0, |c| c.durable_end),
             incarnation_max: checkpoint.as_ref().map_or(0, |c| c.incarnation),
@@ -254,6 +262,7 @@ impl Recovery {
     fn start_from_checkpoint(&mut self, files: &[SegmentFile]) {
         let Some(checkpoint) = self.checkpoint.clone() else { return };
         let Some((active, sealed)) = checkpoint.segments.split_last() else { return };
+        self.producers = ProducerTable::restore(&checkpoint.producers);
         let mut expected = None;
         for summary in sealed {
             if !files.iter().any(|file| file.sequence == summary.sequence) {
@@ -476,6 +485,7 @@ impl Recovery {
             if header.batch_count > 0 && self.epochs.last().is_none_or(|(last, _)| *last < epoch) {
                 self.epochs.push((epoch, Offset::new(header.base_offset)));
             }
+            note_producers(&mut self.producers, &header, payload);
             self.floor = self.floor.max(header.durable_floor);
             self.incarnation_max = self.incarnation_max.max(header.incarnation);
             cursor.position += group;
@@ -700,6 +710,10 @@ impl Recovery {
             self.discard.extend(placed.take().map(|(sequence, _)| sequence));
         }
         let must_open = cut && !self.segments.is_empty();
+        if let Some(checkpoint) = &self.checkpoint {
+            // Where the scan did not begin at the checkpoint, it has not seen what retention had dropped by then.
+            self.producers.merge_older(&checkpoint.producers, Offset::new(self.log_start));
+        }
         let start = LogStart {
             incarnation: self.incarnation_max + 1,
             log_start: Offset::new(self.log_start),
@@ -714,11 +728,21 @@ impl Recovery {
         };
         Recovered {
             start,
+            producers: self.producers,
             tail,
             lost: self.lost,
             discard: self.discard,
             must_open,
             bytes_read: self.bytes_read,
+        }
+    }
+}
+
+/// Takes in the batches of a sound group.
+fn note_producers(producers: &mut ProducerTable, header: &GroupHeader, payload: &[u8]) {
+    for (batch, _) in record_batch::batches(payload).map_while(Result::ok) {
+        if let Some(noted) = ProducerBatch::of(&batch) {
+            producers.replay(&noted, Offset::new(batch.base_offset), header.append_time_ms);
         }
     }
 }

@@ -15,6 +15,7 @@ mod append;
 pub mod chunk_cache;
 mod index_files;
 pub mod prepare;
+mod producers;
 pub mod reader;
 mod segments;
 pub mod tail_cache;
@@ -31,6 +32,7 @@ use logic::log::append::SegmentNeeded;
 use logic::log::recovery::Tail;
 use logic::log::retention::RetentionSettings;
 use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId};
+use logic::producer_state::ProducerTable;
 use prepare::Preparation;
 use schema::checkpoint::PartitionCheckpoint;
 use schema::segment::{GROUP_HEADER_BYTES, group_bytes};
@@ -154,6 +156,9 @@ pub struct Partition<D: Disk> {
     storage: Rc<Storage<D>>,
     directory: PathBuf,
     log: RefCell<Log>,
+    producers: RefCell<ProducerTable>,
+    /// Where a producer's batch was admitted that is not appended yet.
+    admitted: Cell<Option<Offset>>,
     settings: Cell<PartitionSettings>,
     leader_epoch: Cell<LeaderEpoch>,
     pending: RefCell<VecDeque<PendingGroup>>,
@@ -201,6 +206,8 @@ impl<D: Disk> Partition<D> {
             identity,
             directory,
             log: RefCell::new(Log::new(identity, settings.log, recovered.start)),
+            producers: RefCell::new(recovered.producers),
+            admitted: Cell::new(None),
             settings: Cell::new(settings),
             leader_epoch: Cell::new(known_epoch),
             pending: RefCell::default(),
@@ -218,6 +225,7 @@ impl<D: Disk> Partition<D> {
             report,
             storage,
         });
+        partition.storage.producers_changed(0, partition.producer_count());
         // Said before the cut is durable: after a crash in between it is said again, not forgotten.
         partition.announce();
         partition.set_leader_epoch(leader_epoch);
@@ -343,9 +351,19 @@ impl<D: Disk> Partition<D> {
         self.directory.join(segment_name(sequence))
     }
 
-    /// Calls `waiter` once every offset below `end` is durable.
+    /// Calls `waiter` once every offset below `end` is durable: at once if they are.
     pub fn when_durable(&self, end: Offset, waiter: Rc<dyn DurabilityWaiter>, token: u32) {
-        self.waiters.borrow_mut().push_back(Waiter { end, token, waiter });
+        let durable_end = self.log.borrow().durable_end();
+        if end <= durable_end {
+            return waiter.durable(token, durable_end);
+        }
+        let mut waiters = self.waiters.borrow_mut();
+        // Behind those who wait for the same; only who waits for a duplicate is not the last.
+        let at = match waiters.back() {
+            Some(last) if last.end > end => waiters.partition_point(|other| other.end <= end),
+            _ => waiters.len(),
+        };
+        waiters.insert(at, Waiter { end, token, waiter });
     }
 
     /// Gives pending groups their places and adds their writes to the round.
@@ -504,11 +522,6 @@ impl<D: Disk> Partition<D> {
         self.tail.borrow_mut().evict()
     }
 
-    /// What a checkpoint may claim.
-    pub fn checkpoint(&self) -> PartitionCheckpoint {
-        self.log.borrow().checkpoint()
-    }
-
     /// A checkpoint that claims `durable_end` is on the device.
     pub fn checkpointed(&self, durable_end: Offset) {
         self.log.borrow_mut().checkpointed(durable_end);
@@ -517,6 +530,7 @@ impl<D: Disk> Partition<D> {
     /// Stops serving: whoever waits is told, nothing is appended any more.
     pub fn close(&self) {
         self.closed.set(true);
+        self.forget_producers();
         // Whoever is told may come back here: nothing is borrowed meanwhile.
         let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
         for waiter in waiters {

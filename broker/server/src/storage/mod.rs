@@ -28,7 +28,7 @@ use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
     BLOCK_BYTES, DSYNC_WRITES_DEFAULT, DSYNC_WRITES_MAX, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES,
-    RESERVE_BYTES, ROUND_BYTES_MAX, ROUND_BYTES_MIN, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES,
+    PRODUCER_EXPIRATION_MS_DEFAULT, RESERVE_BYTES, ROUND_BYTES_MAX, ROUND_BYTES_MIN, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES,
     WRITE_BYTES_MAX, WRITE_BYTES_MIN,
 };
 use logic::log::{LogIdentity, append::SegmentNeeded};
@@ -174,6 +174,8 @@ pub struct Storage<D: Disk> {
     pub policy: DiskPolicy,
     /// What has been done.
     pub counters: StorageCounters,
+    /// `producer.id.expiration.ms`.
+    pub producer_expiration_ms: Cell<i64>,
     /// Files that readers use.
     pub read_files: ReadFiles<OpenSegment<D::File>>,
     root: PathBuf,
@@ -185,6 +187,8 @@ pub struct Storage<D: Disk> {
     checkpoint_generation: Cell<u64>,
     notices: RefCell<Vec<String>>,
     names: RefCell<HashMap<TopicId, Arc<str>>>,
+    /// Producers that the shard's partitions know.
+    producers: Cell<usize>,
     dirty_bytes: Cell<usize>,
     full: Cell<bool>,
     low: Cell<bool>,
@@ -238,6 +242,8 @@ impl<D: Disk> Storage<D> {
             pool: BufferPool::new(),
             policy,
             counters: StorageCounters::default(),
+            producer_expiration_ms: Cell::new(PRODUCER_EXPIRATION_MS_DEFAULT as i64),
+            producers: Cell::new(0),
             read_files: ReadFiles::default(),
             root: root.to_owned(),
             shard,
@@ -318,6 +324,16 @@ impl<D: Disk> Storage<D> {
     /// Bytes of groups that are not durable yet.
     pub fn dirty_bytes(&self) -> usize {
         self.dirty_bytes.get()
+    }
+
+    /// Producers that the shard's partitions know.
+    pub fn producers(&self) -> usize {
+        self.producers.get()
+    }
+
+    /// A partition that knew `before` of them knows `after`.
+    pub fn producers_changed(&self, before: usize, after: usize) {
+        self.producers.set(self.producers.get() + after - before);
     }
 
     /// Accounts for bytes that became dirty.
