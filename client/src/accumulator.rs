@@ -6,15 +6,18 @@
 //! can be repeated. Invariants: batches of a partition leave in the order of their sequence; after a
 //! failure nothing of that partition leaves before everything in flight is settled, and then the failed
 //! batch goes alone; at most one batch per partition in a request; at most `max_in_flight` requests per
-//! lane. Absent on purpose: the connections, and what a reply means ([`crate::sender`]).
+//! lane. With idempotence a batch gets its sequence when it first leaves and keeps it until the broker has said
+//! that it is not in the log; at most [`IN_FLIGHT_PER_PARTITION`] of a partition are out. Absent on purpose: the
+//! connections, and what a reply means ([`crate::sender`]).
 
 use crate::client::{ClientError, Home, Topic};
 use crate::compression::compress;
 use crate::delivery::{BatchReceipt, Outcome, ProduceError};
 use crate::producer::{BATCH_SIZE_MAX, Linger, ProducerConfig};
-use crate::request::TopicId;
-use bytes::Bytes;
-use schema::record_batch::{BatchBuilder, Compression};
+use crate::request::{Acks, TopicId};
+use crate::sequencer::Sequencer;
+use bytes::{Bytes, BytesMut};
+use schema::record_batch::{self, BatchBuilder, Compression, Producer as Stamp};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +29,9 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 const REQUEST_BYTES_HEAD: usize = 4 << 10;
 /// Bytes that an entry adds to a request besides its batch, a topic of its own included.
 const ENTRY_BYTES: usize = 96;
+
+/// Batches of one partition that an idempotent producer has in flight: what the broker recognises.
+const IN_FLIGHT_PER_PARTITION: usize = 5;
 
 /// Memory of settled batches kept for new ones, because fresh memory costs page faults.
 const SPARES_MAX: usize = 8;
@@ -83,15 +89,31 @@ pub(crate) struct Batch {
     pub outcome_unknown: bool,
     sequence: u64,
     payload: Payload,
+    /// Whether it gets a sequence: not what was encoded elsewhere.
+    stampable: bool,
+    /// Who sent it, for the broker, once it has left.
+    stamp: Option<Stamp>,
+    /// The stamp that the encoded bytes have.
+    encoded_stamp: Option<Stamp>,
     memory: Reservation,
     reason: Option<Arc<str>>,
 }
 
 impl Batch {
-    /// The encoded batch; the first time costs the CRC, and compression.
+    /// The encoded batch; the first time costs the CRC, and compression, a change of its sequence the CRC.
     pub(crate) fn encoded(&mut self, compression: Compression) -> Bytes {
         if let Payload::Building(builder) = &mut self.payload {
+            builder.set_producer(self.stamp.unwrap_or(Stamp::NONE));
             self.payload = Payload::Encoded(compress(builder.finish(), compression).into());
+            self.encoded_stamp = self.stamp;
+        }
+        if let (Payload::Encoded(bytes), true) = (&mut self.payload, self.stamp != self.encoded_stamp) {
+            // A connection that is being closed may hold the old bytes still.
+            let taken = std::mem::take(bytes).try_into_mut();
+            let mut batch = taken.unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            record_batch::set_producer(&mut batch, self.stamp.unwrap_or(Stamp::NONE));
+            *bytes = batch.freeze();
+            self.encoded_stamp = self.stamp;
         }
         match &self.payload {
             Payload::Encoded(bytes) => bytes.clone(),
@@ -104,6 +126,18 @@ impl Batch {
         match std::mem::replace(&mut self.payload, Payload::Encoded(Bytes::new())) {
             Payload::Encoded(bytes) => bytes.try_into_mut().ok().map(Vec::from),
             Payload::Building(_) => None,
+        }
+    }
+
+    /// Whether the broker would recognise it if it came again.
+    pub(crate) fn is_recognised(&self) -> bool {
+        self.stamp.is_some()
+    }
+
+    /// It is not in the log, and never will be under the sequence that it had.
+    fn unstamp(&mut self) {
+        if self.stamp.take().is_some() {
+            self.outcome_unknown = false;
         }
     }
 
@@ -134,6 +168,11 @@ pub(crate) enum Verdict {
         outcome_unknown: bool,
         reason: Arc<str>,
     },
+    /// Batches before it are missing: it is not in the log, and under this epoch never will be. Try again
+    /// under the next.
+    OutOfSequence {
+        reason: Arc<str>,
+    },
     Failed(ProduceError),
 }
 
@@ -151,6 +190,8 @@ pub(crate) enum Work {
     Open(Home),
     Send(Flight),
     Refresh(usize, Arc<str>),
+    /// Get an id for the producer.
+    Identify,
 }
 
 /// A record, borrowed from the caller until it is encoded.
@@ -181,6 +222,7 @@ struct Queue {
     recovering: bool,
     retry_at: Option<Instant>,
     next_sequence: u64,
+    sequencer: Sequencer,
     /// Whether the lane's list of active partitions has it.
     active: bool,
     /// Whether the sender was told that the open batch may leave.
@@ -228,6 +270,19 @@ pub(crate) struct Accumulator {
     closing: bool,
     first_failure: Option<ProduceError>,
     spares: Vec<Vec<u8>>,
+    idempotent: bool,
+    identity: Identity,
+}
+
+/// The producer's id and epoch, and how it comes.
+#[derive(Default)]
+struct Identity {
+    known: Option<(i64, i16)>,
+    wanted: bool,
+    asking: bool,
+    retry_at: Option<Instant>,
+    failures: u32,
+    reason: Option<Arc<str>>,
 }
 
 /// Whether something can leave a partition.
@@ -251,6 +306,8 @@ impl Accumulator {
             closing: false,
             first_failure: None,
             spares: Vec::new(),
+            idempotent: config.enable_idempotence && config.acks != Acks::None,
+            identity: Identity::default(),
         }
     }
 
@@ -277,6 +334,10 @@ impl Accumulator {
                 index
             }
         };
+        if self.topics[index].topic.id != topic.id {
+            // Another log under the same name: it knows nothing of what was sent to the first.
+            self.topics[index].queues.iter_mut().for_each(|queue| queue.sequencer.give_up());
+        }
         self.topics[index].topic = topic.clone();
         let count = topic.places.len().max(self.topics[index].queues.len());
         for partition in 0..count as u32 {
@@ -412,6 +473,8 @@ impl Accumulator {
                         }
                     }
                     if leaves {
+                        let needs_id = |route: &Route| self.needs_id(*route);
+                        self.identity.wanted |= self.lanes[lane].active.iter().any(needs_id);
                         self.lanes[lane].link = Link::Opening;
                         work.push(Work::Open(self.lanes[lane].home));
                     }
@@ -427,7 +490,50 @@ impl Accumulator {
                 }
             }
         }
+        if std::mem::take(&mut self.identity.wanted) && !self.identity.asking {
+            match self.identity.retry_at.filter(|retry_at| *retry_at > now) {
+                Some(retry_at) => earlier(&mut next, retry_at),
+                None => {
+                    self.identity.asking = true;
+                    work.push(Work::Identify);
+                }
+            }
+        }
         next
+    }
+
+    /// Whether the partition's next batch waits for the producer's id.
+    fn needs_id(&self, route: Route) -> bool {
+        let queue = self.queue(route);
+        self.idempotent
+            && queue.ready.front().is_none_or(|next| next.stampable && next.stamp.is_none())
+            && queue.sequencer.needs_id(self.identity.known)
+    }
+
+    /// The producer has an id.
+    pub(crate) fn identified(&mut self, id: i64, epoch: i16) {
+        self.identity = Identity { known: Some((id, epoch)), ..Identity::default() };
+    }
+
+    /// It could not be had. `backoff` gets the number of failures in a row. Where asking again will not help,
+    /// everything that waits for it fails.
+    pub(crate) fn not_identified(
+        &mut self,
+        error: &ClientError,
+        backoff: impl Fn(u32) -> Duration,
+        now: Instant,
+    ) {
+        self.identity.asking = false;
+        self.identity.failures += 1;
+        self.identity.retry_at = Some(now + backoff(self.identity.failures));
+        self.identity.reason = Some(error.to_string().into());
+        if matches!(error, ClientError::Broker(refusal) if !refusal.is_retriable()) {
+            for topic in 0..self.topics.len() {
+                for partition in 0..self.topics[topic].queues.len() as u32 {
+                    self.fail_queued(Route { topic, partition }, &error.clone().into());
+                }
+            }
+        }
     }
 
     /// One request's worth of batches of a lane: one per partition, in turns.
@@ -447,6 +553,7 @@ impl Accumulator {
                 break;
             };
             match self.may_leave(route, now, pressed) {
+                Leave::Now if self.needs_id(route) => self.identity.wanted = true,
                 Leave::Now => {
                     if self.queue(route).ready.is_empty() {
                         self.close_open(route);
@@ -461,8 +568,12 @@ impl Accumulator {
                     let topic = self.topics[route.topic].topic.clone();
                     let epoch =
                         topic.places.get(route.partition as usize).map_or(0, |place| place.leader_epoch);
+                    let (idempotent, known) = (self.idempotent, self.identity.known);
                     let queue = self.queue_mut(route);
-                    if let Some(batch) = queue.ready.pop_front() {
+                    if let Some(mut batch) = queue.ready.pop_front() {
+                        if idempotent && batch.stampable && batch.stamp.is_none() {
+                            batch.stamp = queue.sequencer.stamp(batch.record_count, known);
+                        }
                         queue.in_flight.push((batch.sequence, batch.outcome.clone()));
                         cargo.push((batch, topic.id, epoch));
                     }
@@ -486,7 +597,11 @@ impl Accumulator {
         if let Some(retry_at) = queue.retry_at.filter(|retry_at| *retry_at > now) {
             return Leave::At(retry_at);
         }
-        if queue.recovering && !queue.in_flight.is_empty() {
+        let alone = queue.recovering || self.idempotent && queue.sequencer.is_over();
+        if alone && !queue.in_flight.is_empty() {
+            return Leave::NotYet;
+        }
+        if self.idempotent && queue.in_flight.len() >= IN_FLIGHT_PER_PARTITION {
             return Leave::NotYet;
         }
         if !queue.ready.is_empty() {
@@ -542,7 +657,25 @@ impl Accumulator {
                     self.spares.push(spare);
                 }
             }
-            Verdict::Failed(error) => self.finish(&batch, Err(error)),
+            Verdict::Failed(error) => {
+                if batch.stamp.is_some() {
+                    self.queue_mut(route).sequencer.give_up();
+                }
+                self.finish(&batch, Err(error));
+            }
+            Verdict::OutOfSequence { reason } => {
+                batch.attempts += 1;
+                batch.reason = Some(reason);
+                batch.unstamp();
+                let queue = self.queue_mut(route);
+                queue.sequencer.gap(sequence);
+                // Behind it nothing is in the log either.
+                queue.ready.iter_mut().filter(|other| other.sequence > sequence).for_each(Batch::unstamp);
+                if batch.attempts > 2 {
+                    queue.retry_at = queue.retry_at.max(Some(now + backoff));
+                }
+                self.put_back(batch);
+            }
             Verdict::Retry { wait, refresh, outcome_unknown, reason } => {
                 batch.attempts += 1;
                 batch.outcome_unknown |= outcome_unknown;
@@ -551,9 +684,10 @@ impl Accumulator {
                 let retry_at = now + wait.max(backoff);
                 let queue = self.queue_mut(route);
                 queue.retry_at = queue.retry_at.max(Some(retry_at));
-                let at = queue.ready.partition_point(|other| other.sequence < sequence);
-                queue.ready.insert(at, batch);
-                self.activate(route);
+                if queue.sequencer.is_behind_gap(sequence) {
+                    batch.unstamp();
+                }
+                self.put_back(batch);
             }
         }
         let queue = self.queue_mut(route);
@@ -562,6 +696,15 @@ impl Accumulator {
         if !queue.recovering {
             queue.retry_at = None;
         }
+    }
+
+    /// Puts a batch that is to be sent again back into its place.
+    fn put_back(&mut self, batch: Batch) {
+        let route = batch.route;
+        let queue = self.queue_mut(route);
+        let at = queue.ready.partition_point(|other| other.sequence < batch.sequence);
+        queue.ready.insert(at, batch);
+        self.activate(route);
     }
 
     /// A request has come back, whatever it brought.
@@ -631,6 +774,9 @@ impl Accumulator {
                     }
                 } {
                     let error = self.timed_out(&batch);
+                    if batch.stamp.is_some() {
+                        self.queue_mut(route).sequencer.give_up();
+                    }
                     self.finish(&batch, Err(error));
                 }
                 let queue = self.queue_mut(route);
@@ -697,7 +843,7 @@ impl Accumulator {
             partition: batch.route.partition,
             waited: self.delivery_timeout,
             outcome_unknown: batch.outcome_unknown,
-            reason: batch.reason.clone(),
+            reason: batch.reason.clone().or_else(|| self.identity.reason.clone()),
         }
     }
 
@@ -725,7 +871,10 @@ impl Accumulator {
             attempts: 0,
             outcome_unknown: false,
             sequence,
+            stampable: matches!(payload, Payload::Building(_)),
             payload,
+            stamp: None,
+            encoded_stamp: None,
             memory,
             reason: None,
         }
@@ -744,6 +893,9 @@ impl Accumulator {
         let batches: Vec<Batch> = queue.ready.drain(..).chain(queue.open.take()).collect();
         queue.recovering = false;
         queue.retry_at = None;
+        if batches.iter().any(|batch| batch.stamp.is_some()) {
+            queue.sequencer.give_up();
+        }
         for batch in batches {
             self.finish(&batch, Err(error.clone()));
         }

@@ -19,6 +19,14 @@ enum Step {
     Acknowledge,
     /// The oldest request comes back: to be tried again after milliseconds.
     Retry(u64),
+    /// The oldest request comes back: without a word.
+    Lost,
+    /// The oldest request comes back: there is a gap before it.
+    Gap,
+    /// The oldest request comes back: it will not do.
+    Refuse,
+    /// The producer's id and epoch come.
+    Identified(i64, i16),
     /// Somebody waits for memory.
     Pressed(&'static str),
     Flush,
@@ -27,7 +35,10 @@ enum Step {
     Unsettled(usize),
 }
 
-use Step::{Acknowledge, Append, Expire, Flush, Leaves, Pass, Pressed, Retry, Unsettled};
+use Step::{
+    Acknowledge, Append, Expire, Flush, Gap, Identified, Leaves, Lost, Pass, Pressed, Refuse, Retry,
+    Unsettled,
+};
 
 fn check(config: ProducerConfig, steps: &[Step]) {
     let start = Instant::now();
@@ -45,11 +56,25 @@ fn check(config: ProducerConfig, steps: &[Step]) {
         accumulator.drain(now, pressed, &mut work);
         let mut text = Vec::new();
         for item in work {
-            let Work::Send(flight) = item else { continue };
-            let batch = |(batch, ..): &(Batch, TopicId, u32)| {
-                format!("{}:{}", batch.route.partition, batch.record_count)
+            let mut flight = match item {
+                Work::Send(flight) => flight,
+                Work::Identify => {
+                    text.push("who".to_owned());
+                    continue;
+                }
+                _ => continue,
             };
-            text.push(flight.cargo.iter().map(batch).collect::<Vec<_>>().join(" "));
+            let batch = |(batch, ..): &mut (Batch, TopicId, u32)| {
+                let stamp = batch.stamp.map_or(String::new(), |stamp| {
+                    format!("@{}.{}.{}", stamp.id, stamp.epoch, stamp.base_sequence)
+                });
+                let header = record_batch::verify(&batch.encoded(Compression::None)).unwrap();
+                let told = (header.producer_id, header.producer_epoch, header.base_sequence);
+                let expect = batch.stamp.unwrap_or(Stamp::NONE);
+                assert_eq!(told, (expect.id, expect.epoch, expect.base_sequence));
+                format!("{}:{}{stamp}", batch.route.partition, batch.record_count)
+            };
+            text.push(flight.cargo.iter_mut().map(batch).collect::<Vec<_>>().join(" "));
             flying.push_back(flight);
         }
         text.join(" | ")
@@ -75,7 +100,8 @@ fn check(config: ProducerConfig, steps: &[Step]) {
             Pressed(expect) => {
                 assert_eq!(drain(&mut accumulator, now, true, &mut flying), *expect, "step {at}");
             }
-            Acknowledge | Retry(_) => {
+            Identified(id, epoch) => accumulator.identified(*id, *epoch),
+            Acknowledge | Retry(_) | Lost | Gap | Refuse => {
                 let flight = flying.pop_front().unwrap();
                 accumulator.landed(HOME, Duration::ZERO, now);
                 for (batch, ..) in flight.cargo {
@@ -86,6 +112,14 @@ fn check(config: ProducerConfig, steps: &[Step]) {
                             outcome_unknown: false,
                             reason: "told to".into(),
                         },
+                        Lost => Verdict::Retry {
+                            wait: Duration::ZERO,
+                            refresh: false,
+                            outcome_unknown: true,
+                            reason: "lost".into(),
+                        },
+                        Gap => Verdict::OutOfSequence { reason: "a gap".into() },
+                        Refuse => Verdict::Failed(ProduceError::UnexpectedReply),
                         _ => Verdict::Acknowledged(BatchReceipt {
                             partition: batch.route.partition,
                             base_offset: 0,
@@ -93,6 +127,7 @@ fn check(config: ProducerConfig, steps: &[Step]) {
                             durability: crate::reply::Durability::LeaderDevice,
                             durable_end: 0,
                             append_time_ms: 0,
+                            duplicate: false,
                             anatomy: None,
                         }),
                     };
@@ -111,8 +146,153 @@ fn config() -> ProducerConfig {
         batch_size: 1000,
         max_in_flight_requests_per_connection: 5,
         delivery_timeout: Duration::from_millis(500),
+        enable_idempotence: false,
         ..ProducerConfig::default()
     }
+}
+
+fn idempotent() -> ProducerConfig {
+    ProducerConfig { enable_idempotence: true, ..config() }
+}
+
+#[test]
+fn sequences_follow_the_order_of_leaving() {
+    check(
+        idempotent(),
+        &[
+            Append(0, 900),
+            Append(0, 900),
+            Append(1, 10),
+            Append(1, 10),
+            // The id is asked for once; nothing leaves before it is there.
+            Leaves("who"),
+            Leaves(""),
+            Identified(5, 0),
+            Leaves("0:1@5.0.0 1:2@5.0.0 | 0:1@5.0.1"),
+            Acknowledge,
+            Acknowledge,
+            Append(1, 10),
+            Leaves("1:1@5.0.2"),
+        ],
+    );
+    check(ProducerConfig { acks: Acks::None, ..idempotent() }, &[Append(0, 10), Leaves("0:1")]);
+}
+
+#[test]
+fn five_of_a_partition_are_out() {
+    let wide = ProducerConfig { max_in_flight_requests_per_connection: 20, ..idempotent() };
+    let mut steps = vec![Append(0, 1), Leaves("who"), Identified(1, 0), Leaves("0:1@1.0.0"), Acknowledge];
+    steps.extend((0..7).map(|_| Append(0, 900)));
+    steps.extend([
+        Leaves("0:1@1.0.1 | 0:1@1.0.2 | 0:1@1.0.3 | 0:1@1.0.4 | 0:1@1.0.5"),
+        Acknowledge,
+        Leaves("0:1@1.0.6"),
+        Unsettled(6),
+    ]);
+    check(wide, &steps);
+}
+
+/// Three batches are out, with sequences 0, 1, 2 of epoch 0.
+fn three_out() -> Vec<Step> {
+    vec![
+        Append(0, 900),
+        Append(0, 900),
+        Append(0, 900),
+        Leaves("who"),
+        Identified(1, 0),
+        Leaves("0:1@1.0.0 | 0:1@1.0.1 | 0:1@1.0.2"),
+    ]
+}
+
+#[test]
+fn what_is_sent_again_keeps_its_sequence() {
+    let mut steps = three_out();
+    steps.extend([
+        Lost,
+        Lost,
+        Acknowledge,
+        Leaves("0:1@1.0.0"),
+        Acknowledge,
+        Leaves("0:1@1.0.1"),
+        Acknowledge,
+        Append(0, 1),
+        Leaves("0:1@1.0.3"),
+    ]);
+    check(idempotent(), &steps);
+}
+
+#[test]
+fn behind_a_gap_all_begin_again_under_the_next_epoch() {
+    let mut steps = three_out();
+    steps.extend([
+        // Of the first nothing is known; the second is certainly not there, and so the third is not.
+        Lost,
+        Gap,
+        Append(0, 1),
+        Leaves(""),
+        Lost,
+        Leaves("0:1@1.0.0"),
+        Gap,
+        Leaves("0:1@1.1.0"),
+        Acknowledge,
+        Leaves("0:1@1.1.1"),
+        Acknowledge,
+        Leaves("0:1@1.1.2"),
+        Acknowledge,
+        Leaves("0:1@1.1.3"),
+        Acknowledge,
+        Unsettled(0),
+    ]);
+    check(idempotent(), &steps);
+}
+
+#[test]
+fn what_is_given_up_ends_its_epoch_but_not_what_may_be_there() {
+    let mut steps = three_out();
+    steps.extend([
+        Refuse,
+        // Perhaps there: asked for under its old sequence, and only then sent again under a new one.
+        Lost,
+        Acknowledge,
+        Append(0, 1),
+        Leaves("0:1@1.0.1"),
+        Gap,
+        Leaves("0:1@1.1.0"),
+        Acknowledge,
+        Leaves("0:1@1.1.1"),
+        // Its time is up, nobody knows what became of it.
+        Lost,
+        Pass(500),
+        Expire,
+        Unsettled(0),
+        Append(0, 1),
+        Leaves("0:1@1.2.0"),
+    ]);
+    check(idempotent(), &steps);
+}
+
+#[test]
+fn the_last_epoch_of_an_id_is_followed_by_another_id() {
+    check(
+        idempotent(),
+        &[
+            Append(0, 10),
+            Leaves("who"),
+            Identified(1, i16::MAX),
+            Leaves("0:1@1.32767.0"),
+            Refuse,
+            Append(0, 10),
+            Append(1, 10),
+            // The other partition has no use for another id.
+            Leaves("1:1@1.32767.0 | who"),
+            Identified(2, 0),
+            Leaves("0:1@2.0.0"),
+            Acknowledge,
+            Acknowledge,
+            Append(1, 10),
+            Leaves("1:1@1.32767.1"),
+        ],
+    );
 }
 
 #[test]

@@ -141,6 +141,8 @@ pub struct Receipt {
     pub durable_end: u64,
     /// When the leader appended it, milliseconds since 1970.
     pub append_time_ms: i64,
+    /// The broker had it from an earlier attempt, whose answer was lost.
+    pub duplicate: bool,
     /// Where the time went, with [`crate::ProducerConfig::explain`].
     pub anatomy: Option<Anatomy>,
 }
@@ -165,6 +167,8 @@ pub struct BatchReceipt {
     pub durable_end: u64,
     /// When the leader appended it, milliseconds since 1970.
     pub append_time_ms: i64,
+    /// The broker had it from an earlier attempt, whose answer was lost.
+    pub duplicate: bool,
     /// Where the time went, with [`crate::ProducerConfig::explain`].
     pub anatomy: Option<Anatomy>,
 }
@@ -241,6 +245,7 @@ impl Future for DeliveryFuture {
             durability: batch.durability,
             durable_end: batch.durable_end,
             append_time_ms: batch.append_time_ms,
+            duplicate: batch.duplicate,
             anatomy: batch.anatomy,
         })
     }

@@ -46,6 +46,7 @@ mod fetcher;
 mod partitioner;
 mod producer;
 mod sender;
+mod sequencer;
 
 pub use admin::{Admin, ListedOffset, TopicDescription};
 pub use client::{Client, ClientError};

@@ -4,9 +4,9 @@
 //! memory budget and one sender task. Lifecycle: made by [`crate::Client::producer`] inside a tokio
 //! runtime; ended by [`Producer::close`] or by dropping the last clone, which returns at once and leaves
 //! the task to send what was taken. Invariants: at most `buffer_memory` bytes of records are held; no
-//! lock is held across an await; records of one partition keep their order unless a request is repeated
-//! while later ones are in flight. Absent on purpose: idempotence (without it a batch that is resent
-//! after a lost connection can appear twice: at least once).
+//! lock is held across an await; with idempotence (the default) every record is in the log at most once and
+//! records of one partition keep their order, whatever is sent again. Without it a batch that is resent
+//! after a lost connection can appear twice, and behind later ones. Absent on purpose: transactions.
 
 use crate::accumulator::{Accumulator, RecordParts, Reservation, Route};
 use crate::client::{ClientError, Cluster, Topic};
@@ -42,6 +42,10 @@ pub enum Linger {
 pub struct ProducerConfig {
     /// The durability to wait for.
     pub acks: Acks,
+    /// Whether batches carry a producer id and sequences, so that the broker recognises one that is sent again:
+    /// nothing is there twice, and order is kept with several requests in flight (at most 5 per partition). Not
+    /// with `acks` none, where nobody answers, nor for [`Producer::send_encoded`].
+    pub enable_idempotence: bool,
     /// Bytes at which a batch is full, 1 to [`BATCH_SIZE_MAX`] (values outside are moved to the nearer
     /// end). A larger record travels alone.
     pub batch_size: usize,
@@ -49,7 +53,8 @@ pub struct ProducerConfig {
     pub linger: Linger,
     /// Bytes of records held in this process, sent and unsent; above, [`Producer::send`] waits.
     pub buffer_memory: usize,
-    /// Requests sent and not answered per connection, at least 1. With 1 order survives every failure.
+    /// Requests sent and not answered per connection, at least 1. Without idempotence order survives every
+    /// failure only with 1.
     pub max_in_flight_requests_per_connection: usize,
     /// From the first record of a batch to its acknowledgement, tries included.
     pub delivery_timeout: Duration,
@@ -61,8 +66,8 @@ pub struct ProducerConfig {
     /// Whether receipts say where the time went.
     pub explain: bool,
     /// Whether a batch is sent again when nobody knows whether it was appended: after a lost
-    /// connection, or a broker that did not answer in time. `true`: at least once. `false`: such a
-    /// batch fails with an unknown outcome.
+    /// connection, or a broker that did not answer in time. `true`: until `delivery_timeout`, and it is there
+    /// once (without idempotence: at least once). `false`: such a batch fails with an unknown outcome.
     pub resend_when_unknown: bool,
 }
 
@@ -70,6 +75,7 @@ impl Default for ProducerConfig {
     fn default() -> Self {
         Self {
             acks: Acks::All,
+            enable_idempotence: true,
             batch_size: 64 << 10,
             linger: Linger::Adaptive,
             buffer_memory: 64 << 20,

@@ -15,7 +15,7 @@ use crate::reply::{BrokerAnatomy, BrokerError, Durability, ProduceResult, Reply,
 use crate::request::{Acks, ProduceEntry, Request, TopicId};
 use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use schema::error_code::Class;
+use schema::error_code::{Class, ErrorCode};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,6 +31,7 @@ enum Event {
     Opened(Home, Result<Connection, ClientError>),
     Landed(Landing),
     Learnt(usize, Result<Arc<Topic>, ClientError>),
+    Identified(Result<(i64, i16), ClientError>),
 }
 
 /// A request that has come back.
@@ -135,6 +136,17 @@ impl Sender<'_> {
                 let learning = async move { Event::Learnt(index, cluster.refresh(&name, asked_at).await) };
                 self.events.push(Box::pin(learning));
             }
+            Work::Identify => {
+                let cluster = self.shared.cluster.clone();
+                let asking = async move {
+                    let reply = cluster.ask(Request::InitProducer { known: None }).await;
+                    Event::Identified(reply.and_then(|reply| match reply {
+                        Reply::Producer(id, epoch) if id >= 0 && epoch >= 0 => Ok((id, epoch)),
+                        _ => Err(ClientError::UnexpectedReply { request: "InitProducer" }),
+                    }))
+                };
+                self.events.push(Box::pin(asking));
+            }
             Work::Send(flight) => self.send(flight),
         }
     }
@@ -199,6 +211,11 @@ impl Sender<'_> {
                     // No broker answers just now. The batches wait; what is tried next asks again.
                     Err(_) => {}
                 }
+            }
+            Event::Identified(Ok((id, epoch))) => self.shared.lock().identified(id, epoch),
+            Event::Identified(Err(error)) => {
+                let backoff = |failures| self.shared.cluster.config.backoff(failures);
+                self.shared.lock().not_identified(&error, backoff, now);
             }
             Event::Landed(landing) => self.land(landing, now),
         }
@@ -281,6 +298,20 @@ impl Sender<'_> {
             outcome_unknown,
             reason: error.to_string().into(),
         };
+        if batch.is_recognised() {
+            let out_of_sequence = || Verdict::OutOfSequence { reason: error.to_string().into() };
+            match error.code {
+                ErrorCode::OutOfOrderSequence => return out_of_sequence(),
+                // The broker cannot say whether it has a batch of a producer that it does not know any more.
+                ErrorCode::UnknownProducerId | ErrorCode::InvalidProducerEpoch => {
+                    return match batch.outcome_unknown {
+                        true => Verdict::Failed(self.outcome_unknown(batch, error)),
+                        false => out_of_sequence(),
+                    };
+                }
+                _ => {}
+            }
+        }
         match error.class() {
             Class::Retry => retry(false, false),
             Class::RefreshAndRetry => retry(true, false),
@@ -319,6 +350,7 @@ fn unacknowledged(batch: &Batch) -> BatchReceipt {
         durability: Durability::None,
         durable_end: 0,
         append_time_ms: -1,
+        duplicate: false,
         anatomy: None,
     }
 }
@@ -337,6 +369,7 @@ fn receipt(
         durability: result.durability,
         durable_end: result.durable_end,
         append_time_ms: result.append_time_ms,
+        duplicate: result.duplicate,
         anatomy: anatomy.map(|broker| Anatomy {
             client_queue_ns: sent_at.saturating_duration_since(batch.created_at).as_nanos() as u64,
             round_trip_ns: now.saturating_duration_since(sent_at).as_nanos() as u64,

@@ -4,6 +4,7 @@
 //! Every request is recorded, then a hook decides: serve, refuse, hold the reply, hang up. Absent on
 //! purpose: anything durable, and any check of what a client sends beyond what the tests ask.
 
+use crate::fake_producers::FakeProducers;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use ringlog_client::request::{
@@ -55,6 +56,7 @@ pub struct FakePartition {
     pub log_start: u64,
     /// Base offset, end offset, bytes.
     pub batches: Vec<(u64, u64, Bytes)>,
+    pub producers: FakeProducers,
 }
 
 impl FakePartition {
@@ -62,13 +64,21 @@ impl FakePartition {
         self.batches.last().map_or(self.log_start, |(_, end, _)| *end)
     }
 
-    pub fn append(&mut self, batch: &[u8]) -> u64 {
+    fn new(shard: u32) -> Self {
+        Self { shard, log_start: 0, batches: Vec::new(), producers: FakeProducers::default() }
+    }
+
+    /// The base offset, and whether the batch was there already.
+    pub fn append(&mut self, batch: &[u8]) -> Result<(u64, bool), ErrorCode> {
         let base = self.end();
         let mut stored = batch.to_vec();
         record_batch::set_base_offset(&mut stored, base);
         let header = record_batch::verify(&stored).expect("a producer sends sound batches");
+        if let Some(original) = self.producers.admit(&header, base)? {
+            return Ok((original, true));
+        }
         self.batches.push((base, header.end_offset(), stored.into()));
-        base
+        Ok((base, false))
     }
 
     /// The values of all records, in order.
@@ -101,6 +111,7 @@ struct State {
     hook: Hook,
     held: Vec<Held>,
     topics_made: u128,
+    producers_made: i64,
 }
 
 pub struct FakeBroker {
@@ -130,6 +141,7 @@ impl FakeBroker {
             hook: Box::new(|_| Do::Serve),
             held: Vec::new(),
             topics_made: 0,
+            producers_made: 0,
         }));
         let changed = Arc::new(Notify::new());
         let listening = {
@@ -180,7 +192,7 @@ impl FakeBroker {
     /// Appends one batch with these values to a partition of `t`.
     pub fn append(&self, partition: usize, values: &[&str]) {
         let batch = batch_of(values);
-        self.topic("t", |topic| topic.partitions[partition].append(&batch));
+        self.topic("t", |topic| topic.partitions[partition].append(&batch)).expect("it has no producer");
     }
 
     pub fn calls(&self) -> Vec<Call> {
@@ -251,7 +263,7 @@ pub fn batch_of(values: &[&str]) -> Vec<u8> {
 fn create(state: &mut State, name: &str, partitions: u32) -> TopicId {
     state.topics_made += 1;
     let id = TopicId(state.topics_made);
-    let partition = |at: u32| FakePartition { shard: at % SHARDS, log_start: 0, batches: Vec::new() };
+    let partition = |at: u32| FakePartition::new(at % SHARDS);
     let topic = FakeTopic { id, partitions: (0..partitions).map(partition).collect() };
     state.topics.insert(name.to_owned(), topic);
     id
@@ -426,6 +438,10 @@ fn decode_admin(request: &wire::Request<'_>) -> Request {
     if let Some(describe) = request.api_as_describe_logs_request() {
         return Request::DescribeLogs { topic: describe.topics().unwrap().get(0).to_owned() };
     }
+    if let Some(init) = request.api_as_init_producer_request() {
+        let known = (init.producer_id() >= 0).then(|| (init.producer_id(), init.producer_epoch()));
+        return Request::InitProducer { known };
+    }
     assert!(request.api_as_status_request().is_some());
     Request::Status
 }
@@ -511,11 +527,17 @@ fn refuse_entries(call: &Call, code: ErrorCode) -> Vec<u8> {
     }
 }
 
-fn produce_result(partition: u32, result: Result<(u64, u64), ErrorCode>) -> wire::ProduceResult {
+fn produce_result(partition: u32, result: Result<(u64, bool, u64), ErrorCode>) -> wire::ProduceResult {
     match result {
-        Ok((base, end)) => {
-            wire::ProduceResult::new(partition, 0, wire::Durability::LeaderDevice, 0, base, 77, end)
-        }
+        Ok((base, duplicate, end)) => wire::ProduceResult::new(
+            partition,
+            0,
+            wire::Durability::LeaderDevice,
+            u8::from(duplicate),
+            base,
+            77,
+            end,
+        ),
         Err(code) => wire::ProduceResult::new(partition, code.to_wire(), wire::Durability::None, 0, 0, 0, 0),
     }
 }
@@ -564,6 +586,17 @@ async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify, port: u16) 
                 let _ = tokio::time::timeout_at(deadline, news).await;
             }
         }
+        Request::InitProducer { .. } => {
+            let mut state = state.lock().unwrap();
+            state.producers_made += 1;
+            let args =
+                wire::InitProducerResponseArgs { producer_id: state.producers_made, producer_epoch: 0 };
+            let init = move |b: &mut Builder| -> Api {
+                let api = wire::InitProducerResponse::create(b, &args).as_union_value();
+                (wire::ResponseApi::InitProducerResponse, Some(api))
+            };
+            Some(response(id, None, init, &[]))
+        }
         Request::ListOffsets { entries } => Some(list_offsets(id, &state.lock().unwrap(), entries)),
         _ => Some(administer(call, &mut state.lock().unwrap())),
     }
@@ -575,8 +608,8 @@ fn append(state: &mut State, entry: &ProduceEntry) -> wire::ProduceResult {
         None => Err(ErrorCode::UnknownTopic),
         Some(None) => Err(ErrorCode::UnknownPartition),
         Some(Some(partition)) => {
-            let base = partition.append(&entry.batch);
-            Ok((base, partition.end()))
+            let appended = partition.append(&entry.batch);
+            appended.map(|(base, duplicate)| (base, duplicate, partition.end()))
         }
     };
     produce_result(entry.partition, result)
@@ -723,7 +756,7 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
         Request::CreatePartitions { topic, count } => {
             let result = known(state, topic);
             if let Some(topic) = state.topics.get_mut(topic) {
-                let partition = || FakePartition { shard: 1, log_start: 0, batches: Vec::new() };
+                let partition = || FakePartition::new(1);
                 topic.partitions.resize_with(*count as usize, partition);
             }
             let outcome = Some(outcome(b, topic, result));

@@ -4,4 +4,6 @@ mod admin;
 mod connection;
 mod consumer;
 mod fake_broker;
+mod fake_producers;
+mod idempotence;
 mod producer;

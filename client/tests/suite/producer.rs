@@ -182,7 +182,7 @@ async fn a_partition_that_moved_is_followed() {
 async fn a_lost_reply_is_sent_again_unless_told_otherwise() {
     for resend_when_unknown in [true, false] {
         let broker = FakeBroker::start(1).await;
-        let config = ProducerConfig { resend_when_unknown, ..Default::default() };
+        let config = ProducerConfig { resend_when_unknown, enable_idempotence: false, ..Default::default() };
         let producer = broker.client().await.producer(config);
         let mut lost = false;
         broker.hook(move |call| match is_produce(call) && !std::mem::replace(&mut lost, is_produce(call)) {
@@ -440,7 +440,7 @@ async fn a_deleted_topic_fails_what_was_taken() {
     assert_eq!(producer.send(record("c")).await.unwrap().await.unwrap().offset, 0);
 }
 
-/// Clones on several threads, a broker that fails every few requests in turn: nothing acknowledged is
+/// Without idempotence. Clones on several threads, a broker that fails every few requests in turn: nothing acknowledged is
 /// lost; nothing is doubled while every failure is a clear refusal; and one in flight keeps the order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_is_lost_in_a_storm() {
@@ -452,6 +452,7 @@ async fn nothing_is_lost_in_a_storm() {
             batch_size: 2_000,
             buffer_memory: 60_000,
             max_in_flight_requests_per_connection: in_flight,
+            enable_idempotence: false,
             ..Default::default()
         };
         let producer = broker.client().await.producer(config);
