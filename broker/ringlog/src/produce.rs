@@ -54,6 +54,9 @@ pub struct ProduceArguments {
     /// Compress batches: none, lz4, zstd, snappy, gzip
     #[arg(long, value_name = "CODEC", default_value = "none")]
     compression: Compression,
+    /// Do without producer id and sequences: what is sent again after a lost answer can be there twice
+    #[arg(long)]
+    no_idempotence: bool,
     /// Say where the time of the acknowledgements went
     #[arg(long)]
     explain: bool,
@@ -96,6 +99,7 @@ async fn produce(arguments: ProduceArguments, input: Lines, output: &mut Output)
     let producer = client.producer(ProducerConfig {
         acks: arguments.acks,
         compression: arguments.compression,
+        enable_idempotence: !arguments.no_idempotence,
         explain: arguments.explain,
         // A person waits.
         delivery_timeout: Duration::from_secs(30),

@@ -27,7 +27,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use logic::ids::{BrokerId, ShardId};
 use logic::limits::{
     CONNECTIONS_BEFORE_HELLO_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TABLES_MAX,
-    FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, ROUNDS_IN_FLIGHT_DEFAULT,
+    FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT, ROUNDS_IN_FLIGHT_DEFAULT,
 };
 use logic::metadata::reconcile::Here;
 use logic::metadata::{BrokerRegistration, Command};
@@ -70,6 +70,8 @@ pub struct BrokerConfig {
     pub rounds_in_flight: usize,
     /// How long a shard polls before it sleeps: lower latency for a whole core.
     pub poll: Duration,
+    /// Silence after which a producer is forgotten (`producer.id.expiration.ms`).
+    pub producer_id_expiration: Duration,
     /// The data directory supports O_DIRECT.
     pub direct: bool,
     /// How the disk is to be used.
@@ -95,6 +97,7 @@ impl BrokerConfig {
             cores: None,
             rounds_in_flight: ROUNDS_IN_FLIGHT_DEFAULT,
             poll: Duration::ZERO,
+            producer_id_expiration: Duration::from_millis(PRODUCER_EXPIRATION_MS_DEFAULT),
             direct: true,
             disk: DiskPolicy::default(),
             notices: Vec::new(),
@@ -423,6 +426,8 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     if setup.number == 0 {
         setup.config.notices.iter().for_each(|notice| storage.note(notice.clone()));
     }
+    let expiration_ms = setup.config.producer_id_expiration.as_millis();
+    storage.producer_expiration_ms.set(i64::try_from(expiration_ms).unwrap_or(i64::MAX));
     let store = Store::new(storage, checkpoint, setup.config.rounds_in_flight);
     let identity = Identity {
         broker: BROKER,

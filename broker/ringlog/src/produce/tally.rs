@@ -33,6 +33,8 @@ pub struct Tally {
     pub acknowledged: u64,
     /// Records.
     pub failed: u64,
+    /// Of those acknowledged: records that the broker had from an attempt whose answer was lost.
+    duplicates: u64,
     /// Of those that failed.
     pub first_error: Option<ProduceError>,
     line_bytes: u64,
@@ -47,6 +49,7 @@ impl Tally {
         let mut tally = Self {
             acknowledged: 0,
             failed: 0,
+            duplicates: 0,
             first_error: None,
             line_bytes: 0,
             partitions: BTreeMap::new(),
@@ -67,6 +70,7 @@ impl Tally {
 
     fn note(&mut self, receipt: &Receipt, line_bytes: u64) {
         self.acknowledged += 1;
+        self.duplicates += u64::from(receipt.duplicate);
         self.line_bytes += line_bytes;
         let offset = (receipt.offset != Receipt::OFFSET_UNKNOWN).then_some(receipt.offset);
         let partition = self.partitions.entry(receipt.partition).or_insert(Acknowledged {
@@ -133,6 +137,12 @@ impl Tally {
                 ))?;
             }
         }
+        if self.duplicates > 0 {
+            output.line(&format!(
+                "{} sent again after a lost answer: the broker had them, they are there once",
+                counted(self.duplicates, "record")
+            ))?;
+        }
         if !self.parts_ns.is_empty() {
             output.line("")?;
             let mut table = Table::new(&["TIME SPENT", ">P50", ">P99", ">P99.9", ">MAX"]);
@@ -178,7 +188,7 @@ impl Tally {
             .collect();
         output.json(&json!({
             "topic": topic, "created_topic": created, "acknowledged": self.acknowledged,
-            "failed": self.failed, "bytes": self.line_bytes, "seconds": elapsed.as_secs_f64(),
+            "failed": self.failed, "duplicates": self.duplicates, "bytes": self.line_bytes, "seconds": elapsed.as_secs_f64(),
             "partitions": partitions, "explain": explain,
         }))
     }

@@ -10,6 +10,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// A day.
+const PRODUCER_ID_EXPIRATION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+
 /// `ringlog serve`
 #[derive(clap::Args)]
 pub struct ServeArguments {
@@ -46,6 +49,10 @@ pub struct ServeArguments {
     /// The host that clients are told to connect to [default: the address that it listens on]
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
+    /// A producer that has been silent for so long is forgotten, milliseconds (producer.id.expiration.ms)
+    /// [default: 86400000, a day]
+    #[arg(long, value_name = "N")]
+    producer_id_expiration_ms: Option<u64>,
 }
 
 /// `--cores`
@@ -115,6 +122,7 @@ struct File {
     dsync_writes: Option<usize>,
     disk_profile: Option<ProfileSource>,
     advertise: Option<String>,
+    producer_id_expiration_ms: Option<u64>,
 }
 
 /// What is in force.
@@ -138,6 +146,8 @@ pub struct Settings {
     pub disk_profile: ProfileSource,
     /// The host that clients are told.
     pub advertise: Option<String>,
+    /// Silence after which a producer is forgotten.
+    pub producer_id_expiration: Duration,
 }
 
 impl ServeArguments {
@@ -168,6 +178,10 @@ impl ServeArguments {
         if poll_us > 1_000_000 {
             return Err(Failure::usage(format!("poll-us is at most 1000000, not {poll_us}")));
         }
+        let producer_id_expiration_ms = self.producer_id_expiration_ms.or(file.producer_id_expiration_ms);
+        if producer_id_expiration_ms == Some(0) {
+            return Err(Failure::usage("producer-id-expiration-ms is at least 1"));
+        }
         Ok(Settings {
             data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from("ringlog-data")),
             listen: listen.unwrap_or(default_listen),
@@ -178,6 +192,8 @@ impl ServeArguments {
             dsync_writes,
             disk_profile: self.disk_profile.or(file.disk_profile).unwrap_or_default(),
             advertise: self.advertise.or(file.advertise),
+            producer_id_expiration: producer_id_expiration_ms
+                .map_or(PRODUCER_ID_EXPIRATION_DEFAULT, Duration::from_millis),
         })
     }
 }
@@ -302,6 +318,7 @@ mod tests {
             dsync_writes: Some(5),
             disk_profile: ProfileSource::Nothing,
             advertise: Some("f".into()),
+            producer_id_expiration: PRODUCER_ID_EXPIRATION_DEFAULT,
         };
         assert_eq!(from_file, expect);
         let line = "--data /a --listen 127.0.0.1:2 --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
@@ -326,6 +343,7 @@ mod tests {
             ("--rounds-in-flight 5", "", "1 to 4"),
             ("--dsync-writes 65", "", "0 to 64"),
             ("--poll-us 1000001", "", "at most 1000000"),
+            ("", "producer-id-expiration-ms = 0", "at least 1"),
             ("--listen here", "", "invalid"),
             ("", "port = 1", "unknown field"),
             ("", "listen = 'here'", "invalid"),
