@@ -294,21 +294,31 @@ impl ProducerTable {
         }
     }
 
-    /// Takes over what an older summary knows of producers that are not in the log any more: those whose batches
-    /// all lie below `log_start`.
+    /// Takes over what an older summary knows of batches that are not in the log any more: those that lie below
+    /// `log_start` and before all that is known of their producers.
     pub fn merge_older(&mut self, summaries: &[ProducerSummary], log_start: Offset) {
-        let older = |summary: &&ProducerSummary| {
-            summary.batches.iter().all(|batch| from_summary(batch).end() <= log_start)
-        };
-        for summary in summaries.iter().filter(older) {
-            if !self.producers.contains_key(&summary.producer_id)
-                && self.producers.len() < PRODUCERS_PER_PARTITION_MAX
-            {
-                for batch in &summary.batches {
-                    self.note(summary.producer_id, from_summary(batch), PRODUCERS_PER_PARTITION_MAX);
-                }
+        for summary in summaries {
+            let entry = self.producers.get(&summary.producer_id);
+            if entry.is_none() && self.producers.len() >= PRODUCERS_PER_PARTITION_MAX {
+                continue;
             }
+            let known = entry.map_or(&[][..], Entry::known).to_vec();
+            let until = known.first().map_or(log_start, |oldest| oldest.base.min(log_start));
+            let older = summary.batches.iter().map(from_summary).filter(|note| note.end() <= until);
+            let mut notes = older.chain(known.iter().copied());
+            let Some(first) = notes.next() else { continue };
+            let mut merged = Entry::new(first);
+            notes.for_each(|note| merged.push(note));
+            self.producers.insert(summary.producer_id, merged);
         }
+    }
+
+    /// Whether batches below `log_start` are known that a checkpoint as of `checkpointed_end` does not tell of:
+    /// the segments that hold them must stay until one does.
+    pub fn needs_checkpoint(&self, log_start: Offset, checkpointed_end: Offset) -> bool {
+        let only_there = |note: &BatchNote| note.end() <= log_start && note.end() > checkpointed_end;
+        checkpointed_end < log_start
+            && self.producers.values().any(|entry| entry.known().iter().any(only_there))
     }
 
     /// Forgets whoever has been silent for too long.

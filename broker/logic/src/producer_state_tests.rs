@@ -203,6 +203,26 @@ fn what_was_not_durable_is_not_remembered() {
 }
 
 #[test]
+fn what_only_dropped_segments_tell_needs_a_checkpoint() {
+    let mut rig = Rig::default();
+    rig.admit(batch(1, 0, 0, 10)).unwrap();
+    rig.admit(batch(2, 0, 0, 10)).unwrap();
+    // (log start, end of the last checkpoint, whether another is needed)
+    for (log_start, checkpointed, expect) in [
+        (0, 0, false),
+        (9, 0, false),
+        (10, 0, true),
+        (10, 10, false),
+        (20, 10, true),
+        (20, 20, false),
+        (15, 5, true),
+    ] {
+        let needs = rig.table.needs_checkpoint(Offset::new(log_start), Offset::new(checkpointed));
+        assert_eq!(needs, expect, "log from {log_start}, checkpoint at {checkpointed}");
+    }
+}
+
+#[test]
 fn an_older_summary_adds_who_is_gone_from_the_log() {
     let mut rig = Rig::default();
     for id in 1..=2 {
@@ -215,6 +235,12 @@ fn an_older_summary_adds_who_is_gone_from_the_log() {
     table.replay(&batch(2, 0, 0, 5), Offset::new(5), 9);
     table.merge_older(&summaries, Offset::new(5));
     assert_eq!(table.summaries(Offset::new(10)).len(), 2);
+    // Also of one that is in the log still.
+    let mut table = ProducerTable::default();
+    table.replay(&batch(1, 0, 5, 2), Offset::new(5), 9);
+    table.merge_older(&summaries, Offset::new(5));
+    let known: Vec<_> = table.summaries(Offset::new(10)).iter().map(|p| p.batches.len()).collect();
+    assert_eq!(known, [2], "one and what came before it; nothing above the log's start");
     // What the summary has above the log's start and the log has not was never there.
     let mut table = ProducerTable::default();
     table.merge_older(&summaries, Offset::new(5));

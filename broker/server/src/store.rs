@@ -526,7 +526,8 @@ impl<D: Disk> Store<D> {
         if self.stopping.get() {
             return;
         }
-        let due = self.bytes_since_checkpoint.get() >= CHECKPOINT_BYTES
+        let due = self.storage.take_checkpoint_wanted()
+            || self.bytes_since_checkpoint.get() >= CHECKPOINT_BYTES
             || self.bytes_since_checkpoint.get() > 0
                 && now_ms - self.last_checkpoint_ms.get() >= CHECKPOINT_MS as i64;
         if due && let Err(error) = self.checkpoint(false).await {

@@ -159,6 +159,8 @@ pub struct Partition<D: Disk> {
     producers: RefCell<ProducerTable>,
     /// Where a producer's batch was admitted that is not appended yet.
     admitted: Cell<Option<Offset>>,
+    /// The end that the last checkpoint of this process's time claims.
+    checkpointed_end: Cell<Offset>,
     settings: Cell<PartitionSettings>,
     leader_epoch: Cell<LeaderEpoch>,
     pending: RefCell<VecDeque<PendingGroup>>,
@@ -208,6 +210,7 @@ impl<D: Disk> Partition<D> {
             log: RefCell::new(Log::new(identity, settings.log, recovered.start)),
             producers: RefCell::new(recovered.producers),
             admitted: Cell::new(None),
+            checkpointed_end: Cell::new(Offset::new(0)),
             settings: Cell::new(settings),
             leader_epoch: Cell::new(known_epoch),
             pending: RefCell::default(),
@@ -524,6 +527,7 @@ impl<D: Disk> Partition<D> {
 
     /// A checkpoint that claims `durable_end` is on the device.
     pub fn checkpointed(&self, durable_end: Offset) {
+        self.checkpointed_end.set(durable_end);
         self.log.borrow_mut().checkpointed(durable_end);
     }
 

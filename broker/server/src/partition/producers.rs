@@ -58,6 +58,17 @@ impl<D: Disk> Partition<D> {
         PartitionCheckpoint { producers: table.summaries(durable_end), ..checkpoint }
     }
 
+    /// Whether dropped segments may go: whoever is known only from them stands in a checkpoint. Asks for one
+    /// if not. On a full disk they go all the same: there may be no room for a checkpoint.
+    pub(super) fn outlive_dropped_segments(&self) -> bool {
+        let log_start = self.log.borrow().log_start();
+        let safe = !self.producers.borrow().needs_checkpoint(log_start, self.checkpointed_end.get());
+        if !safe {
+            self.storage.want_checkpoint();
+        }
+        safe || self.storage.is_full()
+    }
+
     /// Forgets all of them, with the partition.
     pub(super) fn forget_producers(&self) {
         let table = std::mem::take(&mut *self.producers.borrow_mut());

@@ -121,7 +121,7 @@ impl<D: Disk> Partition<D> {
         dropped.len() as u64
     }
 
-    /// Reclaims the files of dropped segments: by one task, oldest first, each name gone for good before
+    /// Reclaims the files of dropped segments, once what they say about producers stands in a checkpoint: by one task, oldest first, each name gone for good before
     /// the next. After a crash a gap would look like a loss.
     pub(super) async fn reclaim_dropped(&self) -> io::Result<()> {
         if self.reclaiming.replace(true) {
@@ -130,6 +130,9 @@ impl<D: Disk> Partition<D> {
         let mut result = Ok(());
         while result.is_ok() {
             let Some((sequence, end_position)) = self.dropped.borrow().front().copied() else { break };
+            if !self.outlive_dropped_segments() {
+                break;
+            }
             self.wait_for_readers(sequence).await;
             let published_end = self.preparation.borrow_mut().forget(sequence).unwrap_or(end_position);
             let want_bytes = self.settings.get().log.physical_bytes();

@@ -189,6 +189,8 @@ pub struct Storage<D: Disk> {
     names: RefCell<HashMap<TopicId, Arc<str>>>,
     /// Producers that the shard's partitions know.
     producers: Cell<usize>,
+    /// Files are kept until there is another checkpoint.
+    checkpoint_wanted: Cell<bool>,
     dirty_bytes: Cell<usize>,
     full: Cell<bool>,
     low: Cell<bool>,
@@ -244,6 +246,7 @@ impl<D: Disk> Storage<D> {
             counters: StorageCounters::default(),
             producer_expiration_ms: Cell::new(PRODUCER_EXPIRATION_MS_DEFAULT as i64),
             producers: Cell::new(0),
+            checkpoint_wanted: Cell::new(false),
             read_files: ReadFiles::default(),
             root: root.to_owned(),
             shard,
@@ -334,6 +337,16 @@ impl<D: Disk> Storage<D> {
     /// A partition that knew `before` of them knows `after`.
     pub fn producers_changed(&self, before: usize, after: usize) {
         self.producers.set(self.producers.get() + after - before);
+    }
+
+    /// Asks for a checkpoint soon: files are kept until there is one.
+    pub fn want_checkpoint(&self) {
+        self.checkpoint_wanted.set(true);
+    }
+
+    /// Whether one has been asked for since this was last asked.
+    pub fn take_checkpoint_wanted(&self) -> bool {
+        self.checkpoint_wanted.take()
     }
 
     /// Accounts for bytes that became dirty.

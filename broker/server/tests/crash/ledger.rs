@@ -4,15 +4,19 @@
 //! been promised at that moment. Batches are kept whole from offset 0 on, because a crash may bring back
 //! what retention had dropped; nothing else may differ by a byte.
 //!
+//! Some batches have a producer, who sends again what was not acknowledged, at most five of them at a time.
+//!
 //! Judged after every recovery: nothing acknowledged is missing without being reported; nothing has
 //! other bytes, stands twice or has gaps; the log ends where a batch ends; nothing that an earlier
-//! recovery cut has come back; the verdict on the tail is the one that the bytes deserve.
+//! recovery cut has come back; the verdict on the tail is the one that the bytes deserve; what a producer may
+//! send again is recognised if it is there.
 
 use super::disk::CrashDisk;
 use super::image::{BLOCK, GroupNote, Image};
 use logic::ids::{LeaderEpoch, Offset};
 use logic::log::LogIdentity;
-use schema::record_batch;
+use logic::producer_state::Admission;
+use schema::record_batch::{self, Header};
 use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
@@ -30,6 +34,12 @@ pub struct Batch {
     pub bytes: Vec<u8>,
 }
 
+impl Batch {
+    pub fn header(&self) -> Header {
+        Header::decode(&self.bytes).expect("it was made by a producer")
+    }
+}
+
 /// One partition's promises.
 #[derive(Clone)]
 pub struct Slot {
@@ -39,6 +49,34 @@ pub struct Slot {
     pub acknowledged: u64,
     pub log_start: u64,
     pub deleted: bool,
+    /// Not acknowledged and not there any more: their producers will send them again, in this order.
+    pub to_send_again: Vec<Rc<Batch>>,
+    /// The next sequence of each of its producers.
+    pub sequences: [i32; PRODUCERS],
+}
+
+/// Producers of one partition.
+pub const PRODUCERS: usize = 2;
+
+impl Slot {
+    pub fn new(identity: LogIdentity, settings: PartitionSettings) -> Self {
+        Self {
+            identity,
+            settings,
+            batches: Vec::new(),
+            acknowledged: 0,
+            log_start: 0,
+            deleted: false,
+            to_send_again: Vec::new(),
+            sequences: [0; PRODUCERS],
+        }
+    }
+
+    /// Batches of a producer, in the order of their sequences, with those to be sent again.
+    pub fn batches_of(&self, producer: usize) -> impl DoubleEndedIterator<Item = &Rc<Batch>> {
+        let batches = self.batches.iter().chain(&self.to_send_again);
+        batches.filter(move |batch| batch.header().producer_id == producer as i64)
+    }
 }
 
 #[derive(Clone, Default)]
@@ -133,7 +171,10 @@ pub async fn open_and_judge(
         // From now on what was cut is gone for good, and what is there is seen by consumers.
         let mut ledger = ledger.borrow_mut();
         let slot = &mut ledger.slots[at];
-        slot.batches.retain(|batch| batch.end <= end);
+        let (kept, cut): (Vec<_>, Vec<_>) = slot.batches.drain(..).partition(|batch| batch.end <= end);
+        slot.batches = kept;
+        let again = cut.into_iter().filter(|batch| batch.header().producer_id >= 0);
+        slot.to_send_again.splice(..0, again);
         slot.acknowledged = end;
         slot.log_start = start;
         disk.retain_groups(|note| note.partition != slot.identity.partition);
@@ -165,6 +206,7 @@ pub async fn open_and_judge(
             tally.fail(format!("{id}: lost {:?} without damage", report.lost));
         }
         judge_tail(&partition, &slot, end, case, &mut tally);
+        judge_producers(&partition, &ledger.borrow().slots[at], &mut tally);
         if case.clean && report.bytes_read > 2 * BLOCK as u64 {
             tally.misjudged += 1;
             tally.fail(format!("{id}: {} bytes read after an orderly end", report.bytes_read));
@@ -175,6 +217,30 @@ pub async fn open_and_judge(
     }
     drop(tally);
     partition
+}
+
+/// Whether the last five batches of every producer, and the last one that is there, are recognised where they are.
+fn judge_producers(partition: &Partition<CrashDisk>, slot: &Slot, tally: &mut Tally) {
+    let id = slot.identity.partition;
+    for producer in 0..PRODUCERS {
+        let there = |batch: &&Rc<Batch>| slot.batches.last().is_some_and(|last| batch.end <= last.end);
+        let resent = slot.to_send_again.iter().filter(|b| b.header().producer_id == producer as i64).count();
+        let of_log = slot.batches.iter().filter(|batch| batch.header().producer_id == producer as i64);
+        let last = of_log.rev().take(5usize.saturating_sub(resent).max(1)).filter(there);
+        for batch in last {
+            match partition.admit_producer(&batch.header()) {
+                Ok(Admission::Duplicate(note))
+                    if note.base.get() == batch.base && note.end().get() == batch.end =>
+                {
+                    tally.add("batches sent again and recognised", 1);
+                }
+                other => {
+                    tally.misjudged += 1;
+                    tally.fail(format!("{id}: batch {}..{} sent again: {other:?}", batch.base, batch.end));
+                }
+            }
+        }
+    }
 }
 
 /// Whether the verdict on the tail is the one that the bytes deserve.

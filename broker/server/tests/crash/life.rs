@@ -7,11 +7,13 @@
 use super::Dice;
 use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
 use super::image::{Entry, Image};
-use super::ledger::{self, Acknowledge, Batch, Case, Ledger, Slot, Tally};
+use super::ledger::{self, Acknowledge, Batch, Case, Ledger, PRODUCERS, Slot, Tally};
 use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::limits::PRODUCER_IN_FLIGHT_MAX;
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
-use schema::record_batch::{self, BatchBuilder};
+use logic::producer_state::Admission;
+use schema::record_batch::{self, BatchBuilder, Producer};
 use schema::segment::GROUP_HEADER_BYTES;
 use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
@@ -103,14 +105,7 @@ impl Job {
     /// The first life of a root seed.
     pub fn root(seed: u64, plan: &Plan) -> Self {
         let slots = (0..plan.partitions)
-            .map(|partition| Slot {
-                identity: identity(partition as u32, 1),
-                settings: plan.settings,
-                batches: Vec::new(),
-                acknowledged: 0,
-                log_start: 0,
-                deleted: false,
-            })
+            .map(|partition| Slot::new(identity(partition as u32, 1), plan.settings))
             .collect();
         Self {
             image: Image::fresh(&root()),
@@ -245,6 +240,7 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
         life.work(job.steps).await;
     } else if !job.flipped && life.dice.chance(10) {
         // What has been recovered can be appended to.
+        life.send_again();
         life.append();
         life.drain().await;
     }
@@ -261,6 +257,7 @@ impl Life<'_> {
     }
 
     async fn work(&mut self, steps: u64) {
+        self.send_again();
         for _ in 0..steps {
             settle().await;
             if self.dice.chance(self.plan.crash_percent) {
@@ -390,10 +387,22 @@ impl Life<'_> {
         image.flip(&directory.join(name), &bits);
     }
 
-    fn batch(&mut self, bytes: u64) -> Vec<u8> {
+    /// A batch of `bytes`; of a producer, mostly, if it has not too many on their way.
+    fn batch(&mut self, at: usize, bytes: u64) -> Vec<u8> {
         self.number += 1;
-        let mut builder = BatchBuilder::new();
         let records = 1 + self.dice.below(3);
+        let mut builder = BatchBuilder::new();
+        let producer = self.dice.below(PRODUCERS as u64 + 1) as usize;
+        if producer < PRODUCERS {
+            let slot = &mut self.ledger.borrow_mut().slots[at];
+            let out =
+                slot.batches_of(producer).rev().take_while(|batch| batch.end > slot.acknowledged).count();
+            if out < PRODUCER_IN_FLIGHT_MAX {
+                let base_sequence = slot.sequences[producer];
+                slot.sequences[producer] += records as i32;
+                builder.set_producer(Producer { id: producer as i64, epoch: 0, base_sequence });
+            }
+        }
         for _ in 0..records {
             let mut value = Vec::with_capacity((bytes / records) as usize + 16);
             while (value.len() as u64) < bytes / records + 8 {
@@ -415,15 +424,53 @@ impl Life<'_> {
                 let bytes = self.plan.batch_bytes[choice];
                 // Very large batches are rare.
                 let bytes = if bytes > 1_000_000 && !self.dice.chance(6) { 300 } else { bytes };
+                let bytes = self.batch(at, bytes);
                 self.append_one(at, &partition, bytes);
+            }
+            if self.dice.chance(20) {
+                self.repeat(at, &partition);
             }
             self.store().mark_dirty(partition.id());
         }
     }
 
-    fn append_one(&mut self, at: usize, partition: &Rc<Partition<CrashDisk>>, bytes: u64) {
-        let mut bytes = self.batch(bytes);
+    /// What was lost in the last crash and not acknowledged comes again, before anything new of its producer.
+    fn send_again(&mut self) {
+        let open: Vec<_> = self.open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
+        for (at, partition) in open {
+            let again = std::mem::take(&mut self.ledger.borrow_mut().slots[at].to_send_again);
+            self.tally.borrow_mut().add("batches sent again and appended", again.len() as u64);
+            for batch in again {
+                self.append_one(at, &partition, batch.bytes.clone());
+                self.store().mark_dirty(partition.id());
+            }
+        }
+    }
+
+    /// The answer to one of the newest batches was lost: it comes again, and is answered when it is durable.
+    fn repeat(&mut self, at: usize, partition: &Rc<Partition<CrashDisk>>) {
+        let slot = self.ledger.borrow().slots[at].clone();
+        let producer = self.dice.below(PRODUCERS as u64) as usize;
+        let newest: Vec<_> = slot.batches_of(producer).rev().take(PRODUCER_IN_FLIGHT_MAX).cloned().collect();
+        if newest.is_empty() || partition.is_closed() {
+            return;
+        }
+        let batch = &newest[self.dice.below(newest.len() as u64) as usize];
+        match partition.admit_producer(&batch.header()) {
+            Ok(Admission::Duplicate(note)) if note.base.get() == batch.base => {
+                let token = slot.batches.binary_search_by_key(&batch.base, |batch| batch.base);
+                let waiter = Rc::new(Acknowledge { ledger: self.ledger.clone(), slot: at });
+                partition.when_durable(note.end(), waiter, token.expect("it is there") as u32);
+                self.event("repetitions answered");
+            }
+            other => panic!("{} sent again: {other:?}", batch.base),
+        }
+    }
+
+    fn append_one(&mut self, at: usize, partition: &Rc<Partition<CrashDisk>>, mut bytes: Vec<u8>) {
         let header = record_batch::validate_produced(&bytes, 8 << 20).expect("a sound batch");
+        let admitted = partition.admit_producer(&header);
+        assert_eq!(admitted, Ok(Admission::Append), "batch {header:?}");
         let appended = if self.dice.chance(30) {
             let mut buffer = self.store().storage.pool.take(GROUP_HEADER_BYTES + bytes.len());
             buffer[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + bytes.len()].copy_from_slice(&bytes);
@@ -551,14 +598,7 @@ impl Life<'_> {
             let Some(partition) = missing else { return };
             let identity = identity(partition, 2 + ledger.slots.len() as u32);
             let settings = self.plan.settings;
-            ledger.slots.push(Slot {
-                identity,
-                settings,
-                batches: Vec::new(),
-                acknowledged: 0,
-                log_start: 0,
-                deleted: false,
-            });
+            ledger.slots.push(Slot::new(identity, settings));
             (ledger.slots.len() - 1, identity)
         };
         self.event("partitions made again");
