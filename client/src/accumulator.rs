@@ -780,7 +780,9 @@ impl Accumulator {
                     self.finish(&batch, Err(error));
                 }
                 let queue = self.queue_mut(route);
-                queue.recovering &= queue.ready.front().is_some_and(|first| first.attempts > 0);
+                // What is sent again goes alone, until it is settled.
+                queue.recovering &= queue.ready.front().is_some_and(|first| first.attempts > 0)
+                    || !queue.in_flight.is_empty();
             }
         }
     }

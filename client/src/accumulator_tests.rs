@@ -386,6 +386,27 @@ fn a_failed_batch_goes_again_alone_and_first() {
     );
 }
 
+/// Found by the simulation of producers: a look at the deadlines let others leave beside what is sent again.
+#[test]
+fn deadlines_do_not_end_a_recovery() {
+    check(
+        config(),
+        &[
+            Append(0, 900),
+            Append(0, 900),
+            Leaves("0:1 | 0:1"),
+            Retry(0),
+            Acknowledge,
+            Append(0, 900),
+            Leaves("0:1"),
+            Expire,
+            Leaves(""),
+            Acknowledge,
+            Leaves("0:1"),
+        ],
+    );
+}
+
 #[test]
 fn what_waits_too_long_is_given_up() {
     check(
