@@ -23,6 +23,7 @@ mod topics;
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
+use ringlog_client::Compression;
 use std::rc::Rc;
 
 /// What an acknowledged record survives; the later one is the stronger.
@@ -114,8 +115,12 @@ pub trait Consumer {
     fn run(&mut self) -> LocalBoxFuture<'_, Result<(), DriverError>>;
 }
 
+fn name_of<S: serde::Serializer>(compression: &Compression, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(compression.name())
+}
+
 /// What a producer is to do about batching.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct ProducerOptions {
     /// Bytes of a batch at most; 0 = the client's default.
     pub batch_bytes: usize,
@@ -123,6 +128,9 @@ pub struct ProducerOptions {
     pub linger_ms: Option<f64>,
     /// Requests in flight per connection; 0 = the client's default.
     pub in_flight: usize,
+    /// How batches are compressed; never anything but `None` where [`Driver::compresses`] is false.
+    #[serde(serialize_with = "name_of")]
+    pub compression: Compression,
     /// Ask for [`Parts`], where the broker can tell.
     pub explain: bool,
 }
@@ -153,6 +161,11 @@ pub trait Driver: Send + Sync {
     fn durability(&self) -> Durability;
     /// The settings behind that, in the broker's own words.
     fn durability_settings(&self) -> String;
+    /// Whether its producers can compress batches. One that cannot is never asked to: the engine refuses the
+    /// workload.
+    fn compresses(&self) -> bool {
+        false
+    }
     /// Makes a topic that keeps `retention_bytes` of each partition, 0 = the broker's default.
     fn create_topic<'a>(
         &'a self,

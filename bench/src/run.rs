@@ -67,6 +67,17 @@ pub enum RunError {
     /// Connecting took too long.
     #[error("producers and consumers were not connected within {CONNECT_TIMEOUT:?}")]
     NotReady,
+    /// The driver cannot do what the workload asks for.
+    #[error(
+        "the driver '{driver}' cannot compress batches, and the workload asks for {compression}: take \
+         compression: none, or a driver that can (ringlog)"
+    )]
+    Compression {
+        /// Which one.
+        driver: &'static str,
+        /// The codec.
+        compression: &'static str,
+    },
     /// The limits of a search allow no trial at all.
     #[error("the limits of the search allow no trial: allow at least one step")]
     NoTrial,
@@ -169,6 +180,10 @@ fn with_topics<T>(
     workload: &Workload,
     work: impl FnOnce(&mut Topics<'_>) -> Result<T, RunError>,
 ) -> Result<T, RunError> {
+    if workload.is_compressed() && !driver.compresses() {
+        let (driver, compression) = (driver.name(), workload.compression.name());
+        return Err(RunError::Compression { driver, compression });
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     let id = fastrand::u64(1..);

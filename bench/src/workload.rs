@@ -4,6 +4,7 @@
 //! rather than ignored; fields of our own have names that the original does not use. Rates are of all
 //! producers together, records per second; 0 = as fast as acknowledgements come back.
 
+use ringlog_client::Compression;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
@@ -39,7 +40,8 @@ pub struct Workload {
     pub use_randomized_payloads: bool,
     /// The share of a payload's bytes that is random; the rest repeats and compresses.
     pub random_bytes_ratio: f64,
-    /// How many different payloads are made beforehand.
+    /// How many different payloads are made beforehand; more with `compression`, so that no batch meets one twice
+    /// within reach of a codec.
     pub randomized_payload_pool_size: usize,
     /// How keys are chosen.
     pub key_distributor: KeyDistributor,
@@ -72,6 +74,30 @@ pub struct Workload {
     /// Ours: instead of `producer_rate`, look for the highest rate at which the p99 of acknowledgements
     /// stays below this, milliseconds.
     pub find_rate_for_p99_ms: Option<f64>,
+    /// Ours: how the client compresses batches. Random bytes do not compress: `random_bytes_ratio` must be below 1.
+    #[serde(with = "compression")]
+    pub compression: Compression,
+}
+
+/// The share of random bytes that a workload of random payloads gets when compression is asked for on top of it.
+pub const COMPRESSED_RANDOM_RATIO: f64 = 0.5;
+/// Different payload bytes of a workload with compression at least: beyond the windows of all codecs.
+const COMPRESSED_POOL_BYTES: usize = 4 << 20;
+
+/// A codec by its name.
+mod compression {
+    use ringlog_client::Compression;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(compression: &Compression, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(compression.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Compression, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        name.parse().map_err(|error| D::Error::custom(format!("compression '{name}': {error}")))
+    }
 }
 
 impl Default for Workload {
@@ -98,6 +124,7 @@ impl Default for Workload {
             records_in_flight: 0,
             retention_bytes: 1 << 30,
             find_rate_for_p99_ms: None,
+            compression: Compression::None,
         }
     }
 }
@@ -156,6 +183,7 @@ pub const SHIPPED: &[(&str, &str)] = &[
     ("partitions-1000", include_str!("../workloads/partitions-1000.yaml")),
     ("partitions-10000", include_str!("../workloads/partitions-10000.yaml")),
     ("past-retention", include_str!("../workloads/past-retention.yaml")),
+    ("max-rate-1kb-lz4", include_str!("../workloads/max-rate-1kb-lz4.yaml")),
     ("compare-1kb-batches", include_str!("../workloads/compare-1kb-batches.yaml")),
     ("compare-100b-1p", include_str!("../workloads/compare-100b-1p.yaml")),
     ("compare-100b-4p", include_str!("../workloads/compare-100b-4p.yaml")),
@@ -208,6 +236,12 @@ impl Workload {
         if !(0.0..=1.0).contains(&self.random_bytes_ratio) || self.randomized_payload_pool_size == 0 {
             return wrong("randomBytesRatio is 0 to 1, randomizedPayloadPoolSize at least 1");
         }
+        if self.is_compressed() && self.random_share() >= 1.0 {
+            return wrong(
+                "compression of random bytes measures nothing: randomBytesRatio below 1 says which share of a value \
+                 is random",
+            );
+        }
         let minutes = [self.test_duration_minutes, self.warmup_duration_minutes];
         if minutes.iter().any(|m| !(0.0..=1440.0).contains(m)) || self.test_duration_minutes == 0.0 {
             return wrong(
@@ -222,6 +256,40 @@ impl Workload {
             return wrong("a backlog without a subscription is never consumed");
         }
         Ok(())
+    }
+
+    /// Whether batches are to be compressed.
+    pub fn is_compressed(&self) -> bool {
+        self.compression != Compression::None
+    }
+
+    /// Has batches compressed; values that are random throughout are mixed, or there would be nothing to compress.
+    pub fn compress(&mut self, compression: Compression) {
+        self.compression = compression;
+        if self.is_compressed() && self.random_share() >= 1.0 {
+            self.random_bytes_ratio = COMPRESSED_RANDOM_RATIO;
+        }
+    }
+
+    /// The share of a value's bytes that is random; they come first, the rest is one byte over and over.
+    pub fn random_share(&self) -> f64 {
+        if self.use_randomized_payloads { self.random_bytes_ratio } else { 0.0 }
+    }
+
+    /// How many different payloads are made.
+    pub fn payloads(&self) -> usize {
+        let asked = if self.use_randomized_payloads { self.randomized_payload_pool_size } else { 1 };
+        match self.is_compressed() && self.use_randomized_payloads {
+            true => asked.max(COMPRESSED_POOL_BYTES.div_ceil(self.message_size)),
+            false => asked,
+        }
+    }
+
+    /// The codec and what it has to work on, for people; `None` without one.
+    pub fn compression_in_words(&self) -> Option<String> {
+        let share = self.random_share() * 100.0;
+        self.is_compressed()
+            .then(|| format!("{}; {share:.0} % of each value is random", self.compression.name()))
     }
 
     /// How long to measure.
@@ -249,6 +317,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_compressed_compresses_and_does_not_repeat() {
+        // Text; share of random bytes and different payloads, as they are and with --compression zstd.
+        let rows = [
+            ("messageSize: 1000", (1.0, 100), (0.5, 4195)),
+            ("messageSize: 1000\nrandomBytesRatio: 0.3", (0.3, 100), (0.3, 4195)),
+            ("messageSize: 1000\nuseRandomizedPayloads: false", (0.0, 1), (0.0, 1)),
+            ("messageSize: 1048576\nrandomizedPayloadPoolSize: 9", (1.0, 9), (0.5, 9)),
+            ("compression: gzip\nrandomBytesRatio: 0.25\nmessageSize: 100", (0.25, 41944), (0.25, 41944)),
+        ];
+        for (text, plain, packed) in rows {
+            let mut workload = Workload::parse("a.yaml", text).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((workload.random_share(), workload.payloads()), plain, "{text}");
+            workload.compress(Compression::Zstd);
+            assert_eq!((workload.random_share(), workload.payloads()), packed, "{text}");
+            workload.check().unwrap_or_else(|error| panic!("{error}"));
+            let json = serde_json::to_string(&workload).unwrap();
+            assert!(json.contains("\"compression\":\"zstd\""), "{json}");
+            assert_eq!(serde_json::from_str::<Workload>(&json).unwrap(), workload);
+            workload.compress(Compression::None);
+            assert_eq!(workload.compression_in_words(), None);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_by_name() {
         let rows = [
             ("topics: 0", "topics"),
@@ -259,6 +351,8 @@ mod tests {
             ("payloadFile: payload.data", "payloadFile"),
             ("topics: [1]", "topics"),
             ("consumerBacklogSizeGB: 1\nsubscriptionsPerTopic: 0", "backlog"),
+            ("compression: rar\nrandomBytesRatio: 0.5", "none, lz4, zstd, snappy, gzip"),
+            ("compression: lz4", "randomBytesRatio below 1"),
         ];
         for (text, expect) in rows {
             let error = Workload::parse("a.yaml", text).expect_err(text).to_string();

@@ -73,8 +73,7 @@ impl Ledger {
 }
 
 async fn producer(driver: &dyn Driver, ledger: &Rc<Ledger>) -> Box<dyn Producer> {
-    let options = ProducerOptions { batch_bytes: 0, linger_ms: None, in_flight: 0, explain: false };
-    driver.producer(TOPIC, options, ledger.clone()).await.expect("the server is there")
+    driver.producer(TOPIC, ProducerOptions::default(), ledger.clone()).await.expect("the server is there")
 }
 
 fn record(number: u64, key: Option<u32>) -> OutgoingRecord {

@@ -351,6 +351,18 @@ fn threads_are_merged_into_one_recording() {
 }
 
 #[test]
+fn a_driver_that_cannot_compress_refuses_to_be_asked() {
+    let fake = Fake::new(Plan::Nothing);
+    let mut packed = workload(500.0);
+    packed.compress("zstd".parse().expect("a codec"));
+    let refused = run(&fake, &packed, &RunOptions::default(), &mut |_| {});
+    let message = refused.err().expect("it cannot").to_string();
+    assert!(message.contains("'fake' cannot compress") && message.contains("zstd"), "{message}");
+    packed.compress("none".parse().expect("a codec"));
+    ran(&fake, &packed, &RunOptions::default());
+}
+
+#[test]
 fn a_delay_behind_the_acknowledgement_is_in_the_end_to_end_latency_only() {
     let fake = Fake { deliver_after: Duration::from_millis(150), ..Fake::new(Plan::Nothing) };
     let consumed = Workload { subscriptions_per_topic: 1, consumer_per_subscription: 1, ..workload(500.0) };

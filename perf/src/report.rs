@@ -64,6 +64,9 @@ pub struct Workload {
     /// Of one producer; 0 = as many as its memory holds.
     #[serde(default)]
     pub records_in_flight: usize,
+    /// The codec; empty or `none` = none.
+    #[serde(default)]
+    pub compression: String,
 }
 
 /// The host, as the report knows it.
@@ -135,7 +138,19 @@ impl RunReport {
             (false, true) => format!("{producer_rate:.0}/s"),
             (false, false) => "no rate".to_owned(),
         };
-        format!("{message_size} B, {topics} x {partitions_per_topic} partitions, {rate}")
+        let settings = format!("{message_size} B, {topics} x {partitions_per_topic} partitions, {rate}");
+        match self.workload.is_compressed() {
+            true => format!("{settings}, {}", self.workload.compression),
+            false => settings,
+        }
+    }
+
+    /// Bytes of batches per byte of values: 1 unless they were compressed, or the broker does not tell.
+    fn packed(&self) -> f64 {
+        let count = |name: &str| self.counters.get(name).map_or(0.0, |count| *count as f64);
+        let values = count("records_total") * self.workload.message_size as f64;
+        let packed = count("produced_bytes_total") / values;
+        if self.workload.is_compressed() && packed.is_finite() && packed > 0.0 { packed } else { 1.0 }
     }
 
     fn rate_was_searched(&self) -> bool {
@@ -152,8 +167,9 @@ impl RunReport {
             // A searched rate is the most that was possible, not a given one.
             fixed_rate: self.workload.producer_rate > 0.0 && !self.rate_was_searched(),
             in_flight: self.workload.in_flight(),
-            produced_mb_s: self.produced.mb_s,
-            consumed_mb_s: self.consumed.mb_s,
+            // What goes over the wire and to the device is what ceilings bind.
+            produced_mb_s: self.produced.mb_s * self.packed(),
+            consumed_mb_s: self.consumed.mb_s * self.packed(),
             read_mb_s: rate("device_read_bytes_total").unwrap_or(0.0) / 1e6,
             rounds_s: rate("flush_rounds_total"),
             acknowledge_p50_us: self.acknowledge.p50_us,
@@ -162,6 +178,10 @@ impl RunReport {
 }
 
 impl Workload {
+    fn is_compressed(&self) -> bool {
+        !matches!(self.compression.as_str(), "" | "none")
+    }
+
     /// Requests in flight of all producers together; 0 = not said.
     fn in_flight(&self) -> usize {
         let producers = self.topics as usize * self.producers_per_topic as usize;
@@ -198,6 +218,17 @@ pub(crate) mod tests {
             RunReport::parse(&value.to_string()).unwrap().figures()
         };
         let plain = figures(&|_| {});
+        // A quarter of the bytes: a quarter of what binds.
+        let counters = json!({"records_total": 1000, "produced_bytes_total": 250_000});
+        for (codec, counters, packed) in
+            [("zstd", counters.clone(), 0.25), ("none", counters, 1.0), ("zstd", json!({}), 1.0)]
+        {
+            let found = figures(&|value| {
+                value["workload"]["compression"] = json!(codec);
+                value["counters"] = counters.clone();
+            });
+            assert_eq!(found.produced_mb_s, packed * plain.produced_mb_s, "{codec}");
+        }
         let expect = Figures {
             durable: true,
             same_host: true,

@@ -283,7 +283,7 @@ mod tests {
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let seen = Rc::new(Seen::default());
             let options =
-                ProducerOptions { batch_bytes: 0, linger_ms: Some(0.0), in_flight: 1, explain: false };
+                ProducerOptions { linger_ms: Some(0.0), in_flight: 1, ..ProducerOptions::default() };
             let mut producer = driver.producer("drive", options, seen.clone()).await.expect("a producer");
             for number in 0..RECORDS {
                 let value = number.to_le_bytes().to_vec();

@@ -71,6 +71,10 @@ impl Driver for RinglogDriver {
         .to_owned()
     }
 
+    fn compresses(&self) -> bool {
+        true
+    }
+
     fn create_topic<'a>(
         &'a self,
         topic: &'a str,
@@ -112,8 +116,12 @@ impl Driver for RinglogDriver {
         observer: Rc<dyn Observer>,
     ) -> LocalBoxFuture<'a, Result<Box<dyn Producer>, DriverError>> {
         Box::pin(async move {
-            let mut config =
-                ProducerConfig { acks: self.acks, explain: options.explain, ..ProducerConfig::default() };
+            let mut config = ProducerConfig {
+                acks: self.acks,
+                explain: options.explain,
+                compression: options.compression,
+                ..ProducerConfig::default()
+            };
             if options.batch_bytes > 0 {
                 config.batch_size = options.batch_bytes;
             }

@@ -64,6 +64,7 @@ impl Thread<'_> {
             batch_bytes: self.workload.batch_size,
             linger_ms: self.workload.linger_ms,
             in_flight: self.workload.requests_in_flight,
+            compression: self.workload.compression,
             explain: self.options.explain,
         };
         let payloads = Rc::new(payloads(self.workload));
@@ -217,9 +218,8 @@ fn pin(core: Option<usize>) -> Result<(), RunError> {
 /// Payloads made beforehand, each as random as the workload says.
 fn payloads(workload: &Workload) -> Vec<Vec<u8>> {
     let mut random = fastrand::Rng::with_seed(1);
-    let count = if workload.use_randomized_payloads { workload.randomized_payload_pool_size } else { 1 };
-    let ratio = if workload.use_randomized_payloads { workload.random_bytes_ratio } else { 0.0 };
-    (0..count)
+    let ratio = workload.random_share();
+    (0..workload.payloads())
         .map(|_| {
             let mut payload = vec![b'x'; workload.message_size];
             random.fill(&mut payload[..(workload.message_size as f64 * ratio) as usize]);
