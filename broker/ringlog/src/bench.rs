@@ -26,7 +26,7 @@ use embedded::EmbeddedBroker;
 use files::ReportFiles;
 use live::LiveView;
 use measured::{Around, measured};
-use ringlog_client::Acks;
+use ringlog_client::{Acks, Compression};
 use std::path::PathBuf;
 
 /// `ringlog bench`
@@ -86,6 +86,10 @@ struct RunArguments {
     /// Instead of the workload's: partitions of each topic
     #[arg(long, value_name = "N")]
     partitions: Option<u32>,
+    /// Instead of the workload's: how batches are compressed (none, lz4, zstd, snappy, gzip); values that are all
+    /// random become half random, or there would be nothing to compress
+    #[arg(long, value_name = "CODEC")]
+    compression: Option<Compression>,
     /// What an acknowledgement waits for
     #[arg(long, value_parser = crate::produce::acks, default_value = "all")]
     acks: Acks,
@@ -154,6 +158,9 @@ impl RunArguments {
         }
         if let Some(partitions) = self.partitions {
             workload.partitions_per_topic = partitions;
+        }
+        if let Some(compression) = self.compression {
+            workload.compress(compression);
         }
         workload.check().map_err(usage)?;
         Ok(workload)
@@ -321,10 +328,24 @@ fn table(report: &Report) -> Table {
         row(&format!("{name}: broker, load"), usage(broker, of), usage(client, of));
     }
     let counter = |name: &str| report.counters.get(name).copied();
+    if let Some(words) = report.workload.compression_in_words() {
+        row("compression", words, String::new());
+    }
+    if let Some(percent) = stored_percent(report) {
+        row("batches, of the values' bytes", format!("{percent:.0} %"), String::new());
+    }
     if let (Some(rounds), Some(written)) = (counter("flush_rounds_total"), counter("flush_bytes_total")) {
         row("flush rounds, bytes per round", grouped(rounds), bytes(written / rounds.max(1)));
     }
     table
+}
+
+/// What compressed batches took on the wire and on the device, headers included, in percent of the values in them.
+fn stored_percent(report: &Report) -> Option<f64> {
+    let count = |name: &str| report.counters.get(name).map(|count| *count as f64);
+    let values = count("records_total")? * report.workload.message_size as f64;
+    let stored = count("produced_bytes_total")?;
+    (report.workload.is_compressed() && values > 0.0).then(|| stored / values * 100.0)
 }
 
 fn explained(report: &Report) -> Table {

@@ -111,6 +111,13 @@ pub fn run(arguments: CompareArguments) -> Result<(), Failure> {
     arguments.files.check()?;
     for contestant in &contestants {
         // Known now rather than in the middle of an hour.
+        if setting.workload.is_compressed() && *contestant != Contestant::Ringlog {
+            return Err(Failure::usage(format!(
+                "the workload '{}' compresses batches, and the driver '{}' cannot: take one without compression",
+                arguments.workload,
+                contestant.name()
+            )));
+        }
         if *contestant == Contestant::Kafka && setting.kafka.is_none() {
             return Err(Failure::usage(
                 "kafka is not started here: say where it runs with --kafka HOST:PORT",

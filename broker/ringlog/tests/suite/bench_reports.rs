@@ -53,6 +53,47 @@ fn one_run_gives_a_table_json_and_a_page() {
 }
 
 #[test]
+fn compression_is_run_and_recorded() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let html = data.path().join("run.html");
+    let line = "bench simple --rate 20000 --seconds 1 --warmup 0.2 --format json --html";
+    let with = |more: &[&str]| {
+        let line: Vec<&str> =
+            line.split(' ').chain([html.to_str().unwrap(), "--brokers", &broker.address]).collect();
+        broker.run(&[&line, more].concat()).ok()
+    };
+    for codec in ["none", "lz4", "zstd", "snappy", "gzip"] {
+        let report = with(&["--compression", codec]).json().remove(0);
+        assert_eq!(report["workload"]["compression"], codec);
+        assert_eq!((&report["failed"], &report["not_received"]), (&0.into(), &0.into()), "{report}");
+        let counter = |name: &str| report["counters"][name].as_f64().expect("a counter");
+        let stored = counter("produced_bytes_total") / counter("records_total") / 1024.0;
+        let expect = if codec == "none" { 1.0..1.3 } else { 0.4..0.7 };
+        // Batches of a slow second may be of one record, which has a header of its own.
+        assert!(expect.contains(&stored), "{codec}: {stored}");
+        let random = report["workload"]["randomBytesRatio"].as_f64();
+        assert_eq!(random, Some(if codec == "none" { 1.0 } else { 0.5 }));
+    }
+    assert!(std::fs::read_to_string(&html).unwrap().contains("workload: compression"));
+    let table = broker.run(&[
+        "bench",
+        "--rate",
+        "500",
+        "--seconds",
+        "0.5",
+        "--warmup",
+        "0.1",
+        "--compression",
+        "zstd",
+        "--brokers",
+        &broker.address,
+    ]);
+    assert!(table.ok().text().contains("zstd; 50 % of each value is random"));
+    run(&["bench", "--compression", "rar"]).failed(2, &["none, lz4, zstd, snappy, gzip"]);
+}
+
+#[test]
 fn a_search_reports_every_trial() {
     let data = directory();
     let broker = Broker::start(data.path());
