@@ -356,7 +356,7 @@ fn a_driver_that_cannot_compress_refuses_to_be_asked() {
     let mut packed = workload(500.0);
     packed.compress("zstd".parse().expect("a codec"));
     let refused = run(&fake, &packed, &RunOptions::default(), &mut |_| {});
-    let message = refused.err().expect("it cannot").to_string();
+    let message = refused.expect_err("it cannot").to_string();
     assert!(message.contains("'fake' cannot compress") && message.contains("zstd"), "{message}");
     packed.compress("none".parse().expect("a codec"));
     ran(&fake, &packed, &RunOptions::default());
