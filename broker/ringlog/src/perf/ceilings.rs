@@ -23,8 +23,8 @@ pub struct CeilingsArguments {
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Keep all figures as this host's profile [default FILE: ringlog/host-profile.json in $XDG_CONFIG_HOME or ~/.config]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "only")]
-    save: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
+    save: Option<Option<PathBuf>>,
     #[command(flatten)]
     format: FormatArguments,
 }
@@ -60,12 +60,9 @@ pub fn run(arguments: CeilingsArguments) -> Result<(), Failure> {
     }
 }
 
-fn place(given: PathBuf) -> Result<PathBuf, Failure> {
-    if !given.as_os_str().is_empty() {
-        return Ok(given);
-    }
+fn place(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let none = || Failure::usage("there is neither $XDG_CONFIG_HOME nor $HOME: name a file, --save FILE");
-    HostProfile::default_path().ok_or_else(none)
+    given.or_else(HostProfile::default_path).ok_or_else(none)
 }
 
 fn save(path: &Path, directory: &Path, seconds: f64, ceilings: Vec<Ceiling>) -> Result<(), Failure> {
