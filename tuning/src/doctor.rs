@@ -125,6 +125,21 @@ impl<'a> Host<'a> {
         self.online_cores().into_iter().filter(|core| !taken.contains(core)).collect()
     }
 
+    /// The cores that the interrupts of a device go to, one entry per interrupt. `folder` is the interface's or the
+    /// disk's own.
+    pub(crate) fn interrupted_cores(&self, folder: &Path) -> Vec<Vec<usize>> {
+        // A virtio device's interrupts are those of the bus device above it.
+        let folders = [folder.join("device/msi_irqs"), folder.join("device/../msi_irqs")];
+        let interrupts =
+            folders.iter().find(|folder| folder.is_dir()).map_or_else(Vec::new, |folder| names(folder, ""));
+        let cores = |interrupt: &String| {
+            let folder = self.sources.proc.join("irq").join(interrupt);
+            let effective = text(&folder.join("effective_affinity_list")).filter(|text| !text.is_empty());
+            effective.or_else(|| text(&folder.join("smp_affinity_list"))).map(|text| list(&text))
+        };
+        interrupts.iter().filter_map(cores).collect()
+    }
+
     /// `name` below the folder of each shard's core, such as `topology/thread_siblings_list`.
     pub(crate) fn of_shard_cores(&self, name: &str) -> Vec<(usize, String)> {
         let file = |core: usize| self.sources.sys(&format!("devices/system/cpu/cpu{core}/{name}"));

@@ -43,7 +43,7 @@ const GOOD: &[(&str, &str)] = &[
     ("proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n"),
     (
         "proc/self/mountinfo",
-        "27 1 259:1 / / rw,relatime - ext4 /dev/nvme0n1p1 rw\n\
+        "27 1 259:1 / / rw,relatime,lazytime - ext4 /dev/nvme0n1p1 rw\n\
          28 27 0:21 / /sys rw - sysfs sysfs rw\n\
          29 28 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
          30 28 0:23 / /sys/fs/cgroup/v1/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
@@ -308,16 +308,27 @@ const ROWS: &[Row] = &[
         host.mount("27 1 0:51 / / rw,relatime - overlay overlay rw")
     }),
     ("barriers", Warning, "barrier=0", |host| {
-        host.mount("27 1 259:1 / / rw,relatime - ext4 /dev/nvme0n1p1 rw,barrier=0");
+        host.mount("27 1 259:1 / / rw,relatime,lazytime - ext4 /dev/nvme0n1p1 rw,barrier=0");
     }),
     ("barriers", Note, "writes through", |host| {
         host.mount("27 1 259:1 / / rw,relatime - xfs /dev/nvme0n1p1 rw,nobarrier");
         host.put("sys/devices/pci/nvme0/nvme0n1/queue/write_cache", "write through\n");
     }),
     ("journal_mode", Warning, "data=ordered", |host| {
-        host.mount("27 1 259:1 / / rw,relatime - ext4 /dev/nvme0n1p1 rw,data=journal");
+        host.mount("27 1 259:1 / / rw,relatime,lazytime - ext4 /dev/nvme0n1p1 rw,data=journal");
     }),
-    ("access_times", Note, "strictatime", |host| host.mount("27 1 259:1 / / rw - ext4 /dev/nvme0n1p1 rw")),
+    ("access_times", Note, "strictatime", |host| {
+        host.mount("27 1 259:1 / / rw,lazytime - ext4 /dev/nvme0n1p1 rw")
+    }),
+    ("change_times", Note, "mount -o remount,lazytime /,", |host| {
+        host.mount("27 1 259:1 / / rw,relatime - ext4 /dev/nvme0n1p1 rw");
+    }),
+    ("disk_interrupts", Note, "nvme0n1 interrupts core 2 only", |host| {
+        host.put("sys/devices/pci/nvme0/nvme0n1/device/msi_irqs/60", "msix\n");
+        host.put("sys/devices/pci/nvme0/nvme0n1/device/msi_irqs/61", "msix\n");
+        host.put("proc/irq/60/effective_affinity_list", "2\n");
+        host.put("proc/irq/61/effective_affinity_list", "2\n");
+    }),
     ("scheduler", Warning, "echo none > /sys/block/nvme0n1/queue/scheduler", |host| {
         host.put("sys/devices/pci/nvme0/nvme0n1/queue/scheduler", "none mq-deadline [bfq]\n");
     }),
@@ -330,7 +341,7 @@ const ROWS: &[Row] = &[
         host.put("sys/devices/virtual/dm-0/queue/rotational", "0\n");
         host.link("sys/devices/virtual/dm-0/slaves/nvme0n1p1", "sys/devices/pci/nvme0/nvme0n1/nvme0n1p1");
         host.link("sys/dev/block/253:0", "sys/devices/virtual/dm-0");
-        host.mount("27 1 253:0 / / rw,relatime - ext4 /dev/mapper/root rw");
+        host.mount("27 1 253:0 / / rw,relatime,lazytime - ext4 /dev/mapper/root rw");
     }),
     ("rotational", Warning, "nvme0n1 rotates", |host| {
         host.put("sys/devices/pci/nvme0/nvme0n1/queue/rotational", "1\n");
@@ -342,7 +353,7 @@ const ROWS: &[Row] = &[
     ("rotational", Note, "loop0 says that it rotates", |host| {
         host.put("sys/devices/virtual/block/loop0/queue/rotational", "1\n");
         host.link("sys/dev/block/7:0", "sys/devices/virtual/block/loop0");
-        host.mount("27 1 7:0 / / rw,relatime - ext4 /dev/loop0 rw");
+        host.mount("27 1 7:0 / / rw,relatime,lazytime - ext4 /dev/loop0 rw");
     }),
     ("backlog", Warning, "= 128", |host| host.put("proc/sys/net/core/somaxconn", "128\n")),
     ("syn_backlog", Note, "= 512", |host| host.put("proc/sys/net/ipv4/tcp_max_syn_backlog", "512\n")),
@@ -417,7 +428,7 @@ fn each_complaint_has_its_cause() {
 #[test]
 fn what_is_no_complaint() {
     type Row = (&'static str, fn(&mut MadeUp));
-    let rows: [Row; 15] = [
+    let rows: [Row; 17] = [
         ("clock_source", |host| {
             host.put("sys/devices/system/clocksource/clocksource0/current_clocksource", "kvm-clock\n");
         }),
@@ -440,6 +451,13 @@ fn what_is_no_complaint() {
         }),
         ("network_file_system", |host| host.mount("27 1 259:1 / / rw,relatime - fuseblk /dev/sda1 rw")),
         ("access_times", |host| host.mount("27 1 259:1 / / rw,noatime - xfs /dev/nvme0n1p1 rw")),
+        ("change_times", |host| host.mount("27 1 259:1 / / rw,relatime - xfs /dev/nvme0n1p1 rw")),
+        // One shard, and its core is the one.
+        ("disk_interrupts", |host| {
+            host.put("sys/devices/pci/nvme0/nvme0n1/device/msi_irqs/60", "msix\n");
+            host.put("proc/irq/60/effective_affinity_list", "2\n");
+            host.subject.cores = Some(vec![2]);
+        }),
         ("local_ports", |host| {
             host.put("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535\n");
             host.put("proc/sys/net/ipv4/ip_local_reserved_ports", "9640-9650\n");

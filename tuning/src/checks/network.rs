@@ -117,24 +117,10 @@ fn cards(host: &Host) -> Vec<(String, PathBuf)> {
     cards.filter(|(_, path)| path.join("device").exists()).collect()
 }
 
-/// The cores that the interrupts of a card go to, one entry per interrupt.
-fn interrupted_cores(host: &Host, card: &std::path::Path) -> Vec<Vec<usize>> {
-    // A virtio device's interrupts are those of the bus device above it.
-    let folders = [card.join("device/msi_irqs"), card.join("device/../msi_irqs")];
-    let interrupts =
-        folders.iter().find(|folder| folder.is_dir()).map_or_else(Vec::new, |folder| names(folder, ""));
-    let cores = |interrupt: &String| {
-        let folder = host.sources.proc.join("irq").join(interrupt);
-        let effective = text(&folder.join("effective_affinity_list")).filter(|text| !text.is_empty());
-        effective.or_else(|| text(&folder.join("smp_affinity_list"))).map(|text| list(&text))
-    };
-    interrupts.iter().filter_map(cores).collect()
-}
-
 fn irq_affinity(host: &Host) -> Verdict {
     let mut noted = None;
     for (name, path) in cards(host) {
-        let per_interrupt = interrupted_cores(host, &path);
+        let per_interrupt = host.interrupted_cores(&path);
         let mut cores: Vec<usize> = per_interrupt.iter().flatten().copied().collect();
         cores.sort_unstable();
         cores.dedup();
