@@ -9,7 +9,7 @@ use crate::client::{ClientError, Cluster, Home, Topic};
 use crate::reply::{
     BrokerError, BrokerStatus, ConfigValue, PartitionLog, PartitionPlace, Reply, TopicMetadata, TopicOutcome,
 };
-use crate::request::{ListOffsetsEntry, NewTopic, OffsetSpec, Request, TopicId};
+use crate::request::{DeleteRecordsEntry, ListOffsetsEntry, NewTopic, OffsetSpec, Request, TopicId};
 use schema::error_code::{Class, ErrorCode};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -154,6 +154,38 @@ impl Admin {
         list_offsets(&self.cluster, name, places).await
     }
 
+    /// Deletes the records of each partition below an offset (`None` = all that are visible) and returns
+    /// (partition, first offset that is kept), in the order asked, once that is durable. Files go in the
+    /// background, segment by segment.
+    ///
+    /// # Errors
+    /// `OFFSET_OUT_OF_RANGE` above the high watermark; partitions asked of other leaders may be done already.
+    /// To ask again does no harm.
+    pub async fn delete_records(
+        &self,
+        name: &str,
+        before: &[(u32, Option<u64>)],
+    ) -> Result<Vec<(u32, u64)>, ClientError> {
+        let started = Instant::now();
+        let mut topic = self.cluster.topic(name).await?;
+        let mut attempt = 0;
+        loop {
+            let error = match delete_records_once(&self.cluster, &topic, before).await {
+                Ok(starts) => return Ok(starts),
+                Err(error) => error,
+            };
+            attempt += 1;
+            let wait = self.cluster.config.backoff(attempt);
+            if !retry_may_help(&error, attempt)
+                || started.elapsed() + wait > self.cluster.config.request_timeout
+            {
+                return Err(error);
+            }
+            tokio::time::sleep(wait).await;
+            topic = self.cluster.refresh(name, Instant::now()).await?;
+        }
+    }
+
     /// What the broker is and does.
     pub async fn status(&self) -> Result<BrokerStatus, ClientError> {
         match self.cluster.ask(Request::Status).await? {
@@ -216,6 +248,66 @@ fn refused(name: &str, error: BrokerError) -> ClientError {
     }
 }
 
+/// Whether asking again, of newer metadata, may give another answer. A missing partition is looked for once.
+fn retry_may_help(error: &ClientError, attempt: u32) -> bool {
+    match error {
+        ClientError::Connection(_) | ClientError::UnknownBroker { .. } => true,
+        ClientError::UnknownPartition { .. } => attempt <= 1,
+        ClientError::Broker(error) => error.class() != Class::Fatal,
+        _ => false,
+    }
+}
+
+/// Which of the asked places each home has.
+fn by_home(
+    topic: &Topic,
+    partitions: impl Iterator<Item = u32>,
+) -> Result<BTreeMap<Home, Vec<usize>>, ClientError> {
+    let mut by_home: BTreeMap<Home, Vec<usize>> = BTreeMap::new();
+    for (at, partition) in partitions.enumerate() {
+        let place = topic.place(partition)?;
+        by_home.entry(Home { broker: place.broker, shard: place.shard }).or_default().push(at);
+    }
+    Ok(by_home)
+}
+
+async fn delete_records_once(
+    cluster: &Cluster,
+    topic: &Topic,
+    before: &[(u32, Option<u64>)],
+) -> Result<Vec<(u32, u64)>, ClientError> {
+    let mut starts = vec![None; before.len()];
+    for (home, positions) in by_home(topic, before.iter().map(|(partition, _)| *partition))? {
+        let entry = |at: &usize| DeleteRecordsEntry {
+            topic: topic.id,
+            partition: before[*at].0,
+            before: before[*at].1,
+        };
+        let entries = positions.iter().map(entry).collect();
+        let connection = cluster.connection(home).await?;
+        let response =
+            connection.request(Request::DeleteRecords { entries }, cluster.config.request_timeout).await?;
+        let note = response.note.clone();
+        let unexpected = ClientError::UnexpectedReply { request: "DeleteRecords" };
+        let Reply::DeletedRecords(results) = response.into_result()? else {
+            return Err(unexpected);
+        };
+        if results.len() != positions.len() {
+            return Err(unexpected);
+        }
+        for (at, result) in positions.into_iter().zip(results) {
+            if let Some(code) = result.error {
+                return Err(BrokerError { message: note, ..BrokerError::of(code) }.into());
+            }
+            if result.partition != before[at].0 {
+                return Err(unexpected);
+            }
+            starts[at] = Some((result.partition, result.log_start));
+        }
+    }
+    Ok(starts.into_iter().flatten().collect())
+}
+
 /// Asks the leader of each partition, each connection once, again after leaders moved.
 pub(crate) async fn list_offsets(
     cluster: &Cluster,
@@ -230,20 +322,9 @@ pub(crate) async fn list_offsets(
             Ok(listed) => return Ok(listed),
             Err(error) => error,
         };
-        let refresh_and_retry = match &error {
-            ClientError::Connection(_)
-            | ClientError::UnknownBroker { .. }
-            | ClientError::UnknownPartition { .. } => true,
-            ClientError::Broker(error) => error.class() != Class::Fatal,
-            _ => false,
-        };
         attempt += 1;
         let wait = cluster.config.backoff(attempt);
-        let partition_missing = matches!(error, ClientError::UnknownPartition { .. });
-        if !refresh_and_retry
-            || started.elapsed() + wait > cluster.config.request_timeout
-            || (partition_missing && attempt > 1)
-        {
+        if !retry_may_help(&error, attempt) || started.elapsed() + wait > cluster.config.request_timeout {
             return Err(error);
         }
         tokio::time::sleep(wait).await;
@@ -256,13 +337,8 @@ async fn list_offsets_once(
     topic: &Topic,
     places: &[(u32, OffsetSpec)],
 ) -> Result<Vec<ListedOffset>, ClientError> {
-    let mut by_home: BTreeMap<Home, Vec<usize>> = BTreeMap::new();
-    for (at, (partition, _)) in places.iter().enumerate() {
-        let place = topic.place(*partition)?;
-        by_home.entry(Home { broker: place.broker, shard: place.shard }).or_default().push(at);
-    }
     let mut listed = vec![None; places.len()];
-    for (home, positions) in by_home {
+    for (home, positions) in by_home(topic, places.iter().map(|(partition, _)| *partition))? {
         let entries = (positions.iter())
             .map(|at| ListOffsetsEntry { topic: topic.id, partition: places[*at].0, spec: places[*at].1 })
             .collect();

@@ -142,6 +142,21 @@ pub enum Reply {
     GroupOutcomes(Vec<GroupOutcome>),
     /// To `InitProducer`: id and epoch.
     Producer(i64, i16),
+    /// To `DeleteRecords`, one per entry.
+    DeletedRecords(Vec<DeletedRecords>),
+}
+
+/// Where a log starts after records were deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeletedRecords {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: u32,
+    /// Why nothing was deleted.
+    pub error: Option<ErrorCode>,
+    /// The first offset that is kept.
+    pub log_start: u64,
 }
 
 /// Who serves a connection.
@@ -507,6 +522,21 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
     }
     if let Some(reply) = response.api_as_init_producer_response() {
         return Ok(Reply::Producer(reply.producer_id(), reply.producer_epoch()));
+    }
+    if let Some(reply) = response.api_as_delete_records_response() {
+        let mut results = Vec::new();
+        for topic in reply.topics().into_iter().flatten() {
+            let id = TopicId::from_wire(topic.id());
+            for result in topic.results().into_iter().flatten() {
+                results.push(DeletedRecords {
+                    topic: id,
+                    partition: result.partition(),
+                    error: code(result.error())?,
+                    log_start: result.log_start(),
+                });
+            }
+        }
+        return Ok(Reply::DeletedRecords(results));
     }
     if let Some(reply) = response.api_as_status_response() {
         let shard = |shard: wire::ShardStatus<'_>| ShardStatus {

@@ -113,6 +113,17 @@ impl OffsetSpec {
     }
 }
 
+/// One partition whose oldest records go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeleteRecordsEntry {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: u32,
+    /// Records below this offset go; `None` = all that are visible.
+    pub before: Option<u64>,
+}
+
 /// A topic to be made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewTopic {
@@ -234,6 +245,11 @@ pub enum Request {
         /// Id and epoch; `None` for a new id.
         known: Option<(i64, i16)>,
     },
+    /// Move the starts of logs up. Entries of one topic must stand together.
+    DeleteRecords {
+        /// Which, and up to where.
+        entries: Vec<DeleteRecordsEntry>,
+    },
 }
 
 /// What stands around a request in its frame.
@@ -267,7 +283,8 @@ impl Request {
             | Request::CreatePartitions { .. }
             | Request::Heartbeat(_)
             | Request::OffsetCommit(_)
-            | Request::DeleteGroups { .. } => false,
+            | Request::DeleteGroups { .. }
+            | Request::DeleteRecords { .. } => false,
         }
     }
 
@@ -422,6 +439,20 @@ impl Request {
                 let topics = Some(strings(b, &[topic]));
                 let args = wire::DescribeLogsRequestArgs { topics };
                 (Api::DescribeLogsRequest, wire::DescribeLogsRequest::create(b, &args).as_union_value())
+            }
+            Request::DeleteRecords { entries } => {
+                let mut topics = Vec::new();
+                for run in entries.chunk_by(|one, next| one.topic == next.topic) {
+                    let structs = run
+                        .iter()
+                        .map(|e| wire::DeleteRecordsEntry::new(e.partition, 0, e.before.unwrap_or(u64::MAX)));
+                    let entries = Some(b.create_vector_from_iter(structs));
+                    let args = wire::DeleteRecordsTopicArgs { id: Some(&run[0].topic.to_wire()), entries };
+                    topics.push(wire::DeleteRecordsTopic::create(b, &args));
+                }
+                let topics = Some(b.create_vector(&topics));
+                let args = wire::DeleteRecordsRequestArgs { topics };
+                (Api::DeleteRecordsRequest, wire::DeleteRecordsRequest::create(b, &args).as_union_value())
             }
             Request::Status => {
                 let api = wire::StatusRequest::create(b, &wire::StatusRequestArgs {});

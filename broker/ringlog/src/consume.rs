@@ -25,7 +25,7 @@ pub struct ConsumeArguments {
     topic: String,
     /// earliest, latest, an offset, or @TIME: the first record at or after it (RFC 3339, or milliseconds
     /// since 1970)
-    #[arg(long, value_name = "PLACE", value_parser = start::parse, default_value = "earliest", allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "from", value_name = "PLACE", value_parser = start::parse, default_value = "earliest", allow_hyphen_values = true)]
     offset: StartFrom,
     /// Only this partition; may be repeated
     #[arg(long, value_name = "P")]

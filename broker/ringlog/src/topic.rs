@@ -1,4 +1,4 @@
-//! `ringlog topic`: create, list, describe, alter, delete.
+//! `ringlog topic`: create, list, describe, alter, delete, delete-records.
 //!
 //! Each is one or two admin requests and their answer as a table or JSON lines; nothing is kept.
 
@@ -60,6 +60,26 @@ enum TopicCommand {
         /// The topic
         name: String,
     },
+    /// Delete a topic's oldest records: what is below an offset is gone once this says so
+    #[command(group(clap::ArgGroup::new("which").required(true).args(["before", "all"])))]
+    DeleteRecords {
+        /// The topic
+        name: String,
+        /// Delete the records of a partition below an offset; may be repeated
+        #[arg(long, value_name = "PARTITION:OFFSET", value_parser = place)]
+        before: Vec<(u32, u64)>,
+        /// Delete every record that is there now, of every partition
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// `PARTITION:OFFSET`.
+fn place(text: &str) -> Result<(u32, u64), String> {
+    let numbers = text
+        .split_once(':')
+        .and_then(|(partition, offset)| Some((partition.trim().parse().ok()?, offset.trim().parse().ok()?)));
+    numbers.ok_or_else(|| "write PARTITION:OFFSET, as 0:1500".to_owned())
 }
 
 /// Runs it.
@@ -88,6 +108,18 @@ pub fn run(arguments: TopicArguments) -> Result<(), Failure> {
             TopicCommand::Delete { name } => {
                 admin.delete_topic(&name).await?;
                 done(&mut output, "deleted", &name)?;
+            }
+            TopicCommand::DeleteRecords { name, before, all } => {
+                let before: Vec<(u32, Option<u64>)> = match all {
+                    true => {
+                        let partitions = admin.describe_topic(&name).await?.partitions;
+                        partitions.iter().map(|place| (place.partition, None)).collect()
+                    }
+                    false => {
+                        before.into_iter().map(|(partition, offset)| (partition, Some(offset))).collect()
+                    }
+                };
+                delete_records(&admin, &name, &before, &mut output).await?;
             }
         }
         output.flush()
@@ -175,6 +207,25 @@ async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), 
     for setting in settings {
         let by = if setting.is_default { "default" } else { "topic" };
         table.row([setting.name, setting.value, by.to_owned(), setting.documentation]);
+    }
+    output.table(&table)
+}
+
+async fn delete_records(
+    admin: &Admin,
+    name: &str,
+    before: &[(u32, Option<u64>)],
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let starts = admin.delete_records(name, before).await?;
+    if output.is_json() {
+        return starts.iter().try_for_each(|(partition, start)| {
+            output.json(&json!({ "topic": name, "partition": partition, "log_start": start }))
+        });
+    }
+    let mut table = Table::new(&[">PARTITION", ">FIRST"]);
+    for (partition, start) in starts {
+        table.row([partition.to_string(), start.to_string()]);
     }
     output.table(&table)
 }

@@ -3,6 +3,10 @@
 //! None is on the data path. Changes go to the metadata thread and are answered once they are durable
 //! and published; questions about partitions of other shards go through their mailboxes.
 
+mod delete_records;
+
+pub use delete_records::delete_records_here;
+
 use crate::connection::InFlight;
 use crate::error_code;
 use crate::group;
@@ -46,6 +50,8 @@ pub enum Request {
     Status,
     /// A producer's id and epoch; what it has, or -1.
     InitProducer(i64, i16),
+    /// Records that go: partition and the new start, by topic.
+    DeleteRecords(Vec<(TopicId, Vec<(u32, u64)>)>),
 }
 
 /// A topic that is asked for.
@@ -126,6 +132,15 @@ impl Request {
                 let init = request.api_as_init_producer_request()?;
                 Self::InitProducer(init.producer_id(), init.producer_epoch())
             }
+            Api::DeleteRecordsRequest => {
+                let topics = request.api_as_delete_records_request()?.topics();
+                let topics = topics.iter().flatten().take(TOPICS_PER_REQUEST_MAX).filter_map(|topic| {
+                    let id = TopicId::new(topic.id()?.as_u128());
+                    let entries = topic.entries()?.iter().map(|e| (e.partition(), e.before()));
+                    Some((id, entries.collect()))
+                });
+                Self::DeleteRecords(topics.collect())
+            }
             _ => return None,
         })
     }
@@ -162,6 +177,7 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
             Request::DescribeLogs(names) => reply.describe_logs(&shard, names).await,
             Request::Status => reply.status(&shard).await,
             Request::InitProducer(id, epoch) => reply.init_producer(&shard, id, epoch).await,
+            Request::DeleteRecords(topics) => reply.delete_records(&shard, topics).await,
         }
     })
     .detach();

@@ -508,6 +508,13 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         Message::DescribeLogs(ids, reply) => {
             let _ = reply.send(ids.into_iter().map(|id| shard.describe_log(id)).collect());
         }
+        Message::DeleteRecords(asked, reply) => {
+            let shard = shard.clone();
+            glommio::spawn_local(async move {
+                let _ = reply.send(admin::delete_records_here(&shard, asked).await);
+            })
+            .detach();
+        }
         Message::Settle(version, reply) => {
             let shard = shard.clone();
             glommio::spawn_local(async move {

@@ -33,6 +33,8 @@ pub enum Message {
     ListOffsets(Vec<(TopicPartition, i64)>, oneshot::Sender<Vec<ListedOffset>>),
     /// The logs of partitions of this shard.
     DescribeLogs(Vec<TopicPartition>, oneshot::Sender<Vec<DescribedLog>>),
+    /// Records of this shard's partitions that go: everything below an offset.
+    DeleteRecords(Vec<(TopicPartition, Option<Offset>)>, oneshot::Sender<Vec<NewStart>>),
     /// Answer once the image of this version has been followed.
     Settle(u64, oneshot::Sender<()>),
     /// Coordinators of groups on this shard.
@@ -81,6 +83,15 @@ pub struct ListedOffset {
     pub id: TopicPartition,
     /// The offset and its timestamp (-1 = unknown), or why not.
     pub result: Result<(Offset, i64), ErrorCode>,
+}
+
+/// Where a log starts after records were deleted.
+#[derive(Clone, Copy, Debug)]
+pub struct NewStart {
+    /// The partition.
+    pub id: TopicPartition,
+    /// The first offset that is kept, or why nothing was deleted.
+    pub result: Result<Offset, ErrorCode>,
 }
 
 /// A log as `DescribeLogs` shows it.

@@ -68,6 +68,9 @@ pub struct Store<D: Disk> {
     bytes_since_checkpoint: Cell<u64>,
     last_checkpoint_ms: Cell<i64>,
     checkpointing: Cell<bool>,
+    /// How many checkpoints have been begun, and the last of them that is on the device.
+    checkpoints_begun: Cell<u64>,
+    checkpoint_done: Cell<u64>,
     stopping: Cell<bool>,
     /// No round begins any more: a clean checkpoint claims that nothing is written after it.
     stopped: Cell<bool>,
@@ -129,6 +132,8 @@ impl<D: Disk> Store<D> {
             bytes_since_checkpoint: Cell::new(0),
             last_checkpoint_ms: Cell::new(now_ms),
             checkpointing: Cell::new(false),
+            checkpoints_begun: Cell::new(0),
+            checkpoint_done: Cell::new(0),
             stopping: Cell::new(false),
             stopped: Cell::new(false),
             ended: Cell::new(false),
@@ -581,7 +586,25 @@ impl<D: Disk> Store<D> {
         result
     }
 
+    /// Waits for a checkpoint that says what is true now: one that is written for many, or one of its own.
+    /// `false` if there is none any more, because the store has ended.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub async fn checkpoint_now(&self) -> io::Result<bool> {
+        let wanted = self.checkpoints_begun.get() + 1;
+        while self.checkpointing.get() && self.checkpoint_done.get() < wanted {
+            self.storage.environment.sleep(Duration::from_millis(1)).await;
+        }
+        if self.checkpoint_done.get() < wanted {
+            self.checkpoint(false).await?;
+        }
+        Ok(self.checkpoint_done.get() >= wanted)
+    }
+
     async fn write_checkpoint(&self, clean: bool) -> io::Result<()> {
+        let number = self.checkpoints_begun.get() + 1;
+        self.checkpoints_begun.set(number);
         self.bytes_since_checkpoint.set(0);
         self.last_checkpoint_ms.set(self.storage.environment.now_ms());
         let mut checkpoint = Checkpoint { clean, ..Checkpoint::default() };
@@ -591,6 +614,7 @@ impl<D: Disk> Store<D> {
         checkpoint.partitions.extend(self.checkpointed.borrow().values().cloned());
         let ends: Vec<_> = partitions.iter().map(|p| p.with_log(|log| log.durable_end())).collect();
         self.storage.write_checkpoint(checkpoint).await?;
+        self.checkpoint_done.set(number);
         for (partition, end) in partitions.iter().zip(ends) {
             partition.checkpointed(end);
         }

@@ -46,6 +46,12 @@ async fn every_call_round_trips() {
     let listed: Vec<_> = listed.iter().map(|listed| (listed.partition, listed.offset)).collect();
     assert_eq!(listed, [(2, 0), (1, 2), (1, 0)]);
 
+    let starts = admin.delete_records("t", &[(2, None), (1, Some(1))]).await.unwrap();
+    assert_eq!(starts, [(2, 0), (1, 1)]);
+    let above = admin.delete_records("t", &[(1, Some(3))]).await;
+    assert_eq!(above.unwrap_err().code(), Some(ErrorCode::OffsetOutOfRange));
+    assert_eq!(admin.delete_records("t", &[(1, None)]).await.unwrap(), [(1, 2)]);
+
     admin.delete_topic("made").await.unwrap();
     assert!(matches!(admin.describe_topic("made").await, Err(ClientError::UnknownTopic { .. })));
 }

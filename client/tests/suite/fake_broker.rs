@@ -8,7 +8,8 @@ use crate::fake_producers::FakeProducers;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use ringlog_client::request::{
-    Acks, FetchEntry, ListOffsetsEntry, NewTopic, OffsetSpec, ProduceEntry, Request, TopicId,
+    Acks, DeleteRecordsEntry, FetchEntry, ListOffsetsEntry, NewTopic, OffsetSpec, ProduceEntry, Request,
+    TopicId,
 };
 use ringlog_client::{Client, ClientConfig, ErrorCode};
 use schema::frame::{self, Aligned, Prefix};
@@ -435,6 +436,15 @@ fn decode_admin(request: &wire::Request<'_>) -> Request {
             count: create.count(),
         };
     }
+    if let Some(delete) = request.api_as_delete_records_request() {
+        let topic = delete.topics().unwrap().get(0);
+        let entry = |entry: &wire::DeleteRecordsEntry| DeleteRecordsEntry {
+            topic: TopicId(topic.id().unwrap().as_u128()),
+            partition: entry.partition(),
+            before: (entry.before() != u64::MAX).then(|| entry.before()),
+        };
+        return Request::DeleteRecords { entries: topic.entries().unwrap().iter().map(entry).collect() };
+    }
     if let Some(describe) = request.api_as_describe_logs_request() {
         return Request::DescribeLogs { topic: describe.topics().unwrap().get(0).to_owned() };
     }
@@ -598,8 +608,39 @@ async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify, port: u16) 
             Some(response(id, None, init, &[]))
         }
         Request::ListOffsets { entries } => Some(list_offsets(id, &state.lock().unwrap(), entries)),
+        Request::DeleteRecords { entries } => Some(delete_records(id, &mut state.lock().unwrap(), entries)),
         _ => Some(administer(call, &mut state.lock().unwrap())),
     }
+}
+
+fn delete_records(id: u64, state: &mut State, entries: &[DeleteRecordsEntry]) -> Vec<u8> {
+    let mut look = |entry: &DeleteRecordsEntry| {
+        let topic = state.topics.values_mut().find(|topic| topic.id == entry.topic);
+        let (error, start) = match topic.map(|topic| &mut topic.partitions[entry.partition as usize]) {
+            None => (ErrorCode::UnknownTopic.to_wire(), 0),
+            Some(partition) if entry.before.is_some_and(|before| before > partition.end()) => {
+                (ErrorCode::OffsetOutOfRange.to_wire(), 0)
+            }
+            Some(partition) => {
+                let end = partition.end();
+                partition.log_start = partition.log_start.max(entry.before.unwrap_or(end));
+                (0, partition.log_start)
+            }
+        };
+        wire::DeleteRecordsResult::new(entry.partition, error, 0, start)
+    };
+    let results: Vec<_> = entries.iter().map(&mut look).collect();
+    let topic = entries[0].topic;
+    let api = move |b: &mut Builder| {
+        let results = Some(b.create_vector(&results));
+        let args =
+            wire::DeleteRecordsTopicResultArgs { id: Some(&wire::TopicId::from_u128(topic.0)), results };
+        let topic = wire::DeleteRecordsTopicResult::create(b, &args);
+        let topics = Some(b.create_vector(&[topic]));
+        let api = wire::DeleteRecordsResponse::create(b, &wire::DeleteRecordsResponseArgs { topics });
+        (wire::ResponseApi::DeleteRecordsResponse, Some(api.as_union_value()))
+    };
+    response(id, None, api, &[])
 }
 
 fn append(state: &mut State, entry: &ProduceEntry) -> wire::ProduceResult {

@@ -11,4 +11,5 @@ mod first_message;
 mod group_protocol;
 mod process;
 mod records;
+mod retention;
 mod topics;

@@ -100,14 +100,32 @@ impl<D: Disk> Partition<D> {
 
     /// Applies retention; reclaims the files that went, when their readers have finished.
     pub async fn enforce_retention(&self) -> io::Result<u64> {
-        let now_ms = self.storage.environment.now_ms();
-        let start = retention::new_log_start(&self.log.borrow(), self.settings.get().retention, now_ms);
         if self.closed.get() {
             return Ok(0);
         }
-        let dropped = start.map_or(0, |start| self.advance_start(start));
+        let now_ms = self.storage.environment.now_ms();
+        let start = {
+            let log = self.log.borrow();
+            let by_settings = retention::new_log_start(&log, self.settings.get().retention, now_ms);
+            // Below a start that was moved before, a segment may have been left since.
+            by_settings.unwrap_or(log.log_start()).min(log.high_watermark())
+        };
+        let dropped = self.advance_start(start);
         self.reclaim_dropped().await?;
         Ok(dropped)
+    }
+
+    /// Moves the log's start to `before` (`None` = the high watermark) because somebody wants the records below
+    /// it gone; the start from now on, `None` if `before` is above the high watermark. Durable with the next
+    /// checkpoint; files go with the next look of retention.
+    pub fn delete_before(&self, before: Option<Offset>) -> Option<Offset> {
+        let end = self.high_watermark();
+        let before = before.unwrap_or(end);
+        if before > end {
+            return None;
+        }
+        self.advance_start(before);
+        Some(self.with_log(|log| log.log_start()))
     }
 
     /// Moves the log's start; the number of segments that went.
