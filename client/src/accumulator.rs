@@ -11,12 +11,12 @@
 //! connections, and what a reply means ([`crate::sender`]).
 
 use crate::client::{ClientError, Home, Topic};
-use crate::compression::compress;
 use crate::delivery::{BatchReceipt, Outcome, ProduceError};
 use crate::producer::{BATCH_SIZE_MAX, Linger, ProducerConfig};
 use crate::request::{Acks, TopicId};
 use crate::sequencer::Sequencer;
 use bytes::{Bytes, BytesMut};
+use schema::compression::compress;
 use schema::record_batch::{self, BatchBuilder, Compression, Producer as Stamp};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -9,12 +9,12 @@
 
 use crate::admin;
 use crate::client::{ClientError, Cluster};
-use crate::compression::{self, UnpackError};
 use crate::connection::ConnectionError;
 use crate::fetcher::{Fetcher, Item};
 use crate::reply::BrokerError;
 use crate::request::OffsetSpec;
 use bytes::Bytes;
+use schema::compression::{self, UnpackError};
 use schema::error_code::ErrorCode;
 use schema::record_batch::{self, BatchError, Batches, Record, Records};
 use std::collections::VecDeque;

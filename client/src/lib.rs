@@ -38,7 +38,6 @@ pub mod request;
 mod accumulator;
 mod admin;
 mod client;
-mod compression;
 mod config;
 mod consumer;
 mod delivery;
@@ -50,7 +49,7 @@ mod sequencer;
 
 pub use admin::{Admin, ListedOffset, TopicDescription};
 pub use client::{Client, ClientError};
-pub use compression::UnpackError;
+
 pub use config::{ClientConfig, ConfigError};
 pub use connection::{Connection, ConnectionError};
 pub use consumer::{
@@ -65,5 +64,6 @@ pub use reply::{
     ShardStatus,
 };
 pub use request::{Acks, NewTopic, OffsetSpec, TopicId};
+pub use schema::compression::UnpackError;
 pub use schema::error_code::ErrorCode;
 pub use schema::record_batch::{BatchError, Compression, Headers, Record};

@@ -5,6 +5,7 @@
 //! returns a small error that names what was wrong.
 
 pub mod checkpoint;
+pub mod compression;
 pub mod crc;
 pub mod error_code;
 pub mod frame;

@@ -20,18 +20,20 @@
 //! field that it covers is judged, so damage on the way is [`BatchError::Crc`] (send again) and never
 //! mistaken for a wrong producer.
 //!
-//! Absent on purpose: decompression (brokers pass compressed batches unchanged; a client brings the
-//! codecs), the older magics 0 and 1, looking into records on the produce path, control batches from
+//! Absent on purpose: decompression (`compression` has the codecs; brokers pass compressed batches
+//! unchanged), the older magics 0 and 1, looking into records on the produce path, control batches from
 //! producers.
 
 mod builder;
 mod error;
 mod records;
+mod rewrite;
 mod varint;
 
 pub use builder::{BatchBuilder, Producer};
 pub use error::BatchError;
 pub use records::{Headers, Record, Records, records};
+pub use rewrite::retain;
 
 /// Bytes of the header; the records follow.
 pub const HEADER_BYTES: usize = 61;
@@ -128,6 +130,7 @@ impl Attributes {
     const LOG_APPEND_TIME: u16 = 1 << 3;
     const TRANSACTIONAL: u16 = 1 << 4;
     const CONTROL: u16 = 1 << 5;
+    const DELETE_HORIZON: u16 = 1 << 6;
 
     /// The attributes with exactly these bits.
     pub fn from_bits(bits: u16) -> Self {
@@ -168,6 +171,12 @@ impl Attributes {
     /// Whether the batch belongs to a transaction.
     pub fn is_transactional(self) -> bool {
         self.0 & Self::TRANSACTIONAL != 0
+    }
+
+    /// Whether compaction has put the time from which on its tombstones may go into the base timestamp; the
+    /// records count from there.
+    pub fn has_delete_horizon(self) -> bool {
+        self.0 & Self::DELETE_HORIZON != 0
     }
 
     /// Whether the batch holds a marker made by a broker instead of a user's records.

@@ -13,6 +13,10 @@
 //! before it and its own identity, so a group proves everything before it. All headers fit into the
 //! first 512 bytes of their block, which devices write whole or not at all.
 //!
+//! A segment that compaction has *rewritten* is written whole before it gets its name, so nothing of it is ever
+//! torn. Behind its header stands a second one ([`RewrittenHeader`]) that says which segments it stands for and
+//! where in the chain; its groups tile its offsets without gaps, though batches within them may be missing.
+//!
 //! Format decisions are in `docs/adr/0003-on-disk-format.md`.
 
 /// The unit of alignment on disk, bytes.
@@ -26,6 +30,7 @@ pub const FORMAT_VERSION: u16 = 1;
 
 const SEGMENT_MAGIC: u32 = u32::from_le_bytes(*b"RLSG");
 const GROUP_MAGIC: u32 = u32::from_le_bytes(*b"RLGR");
+const REWRITTEN_MAGIC: u32 = u32::from_le_bytes(*b"RLRW");
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"RLIX");
 
 /// Why bytes are not the structure that was looked for.
@@ -101,6 +106,72 @@ pub struct SegmentHeader {
     pub durable_floor: u64,
     /// When the log rolled into it, milliseconds since 1970.
     pub opened_ms: i64,
+}
+
+/// Where a rewritten segment's second header stands in block 0.
+const REWRITTEN_AT: usize = SEGMENT_HEADER_BYTES;
+/// Bytes of it.
+const REWRITTEN_HEADER_BYTES: usize = 80;
+
+/// What a rewritten segment attests besides its [`SegmentHeader`]: it stands for all that the segments from
+/// `sequence` to `last_sequence` held between its base offset and `end_offset`, and the chain goes on behind it
+/// as it did behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RewrittenHeader {
+    /// The nonce of the file.
+    pub nonce: u64,
+    /// The last segment that it stands for.
+    pub last_sequence: u64,
+    /// How often these offsets have been rewritten; rises.
+    pub revision: u32,
+    /// One past its last offset: the base offset of the segment after it.
+    pub end_offset: u64,
+    /// Where its own groups end, bytes from its start.
+    pub end_position: u64,
+    /// Where the groups of the last of its sources ended: what the next segment's `previous_end` says.
+    pub source_end: u64,
+    /// The chain after its sources: what the next segment's `previous_chain` says.
+    pub end_chain: u64,
+    /// Below this offset no key stands twice in the log.
+    pub clean_until: u64,
+    /// The largest timestamp in it, milliseconds; -1 without records.
+    pub max_timestamp_ms: i64,
+}
+
+impl RewrittenHeader {
+    /// Writes the header into `block`, behind the segment's own.
+    pub fn encode(&self, block: &mut [u8]) {
+        let out = &mut block[REWRITTEN_AT..REWRITTEN_AT + REWRITTEN_HEADER_BYTES];
+        out.fill(0);
+        let mut w = start_header(out, REWRITTEN_MAGIC, 0);
+        w.put(self.revision.to_le_bytes());
+        w.put(self.nonce.to_le_bytes());
+        w.put(self.last_sequence.to_le_bytes());
+        w.put(self.end_offset.to_le_bytes());
+        w.put(self.end_position.to_le_bytes());
+        w.put(self.source_end.to_le_bytes());
+        w.put(self.end_chain.to_le_bytes());
+        w.put(self.clean_until.to_le_bytes());
+        w.put(self.max_timestamp_ms.to_le_bytes());
+        finish_header(out);
+    }
+
+    /// Reads and checks the header of `block`.
+    pub fn decode(block: &[u8]) -> Result<Self, SegmentError> {
+        let bytes = block.get(REWRITTEN_AT..).unwrap_or_default();
+        let (mut r, _) = open_header(bytes, REWRITTEN_HEADER_BYTES, REWRITTEN_MAGIC)?;
+        Ok(Self {
+            revision: r.u32(),
+            nonce: r.u64(),
+            last_sequence: r.u64(),
+            end_offset: r.u64(),
+            end_position: r.u64(),
+            source_end: r.u64(),
+            end_chain: r.u64(),
+            clean_until: r.u64(),
+            max_timestamp_ms: r.i64(),
+        })
+    }
 }
 
 /// The first 128 bytes of a group.
@@ -510,6 +581,43 @@ mod tests {
         assert_eq!(Footer::peek_bytes(7, &footer), Some(4096));
         assert_eq!(Footer::decode(7, &footer).unwrap(), entries);
         assert!(Footer::decode(8, &footer).is_err());
+    }
+
+    fn rewritten() -> RewrittenHeader {
+        RewrittenHeader {
+            nonce: 0x0102_0304_0506_0708,
+            last_sequence: 19,
+            revision: 3,
+            end_offset: 2000,
+            end_position: 40_960,
+            source_end: 1 << 20,
+            end_chain: 0xabcd,
+            clean_until: 1990,
+            max_timestamp_ms: 1_700_000_000_123,
+        }
+    }
+
+    #[test]
+    fn a_rewritten_segment_says_so() {
+        let mut block = vec![0; BLOCK_BYTES];
+        segment().encode(&mut block);
+        assert!(RewrittenHeader::decode(&block).is_err(), "it has not been rewritten");
+        rewritten().encode(&mut block);
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/segment_rewritten_v1.bin");
+        if std::env::var_os("RINGLOG_BLESS").is_some() {
+            std::fs::write(golden, &block[..256]).unwrap();
+        }
+        assert!(std::fs::read(golden).unwrap() == block[..256], "the format of version 1 has changed");
+        assert_eq!(SegmentHeader::decode(&block).unwrap(), segment());
+        assert_eq!(RewrittenHeader::decode(&block).unwrap(), rewritten());
+        for bit in REWRITTEN_AT * 8..(REWRITTEN_AT + REWRITTEN_HEADER_BYTES) * 8 {
+            block[bit / 8] ^= 1 << (bit % 8);
+            assert!(RewrittenHeader::decode(&block).is_err(), "bit {bit}");
+            block[bit / 8] ^= 1 << (bit % 8);
+        }
+        for length in 0..REWRITTEN_AT + REWRITTEN_HEADER_BYTES {
+            assert!(RewrittenHeader::decode(&block[..length]).is_err(), "{length} bytes");
+        }
     }
 
     #[test]

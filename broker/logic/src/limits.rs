@@ -177,6 +177,31 @@ pub const PRODUCERS_PER_SHARD_MAX: usize = 200_000;
 /// The default of `producer.id.expiration.ms`: a producer silent for so long is forgotten.
 pub const PRODUCER_EXPIRATION_MS_DEFAULT: u64 = 24 * 3600 * 1000;
 
+// ---- Compaction --------------------------------------------------------------------------------------
+
+/// What one pass of compaction remembers of keys, bytes: 24 for each. More keys than that take several passes.
+pub const COMPACTION_MAP_BYTES_MAX: usize = 48 * MIB;
+/// Producers that one pass remembers; of others it keeps more batch headers than it must.
+pub const COMPACTION_PRODUCERS_MAX: usize = 64 * KIB;
+/// What a compressed batch may unpack to, for a broker to look inside, bytes.
+pub const UNPACKED_BATCH_BYTES_MAX: usize = 64 * MIB;
+/// The payload of one group that compaction writes, bytes; a larger batch gets a group of its own.
+pub const COMPACTION_GROUP_BYTES: usize = MIB;
+/// What compaction reads and writes while nothing is appended, bytes per second and shard…
+pub const COMPACTION_BYTES_PER_SECOND: u64 = 64 * MIB as u64;
+/// … and while something is.
+pub const COMPACTION_BYTES_PER_SECOND_BUSY: u64 = 12 * MIB as u64;
+/// How much of its core it may take, percent, while nothing is appended…
+pub const COMPACTION_CPU_PERCENT: u64 = 40;
+/// … and while something is.
+pub const COMPACTION_CPU_PERCENT_BUSY: u64 = 8;
+/// It makes so much of what it writes durable at once: a large flush holds up those of the data path.
+pub const COMPACTION_SYNC_BYTES: u64 = 4 * MIB as u64;
+/// How often a shard looks for a log to compact, milliseconds.
+pub const COMPACTION_LOOK_MS: u64 = 1_000;
+/// How long a log is left alone after a pass over it has failed, milliseconds.
+pub const COMPACTION_RETRY_MS: i64 = 60_000;
+
 // ---- Fetch -------------------------------------------------------------------------------------------
 
 /// Fetches that may wait on one shard.
@@ -243,6 +268,8 @@ pub const SHARD_MEMORY_BYTES_MAX: usize = IN_FLIGHT_BYTES_PER_SHARD_MAX
     + DIRTY_BYTES_PER_SHARD_MAX
     + TAIL_CACHE_BYTES_PER_SHARD
     + READ_AHEAD_BYTES_PER_SHARD
+    + COMPACTION_MAP_BYTES_MAX
+    + 2 * UNPACKED_BATCH_BYTES_MAX
     + BUFFER_POOL_BYTES
     + RECEIVE_SCRATCH_BYTES;
 
@@ -272,6 +299,8 @@ const _: () = {
     // The window covers everything that a crash can have caught in flight.
     assert!(RECOVERY_WINDOW_BYTES >= GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX >= 2 * GROUP_BYTES_MAX as u64);
+    // A group that compaction writes is one that recovery reads.
+    assert!(COMPACTION_GROUP_BYTES + BLOCK_BYTES <= GROUP_BYTES_MAX);
     assert!(ROUNDS_IN_FLIGHT_DEFAULT <= ROUNDS_IN_FLIGHT_MAX);
     // The zeros of all partitions that are prepared at once are reused, not made anew.
     assert!(PREPARING_PARTITIONS_MAX * PREWRITE_CHUNK_BYTES <= BUFFER_POOL_BYTES);

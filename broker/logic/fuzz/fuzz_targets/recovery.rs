@@ -8,7 +8,7 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use logic::ids::{PartitionIndex, TopicId, TopicPartition};
-use logic::log::LogIdentity;
+use logic::log::{LogIdentity, SegmentName};
 use logic::log::recovery::{Recovered, Recovery, SegmentFile, Tail};
 use schema::checkpoint::{PartitionCheckpoint, SegmentSummary};
 use schema::segment::{BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, SegmentHeader, SegmentState};
@@ -277,13 +277,13 @@ fn recover(files: &[File], checkpoint: Option<PartitionCheckpoint>, clean: bool)
     let identity = LogIdentity { partition: id, generation: 0 };
     let listed: Vec<SegmentFile> = files
         .iter()
-        .map(|file| SegmentFile { sequence: file.sequence, bytes: file.bytes.len() as u64 })
+        .map(|file| SegmentFile { name: SegmentName::appended(file.sequence), bytes: file.bytes.len() as u64 })
         .collect();
     let mut recovery = Recovery::new(identity, checkpoint, clean, &listed);
     for _ in 0..READS_MAX {
         let Some(request) = recovery.need() else { return recovery.finish() };
         assert!(request.bytes > 0 && request.bytes <= 64 << 20, "{request:?}");
-        let file = files.iter().find(|file| file.sequence == request.sequence).expect("a listed file");
+        let file = files.iter().find(|file| file.sequence == request.name.first).expect("a listed file");
         let from = usize::try_from(request.position).unwrap_or(usize::MAX).min(file.bytes.len());
         let to = from.saturating_add(request.bytes).min(file.bytes.len());
         recovery.feed(&file.bytes[from..to]);

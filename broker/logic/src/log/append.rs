@@ -14,6 +14,7 @@
 use crate::ids::{LeaderEpoch, Offset, TopicPartition};
 use crate::limits::{BLOCK_BYTES, LOADED_INDEXES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::index::Index;
+use crate::log::segment_name::SegmentName;
 use schema::checkpoint::{PartitionCheckpoint, SegmentSummary};
 use schema::segment::{GroupHeader, SegmentHeader, SegmentState, group_bytes};
 use std::collections::VecDeque;
@@ -119,6 +120,33 @@ pub struct Segment {
     pub opened_ms: i64,
     /// `None` = on disk only: load the footer, or rebuild it by a scan.
     pub index: Option<Index>,
+    /// What compaction made of it; `None` = as it was appended.
+    pub rewritten: Option<Rewritten>,
+}
+
+/// What is particular about a segment that compaction has rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The last of the numbers that it stands for.
+    pub last: u64,
+    /// How often these offsets have been rewritten, from 1.
+    pub revision: u32,
+    /// Below this offset no key stands twice in the log.
+    pub clean_until: Offset,
+}
+
+impl Segment {
+    /// The name of its file.
+    pub fn name(&self) -> SegmentName {
+        let Rewritten { last, revision, .. } =
+            self.rewritten.unwrap_or(Rewritten { last: self.sequence, revision: 0, clean_until: self.base });
+        SegmentName { first: self.sequence, last, revision }
+    }
+
+    /// Below this offset it holds nothing that compaction has not looked at.
+    pub fn clean_until(&self) -> Offset {
+        self.rewritten.map_or(self.base, |rewritten| rewritten.clean_until)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +188,11 @@ pub struct Log {
     damaged: Vec<Range<u64>>,
     /// The next group must start a new segment although this one has room.
     roll_next: bool,
+    /// The segment that the newest checkpoint on the device goes on from. Those before it are not read by
+    /// a recovery, so they may be replaced.
+    checkpointed_sequence: u64,
+    /// How often segments have been replaced in this life.
+    replacements: u64,
 }
 
 /// What a log starts from: the outcome of recovery, or [`LogStart::new`].
@@ -238,6 +271,8 @@ impl Log {
             in_flight: VecDeque::new(),
             damaged: start.damaged,
             roll_next: start.roll_next,
+            checkpointed_sequence: 0,
+            replacements: 0,
         }
     }
 
@@ -468,6 +503,7 @@ impl Log {
             max_timestamp_ms: -1,
             opened_ms: now_ms,
             index: Some(Index::default()),
+            rewritten: None,
         });
         self.roll_next = false;
         (header, closes)
@@ -550,14 +586,59 @@ impl Log {
         }
     }
 
-    /// A checkpoint with this durable end is on the device.
-    pub fn checkpointed(&mut self, durable_end: Offset) {
-        self.attested_end = self.attested_end.max(durable_end);
+    /// This checkpoint is on the device.
+    pub fn checkpointed(&mut self, checkpoint: &PartitionCheckpoint) {
+        self.attested_end = self.attested_end.max(Offset::new(checkpoint.durable_end));
+        let sequence = checkpoint.segments.last().map_or(0, |segment| segment.sequence);
+        self.checkpointed_sequence = self.checkpointed_sequence.max(sequence);
     }
 
-    /// The index of a sealed segment has been read or rebuilt. The oldest one loaded is forgotten when
-    /// there are too many.
-    pub fn index_loaded(&mut self, sequence: u64, index: Index) {
+    /// Whether a segment may be replaced as far as the checkpoint on the device is concerned: a recovery would
+    /// go on behind it.
+    pub fn is_behind_checkpoint(&self, name: SegmentName) -> bool {
+        name.last < self.checkpointed_sequence
+    }
+
+    /// How often segments have been replaced: a reader who finds another number than before plans again.
+    pub fn replacements(&self) -> u64 {
+        self.replacements
+    }
+
+    /// Puts a rewritten segment, which is in place and durable, where its sources were; the sources. `None`
+    /// and nothing changed if they are not what they were when it was made.
+    pub fn replace(&mut self, sources: &[u64], segment: Segment) -> Option<Vec<Segment>> {
+        let first = self.segments.iter().position(|known| Some(&known.nonce) == sources.first())?;
+        let found = self.segments.iter().skip(first).take(sources.len());
+        if !found.map(|known| known.nonce).eq(sources.iter().copied()) {
+            return None;
+        }
+        let (last, after) =
+            (&self.segments[first + sources.len() - 1], self.segments.get(first + sources.len())?);
+        assert!(
+            self.segments[first].base == segment.base
+                && self.segments[first].sequence == segment.sequence
+                && last.name().last == segment.name().last
+                && self
+                    .segments
+                    .range(first..first + sources.len())
+                    .all(|old| segment.name().supersedes(old.name()))
+                && after.sequence <= self.durable_point.sequence
+                && self.is_behind_checkpoint(segment.name()),
+            "log {}: {} put in place of {} to {}",
+            self.identity.partition,
+            segment.name(),
+            self.segments[first].name(),
+            last.name()
+        );
+        self.replacements += 1;
+        let sources = self.segments.drain(first..first + sources.len()).collect();
+        self.segments.insert(first, segment);
+        Some(sources)
+    }
+
+    /// The index of the sealed segment with this number and nonce has been read or rebuilt. The oldest one
+    /// loaded is forgotten when there are too many.
+    pub fn index_loaded(&mut self, (sequence, nonce): (u64, u64), index: Index) {
         let sealed = self.segments.len().saturating_sub(1);
         let loaded: Vec<u64> = self
             .segments
@@ -569,7 +650,7 @@ impl Log {
         if loaded.len() >= LOADED_INDEXES_MAX {
             self.index_dropped(loaded[0]);
         }
-        if let Some(segment) = self.segments.iter_mut().find(|segment| segment.sequence == sequence) {
+        if let Some(segment) = self.segments.iter_mut().find(|segment| segment.nonce == nonce) {
             segment.index = Some(index);
         }
     }
@@ -581,9 +662,9 @@ impl Log {
         }
     }
 
-    /// Moves the log's start to `offset` and forgets the segments below it; their numbers, oldest first.
-    /// The active segment stays.
-    pub fn advance_start(&mut self, offset: Offset) -> Vec<u64> {
+    /// Moves the log's start to `offset` and forgets the segments below it; they, oldest first. The active
+    /// segment stays.
+    pub fn advance_start(&mut self, offset: Offset) -> Vec<Segment> {
         assert!(
             offset <= self.high_watermark(),
             "log {}: start moved to {offset}, above the high watermark {}",
@@ -596,7 +677,7 @@ impl Log {
             && self.segments[1].base <= self.log_start
             && self.segments[0].sequence < self.durable_point.sequence
         {
-            dropped.extend(self.segments.pop_front().map(|segment| segment.sequence));
+            dropped.extend(self.segments.pop_front());
         }
         let start = self.log_start.get();
         self.damaged.retain(|range| range.end > start);

@@ -11,6 +11,10 @@ fn log() -> Log {
     Log::new(LogIdentity { partition, generation: 1 }, SETTINGS, LogStart::new())
 }
 
+fn sequences(segments: Vec<Segment>) -> Vec<u64> {
+    segments.iter().map(|segment| segment.sequence).collect()
+}
+
 /// Appends and seals one group in `round`; places a segment if one is needed.
 fn group(log: &mut Log, records: u32, payload_bytes: u32, round: u64, now_ms: i64) -> Sealed {
     let base = log.append(records, LeaderEpoch::new(1));
@@ -138,7 +142,7 @@ fn attestations() {
     let mut log = self::log();
     group(&mut log, 2, 100, 1, 0);
     log.written(RoundId(1));
-    log.checkpointed(Offset::new(2));
+    log.checkpointed(&PartitionCheckpoint { durable_end: 2, ..PartitionCheckpoint::default() });
     assert_eq!(log.attestation(5), None, "the checkpoint attests it");
 }
 
@@ -172,18 +176,18 @@ fn the_start_moves_over_whole_durable_segments() {
         }
     }
     assert_eq!(log.segments().len(), 4);
-    assert_eq!(log.advance_start(Offset::new(9)), Vec::<u64>::new());
+    assert!(log.advance_start(Offset::new(9)).is_empty());
     assert_eq!(log.log_start(), Offset::new(9));
-    assert_eq!(log.advance_start(Offset::new(15)), [0]);
+    assert_eq!(sequences(log.advance_start(Offset::new(15))), [0]);
     // Segment 2 holds the last durable group: a checkpoint names it.
-    assert_eq!(log.advance_start(Offset::new(30)), [1]);
-    assert_eq!(log.advance_start(Offset::new(2)), Vec::<u64>::new());
+    assert_eq!(sequences(log.advance_start(Offset::new(30))), [1]);
+    assert!(log.advance_start(Offset::new(2)).is_empty());
     assert_eq!(log.log_start(), Offset::new(30));
     log.note_damage(5..40);
     log.note_damage(5..40);
     assert_eq!(log.damaged().len(), 1);
     log.written(RoundId(4));
-    assert_eq!(log.advance_start(Offset::new(40)), [2]);
+    assert_eq!(sequences(log.advance_start(Offset::new(40))), [2]);
     assert!(log.damaged().is_empty() && log.segments().len() == 1);
 }
 
@@ -196,7 +200,7 @@ fn indexes_of_sealed_segments_are_bounded() {
     }
     (0..5).for_each(|sequence| log.index_dropped(sequence));
     for sequence in [0, 3, 4, 1] {
-        log.index_loaded(sequence, Index::default());
+        log.index_loaded((sequence, 100 + sequence), Index::default());
         let loaded = log.segments().iter().take(5).filter(|segment| segment.index.is_some());
         assert!(loaded.count() <= LOADED_INDEXES_MAX);
         assert!(log.segment(sequence).expect("kept").index.is_some());
@@ -210,4 +214,51 @@ fn epochs_do_not_fall() {
     let mut log = log();
     log.append(1, LeaderEpoch::new(2));
     log.append(1, LeaderEpoch::new(1));
+}
+
+/// A segment that stands for those of these numbers in a log whose every group has one of its own.
+fn rewritten(log: &Log, first: u64, last: u64) -> (Vec<u64>, Segment) {
+    let sources = (first..=last).map(|sequence| log.segment(sequence).expect("a source")).collect::<Vec<_>>();
+    let nonces = sources.iter().map(|segment| segment.nonce).collect();
+    let clean_until = log.segment(last + 1).map_or(log.log_end(), |next| next.base);
+    let revision = 1 + sources.iter().map(|segment| segment.name().revision).max().unwrap_or(0);
+    let rewritten = Some(Rewritten { last, revision, clean_until });
+    (nonces, Segment { nonce: 900 + first, index: None, rewritten, ..sources[0].clone() })
+}
+
+#[test]
+fn rewritten_segments_take_the_place_of_their_sources() {
+    let mut log = log();
+    for n in 0..6 {
+        group(&mut log, 10, 100, n + 1, n as i64 * 2000);
+        log.written(RoundId(n + 1));
+    }
+    let claim = log.checkpoint();
+    log.checkpointed(&claim);
+    let (sources, segment) = rewritten(&log, 1, 3);
+    assert_eq!((segment.name().to_string().len(), segment.name().revision), (56, 1));
+    // Another order, or one that is not there any more.
+    assert!(log.replace(&[101, 103], segment.clone()).is_none());
+    assert!(log.replace(&[99], segment.clone()).is_none());
+    assert_eq!((log.replacements(), log.segments().len()), (0, 6));
+    let gone = log.replace(&sources, segment).expect("they are there");
+    assert_eq!(sequences(gone), [1, 2, 3]);
+    assert_eq!(sequences(log.segments().iter().cloned().collect()), [0, 1, 4, 5]);
+    assert_eq!((log.replacements(), log.segment(1).map(|segment| segment.nonce)), (1, Some(901)));
+    let (sources, segment) = rewritten(&log, 0, 0);
+    assert!(log.replace(&sources, segment).is_some());
+    assert_eq!(log.checkpoint().segments.len(), 4);
+    assert_eq!(sequences(log.advance_start(Offset::new(45))), [0, 1]);
+}
+
+#[test]
+#[should_panic(expected = "put in place of")]
+fn what_no_checkpoint_is_behind_is_not_replaced() {
+    let mut log = log();
+    for n in 0..3 {
+        group(&mut log, 10, 100, n + 1, n as i64 * 2000);
+        log.written(RoundId(n + 1));
+    }
+    let (sources, segment) = rewritten(&log, 0, 1);
+    log.replace(&sources, segment);
 }

@@ -7,13 +7,20 @@
 //! | `index` | where in a segment to look for an offset or a timestamp |
 //! | `read` | which segment and position serve an offset |
 //! | `retention` | which segments to drop |
+//! | `compaction` | which records of a compacted log stay, and how the rewritten segment says so |
+//! | `tiles` | how a rewritten segment is laid out |
+//! | `segment_name` | which files of a directory count |
 //! | `recovery` | what a segment's bytes after a crash are worth |
 
 pub mod append;
+pub mod compaction;
 pub mod flush_round;
 pub mod index;
 pub mod read;
 pub mod recovery;
 pub mod retention;
+pub mod segment_name;
+pub mod tiles;
 
 pub use append::{Log, LogIdentity, LogSettings, OpenGroup, Placement, RoundId, Sealed, Segment};
+pub use segment_name::SegmentName;

@@ -19,17 +19,23 @@
 //!
 //! What the scan passes over is folded into the table of producers, behind the checkpoint's summary.
 //!
+//! Segments that compaction has rewritten stand for others (`segment_name` says which count). Behind a checkpoint
+//! only their headers are read; without one their groups are scanned like any other, and where they end the chain
+//! goes on as their header says.
+//!
 //! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
 //! files, truncation, and the decision what a replica does with a verdict.
 
 use crate::ids::{LeaderEpoch, Offset};
 use crate::limits::{BLOCK_BYTES, GROUP_BYTES_MAX, READ_BYTES_MAX, RECOVERY_WINDOW_BYTES};
-use crate::log::append::{LogIdentity, LogStart, Segment};
+use crate::log::append::{LogIdentity, LogStart, Rewritten, Segment};
 use crate::log::index::Index;
+use crate::log::segment_name::SegmentName;
 use crate::producer_state::{ProducerBatch, ProducerTable};
-use schema::checkpoint::PartitionCheckpoint;
+use schema::checkpoint::{PartitionCheckpoint, SegmentSummary};
 use schema::record_batch;
-use schema::segment::{GroupHeader, SegmentHeader, SegmentState};
+use schema::segment::{GroupHeader, RewrittenHeader, SegmentHeader, SegmentState};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -45,8 +51,8 @@ const NONCE_ROT_BITS_MAX: u32 = 8;
 /// A file of the log as the directory shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentFile {
-    /// The number in its name.
-    pub sequence: u64,
+    /// Its name.
+    pub name: SegmentName,
     /// Its length.
     pub bytes: u64,
 }
@@ -55,7 +61,7 @@ pub struct SegmentFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadRequest {
     /// The file.
-    pub sequence: u64,
+    pub name: SegmentName,
     /// From where, a multiple of the block size.
     pub position: u64,
     /// How many bytes; fewer may be fed only where the file ends.
@@ -88,7 +94,7 @@ pub struct Recovered {
     /// Acknowledged offsets that are lost, as far as they were not known before.
     pub lost: Vec<Range<u64>>,
     /// Files to reclaim, after the truncation is durable.
-    pub discard: Vec<u64>,
+    pub discard: Vec<SegmentName>,
     /// An empty group of the new incarnation must be durable before the log is used, so that what was
     /// cut cannot come back.
     pub must_open: bool,
@@ -100,6 +106,8 @@ pub struct Recovered {
 struct File {
     file: SegmentFile,
     header: Option<SegmentHeader>,
+    /// The second header, of a rewritten segment whose first one is sound.
+    rewritten: Option<RewrittenHeader>,
     /// The header of its first group, if the segment's own cannot be read.
     first: Option<GroupHeader>,
 }
@@ -119,6 +127,7 @@ struct Cursor {
 
 #[derive(Debug)]
 enum Phase {
+    Rewritten { next: usize },
     Headers { next: usize },
     Scan { bytes: usize },
     Window { file: usize, position: u64, budget: u64 },
@@ -138,6 +147,12 @@ struct Remains {
 pub struct Recovery {
     identity: LogIdentity,
     files: Vec<File>,
+    /// Rewritten segments behind the checkpoint.
+    behind: Vec<File>,
+    /// Numbers of segments as they were appended that are there, behind the checkpoint.
+    appended: BTreeSet<u64>,
+    start: Option<u64>,
+    ended_in_order: bool,
     phase: Phase,
     cursor: Option<Cursor>,
     segments: Vec<Segment>,
@@ -148,7 +163,7 @@ pub struct Recovery {
     incarnation_max: u64,
     lost: Vec<Range<u64>>,
     remains: Remains,
-    discard: Vec<u64>,
+    discard: Vec<SegmentName>,
     checkpoint: Option<PartitionCheckpoint>,
     corrupt_tail: bool,
     clean: bool,
@@ -166,27 +181,43 @@ impl Recovery {
         files: &[SegmentFile],
     ) -> Self {
         let active = checkpoint.as_ref().and_then(|c| c.segments.last()).map(|segment| segment.sequence);
-        let start = active.filter(|active| files.iter().any(|file| file.sequence == *active));
-        let mut discard = Vec::new();
+        let rewritten: Vec<SegmentName> =
+            files.iter().map(|file| file.name).filter(|name| name.is_rewritten()).collect();
+        let counts = |file: &&SegmentFile| !rewritten.iter().any(|other| other.supersedes(file.name));
+        let mut discard: Vec<SegmentName> =
+            files.iter().filter(|file| !counts(file)).map(|file| file.name).collect();
+        // An older checkpoint may go on from a segment that has been rewritten since: then all is read.
+        let appended = |active: &u64| SegmentName::appended(*active);
+        let start =
+            active.filter(|active| files.iter().filter(counts).any(|file| file.name == appended(active)));
         let mut kept = Vec::new();
-        for file in files {
+        let (mut behind, mut numbers) = (Vec::new(), BTreeSet::new());
+        for file in files.iter().filter(counts) {
+            let read = File { file: *file, header: None, rewritten: None, first: None };
             match start {
-                // Sealed before the checkpoint: known without reading, if the checkpoint lists it.
-                Some(active) if file.sequence < active => {
-                    let known = checkpoint
-                        .as_ref()
-                        .is_some_and(|c| c.segments.iter().any(|s| s.sequence == file.sequence));
-                    if !known {
-                        discard.push(file.sequence);
+                // Sealed before the checkpoint: known without reading, if the checkpoint lists it. What has
+                // been rewritten since says itself what it is.
+                Some(active) if file.name.last < active => {
+                    let known = |c: &PartitionCheckpoint| {
+                        c.segments.iter().any(|s| file.name.covers(s.sequence) && s.sequence < active)
+                    };
+                    match checkpoint.as_ref().is_some_and(known) {
+                        true if file.name.is_rewritten() => behind.push(read),
+                        true => drop(numbers.insert(file.name.first)),
+                        false => discard.push(file.name),
                     }
                 }
-                _ => kept.push(File { file: *file, header: None, first: None }),
+                _ => kept.push(read),
             }
         }
         let mut recovery = Self {
             identity,
             files: kept,
-            phase: Phase::Headers { next: 0 },
+            behind,
+            appended: numbers,
+            start,
+            ended_in_order: clean,
+            phase: Phase::Rewritten { next: 0 },
             cursor: None,
             segments: Vec::new(),
             epochs: Vec::new(),
@@ -210,37 +241,48 @@ impl Recovery {
                 .map(|(epoch, start)| (LeaderEpoch::new(*epoch), Offset::new(*start)))
                 .collect();
         }
-        if start.is_some() {
-            recovery.start_from_checkpoint(files);
+        if recovery.behind.is_empty() {
+            recovery.begin_headers();
+        }
+        recovery
+    }
+
+    /// What is behind the checkpoint is known: goes on with the headers of the rest.
+    fn begin_headers(&mut self) {
+        if self.start.is_some() {
+            self.start_from_checkpoint();
         }
         // What the checkpoint does not describe, it cannot vouch for.
-        recovery.clean =
-            clean && recovery.checkpoint.as_ref().is_some_and(|c| start.is_some() || c.segments.is_empty());
-        recovery.next_header(0);
-        recovery
+        let described =
+            self.checkpoint.as_ref().is_some_and(|c| self.start.is_some() || c.segments.is_empty());
+        self.clean = self.ended_in_order && described;
+        self.next_header(0);
     }
 
     /// The next read; `None` when the verdict is ready.
     pub fn need(&self) -> Option<ReadRequest> {
         match self.phase {
+            Phase::Rewritten { next } => {
+                Some(ReadRequest { name: self.behind[next].file.name, position: 0, bytes: HEAD_BYTES })
+            }
             Phase::Headers { next } => {
-                Some(ReadRequest { sequence: self.files[next].file.sequence, position: 0, bytes: HEAD_BYTES })
+                Some(ReadRequest { name: self.files[next].file.name, position: 0, bytes: HEAD_BYTES })
             }
             Phase::Scan { bytes } => {
                 let cursor = self.cursor.as_ref()?;
                 Some(ReadRequest {
-                    sequence: self.files[cursor.file].file.sequence,
+                    name: self.files[cursor.file].file.name,
                     position: cursor.position,
                     bytes,
                 })
             }
             Phase::Window { file, position, budget } => Some(ReadRequest {
-                sequence: self.files[file].file.sequence,
+                name: self.files[file].file.name,
                 position,
                 bytes: (READ_BYTES_MAX as u64).min(budget) as usize,
             }),
             Phase::Resync { file, position, bytes } => {
-                Some(ReadRequest { sequence: self.files[file].file.sequence, position, bytes })
+                Some(ReadRequest { name: self.files[file].file.name, position, bytes })
             }
             Phase::Done => None,
         }
@@ -251,6 +293,13 @@ impl Recovery {
     pub fn feed(&mut self, bytes: &[u8]) {
         self.bytes_read += bytes.len() as u64;
         match self.phase {
+            Phase::Rewritten { next } => {
+                self.behind[next].read_head(&self.identity, bytes);
+                match next + 1 < self.behind.len() {
+                    true => self.phase = Phase::Rewritten { next: next + 1 },
+                    false => self.begin_headers(),
+                }
+            }
             Phase::Headers { next } => self.feed_header(next, bytes),
             Phase::Scan { .. } => self.feed_scan(bytes),
             Phase::Window { file, position, budget } => self.feed_window(file, position, budget, bytes),
@@ -259,13 +308,30 @@ impl Recovery {
         }
     }
 
-    fn start_from_checkpoint(&mut self, files: &[SegmentFile]) {
+    fn start_from_checkpoint(&mut self) {
         let Some(checkpoint) = self.checkpoint.clone() else { return };
         let Some((active, sealed)) = checkpoint.segments.split_last() else { return };
         self.producers = ProducerTable::restore(&checkpoint.producers);
         let mut expected = None;
+        let mut stood_for = None;
         for summary in sealed {
-            if !files.iter().any(|file| file.sequence == summary.sequence) {
+            if let Some(at) = self.behind.iter().position(|file| file.file.name.covers(summary.sequence)) {
+                // Several of the checkpoint's may have become one.
+                if stood_for.replace(at) == Some(at) {
+                    continue;
+                }
+                match self.behind[at].describe(summary) {
+                    Some(segment) => {
+                        if let Some(from) = expected.take() {
+                            self.lost.push(from..segment.base.get());
+                        }
+                        self.segments.push(segment);
+                    }
+                    None => drop(expected.get_or_insert(summary.base_offset)),
+                }
+                continue;
+            }
+            if !self.appended.contains(&summary.sequence) {
                 // Dropped by retention from the front; a gap behind kept segments is a loss.
                 if self.segments.is_empty() {
                     continue;
@@ -301,22 +367,7 @@ impl Recovery {
 
     fn feed_header(&mut self, next: usize, bytes: &[u8]) {
         let file = &mut self.files[next];
-        file.header = SegmentHeader::decode(bytes).ok().filter(|header| {
-            header.topic_id == self.identity.partition.topic.get()
-                && header.partition == self.identity.partition.partition.get()
-                && header.generation == self.identity.generation
-                && header.sequence == file.file.sequence
-        });
-        if file.header.is_none() {
-            let first = bytes.get(BLOCK_BYTES..).map(GroupHeader::decode);
-            // In a recycled file it may be a group of what the file held before.
-            file.first = first.and_then(Result::ok).filter(|first| {
-                first.topic_id == self.identity.partition.topic.get()
-                    && first.partition == self.identity.partition.partition.get()
-                    && first.generation == self.identity.generation
-                    && first.sequence == file.file.sequence
-            });
-        }
+        file.read_head(&self.identity, bytes);
         let incarnation = file.header.map(|header| header.incarnation);
         let incarnation = incarnation.or(file.first.map(|first| first.incarnation));
         self.incarnation_max = self.incarnation_max.max(incarnation.unwrap_or(0));
@@ -405,16 +456,34 @@ impl Recovery {
     fn enter_next_segment(&mut self) -> bool {
         let cursor = self.cursor.expect("a scan has a cursor");
         let Some(next) = self.files.get(cursor.file + 1).and_then(begun) else { return false };
+        // Behind a rewritten segment the chain goes on as it did behind its sources.
+        let here = &self.files[cursor.file];
+        let whole = |rewritten: &RewrittenHeader| {
+            rewritten.end_position == cursor.position && rewritten.end_offset == cursor.offset
+        };
+        let (end, chain) = match (here.rewritten.filter(whole), next.1) {
+            (Some(rewritten), _) => (rewritten.source_end, rewritten.end_chain),
+            // What says so has rotted; but nothing is rewritten before all of the next segment's past is durable.
+            (None, Begun::Header(header))
+                if here.file.name.is_rewritten()
+                    && here.rewritten.is_none()
+                    && header.base_offset == cursor.offset =>
+            {
+                (header.previous_end, header.previous_chain)
+            }
+            (None, _) if here.file.name.is_rewritten() => return false,
+            (None, _) => (cursor.position, cursor.chain),
+        };
         let follows = match next.1 {
             Begun::Header(header) => {
-                header.previous_end == cursor.position
-                    && header.previous_chain == cursor.chain
+                header.previous_end == end
+                    && header.previous_chain == chain
                     && header.incarnation >= cursor.incarnation
                     && header.base_offset >= cursor.offset
             }
             // Its chain proves that it follows.
             Begun::FirstGroup(first) => {
-                first.chain == first.chain_after(cursor.chain)
+                first.chain == first.chain_after(chain)
                     && first.incarnation >= cursor.incarnation
                     && first.base_offset == cursor.offset
             }
@@ -482,7 +551,8 @@ impl Recovery {
             segment.end_position = cursor.position + group;
             segment.max_timestamp_ms = segment.max_timestamp_ms.max(header.max_timestamp_ms);
             let epoch = LeaderEpoch::new(header.leader_epoch);
-            if header.batch_count > 0 && self.epochs.last().is_none_or(|(last, _)| *last < epoch) {
+            let holds_offsets = header.end_offset > header.base_offset;
+            if holds_offsets && self.epochs.last().is_none_or(|(last, _)| *last < epoch) {
                 self.epochs.push((epoch, Offset::new(header.base_offset)));
             }
             note_producers(&mut self.producers, &header, payload);
@@ -669,7 +739,7 @@ impl Recovery {
         let last_sequence = self
             .files
             .iter()
-            .map(|file| file.file.sequence)
+            .map(|file| file.file.name.last)
             .chain(self.checkpoint.iter().flat_map(|c| c.segments.iter().map(|s| s.sequence)))
             .max();
         let cursor_file = self.cursor.map(|cursor| cursor.file);
@@ -688,7 +758,7 @@ impl Recovery {
         let mut cut = self.remains.torn || self.corrupt_tail;
         for (at, file) in self.files.iter().enumerate() {
             let kept = cursor_file.is_some_and(|cursor| at <= cursor)
-                && self.segments.iter().any(|segment| segment.sequence == file.file.sequence);
+                && self.segments.iter().any(|segment| segment.name() == file.file.name);
             if kept {
                 continue;
             }
@@ -697,17 +767,17 @@ impl Recovery {
                 Some(SegmentHeader { state: SegmentState::Placed, nonce, .. })
                     if placed.is_none() && behind =>
                 {
-                    placed = Some((file.file.sequence, nonce));
+                    placed = Some((file.file.name.first, nonce));
                 }
                 header => {
-                    self.discard.push(file.file.sequence);
+                    self.discard.push(file.file.name);
                     let held = header.map_or(!self.clean, |header| header.state == SegmentState::Open);
                     cut |= behind && held;
                 }
             }
         }
         if cut || placed.is_some_and(|(sequence, _)| Some(sequence) != last_sequence) {
-            self.discard.extend(placed.take().map(|(sequence, _)| sequence));
+            self.discard.extend(placed.take().map(|(sequence, _)| SegmentName::appended(sequence)));
         }
         let must_open = cut && !self.segments.is_empty();
         if let Some(checkpoint) = &self.checkpoint {
@@ -747,6 +817,70 @@ fn note_producers(producers: &mut ProducerTable, header: &GroupHeader, payload: 
     }
 }
 
+impl File {
+    /// Takes what the first blocks of the file say, if they are this log's.
+    fn read_head(&mut self, identity: &LogIdentity, bytes: &[u8]) {
+        let name = self.file.name;
+        self.header = SegmentHeader::decode(bytes).ok().filter(|header| {
+            header.topic_id == identity.partition.topic.get()
+                && header.partition == identity.partition.partition.get()
+                && header.generation == identity.generation
+                && header.sequence == name.first
+        });
+        if name.is_rewritten() {
+            let second = RewrittenHeader::decode(bytes).ok();
+            self.rewritten = second.filter(|second| {
+                self.header.is_some_and(|header| header.nonce == second.nonce)
+                    && (second.last_sequence, second.revision) == (name.last, name.revision)
+            });
+            // One without the other says too little.
+            self.header = self.header.filter(|_| self.rewritten.is_some());
+        }
+        if self.header.is_none() {
+            let first = bytes.get(BLOCK_BYTES..).map(GroupHeader::decode);
+            // In a recycled file it may be a group of what the file held before.
+            self.first = first.and_then(Result::ok).filter(|first| {
+                first.topic_id == identity.partition.topic.get()
+                    && first.partition == identity.partition.partition.get()
+                    && first.generation == identity.generation
+                    && first.sequence == name.first
+            });
+        }
+    }
+
+    /// A rewritten segment by its headers; if they have rotted, by what the checkpoint says of it, provided
+    /// that it means this very file.
+    fn describe(&self, summary: &SegmentSummary) -> Option<Segment> {
+        let name = self.file.name;
+        if let (Some(header), Some(second)) = (self.header, self.rewritten) {
+            let rewritten = Rewritten {
+                last: name.last,
+                revision: name.revision,
+                clean_until: Offset::new(second.clean_until),
+            };
+            return Some(Segment {
+                sequence: name.first,
+                nonce: header.nonce,
+                base: Offset::new(header.base_offset),
+                end_position: second.end_position,
+                max_timestamp_ms: second.max_timestamp_ms,
+                opened_ms: header.opened_ms,
+                index: None,
+                rewritten: Some(rewritten),
+            });
+        }
+        let same = self.first.is_some_and(|first| first.nonce == summary.nonce);
+        same.then(|| Segment {
+            rewritten: Some(Rewritten {
+                last: name.last,
+                revision: name.revision,
+                clean_until: Offset::new(summary.base_offset),
+            }),
+            ..summary_segment(summary, summary.end_position)
+        })
+    }
+}
+
 fn opened(file: &File) -> Option<SegmentHeader> {
     file.header.filter(|header| header.state == SegmentState::Open)
 }
@@ -774,26 +908,33 @@ impl Begun {
     }
 }
 
-fn begun(file: &File) -> Option<(u64, Begun)> {
+fn begun(file: &File) -> Option<(&File, Begun)> {
     let begun = opened(file).map(Begun::Header).or(file.first.map(Begun::FirstGroup))?;
-    Some((file.file.sequence, begun))
+    Some((file, begun))
 }
 
 /// The segment and the cursor at its start.
-fn begin(file: usize, (sequence, begun): (u64, Begun)) -> (Segment, Cursor) {
+fn begin(file: usize, (described, begun): (&File, Begun)) -> (Segment, Cursor) {
+    let name = described.file.name;
     let base = begun.base_offset();
     let (nonce, opened_ms, chain, incarnation) = match begun {
         Begun::Header(h) => (h.nonce, h.opened_ms, Some(h.previous_chain), h.incarnation),
         Begun::FirstGroup(g) => (g.nonce, g.append_time_ms, None, g.incarnation),
     };
+    let clean_until = Offset::new(described.rewritten.map_or(base, |second| second.clean_until));
     let segment = Segment {
-        sequence,
+        sequence: name.first,
         nonce,
         base: Offset::new(base),
         end_position: BLOCK,
         max_timestamp_ms: -1,
         opened_ms,
         index: Some(Index::default()),
+        rewritten: name.is_rewritten().then_some(Rewritten {
+            last: name.last,
+            revision: name.revision,
+            clean_until,
+        }),
     };
     let cursor = Cursor {
         file,
@@ -816,7 +957,7 @@ fn is_remains(block: &[u8], cursor: &Cursor) -> bool {
     claimed.is_some_and(|claimed| (claimed ^ cursor.nonce).count_ones() <= NONCE_ROT_BITS_MAX)
 }
 
-fn summary_segment(summary: &schema::checkpoint::SegmentSummary, end_position: u64) -> Segment {
+fn summary_segment(summary: &SegmentSummary, end_position: u64) -> Segment {
     Segment {
         sequence: summary.sequence,
         nonce: summary.nonce,
@@ -825,6 +966,7 @@ fn summary_segment(summary: &schema::checkpoint::SegmentSummary, end_position: u
         max_timestamp_ms: summary.max_timestamp_ms,
         opened_ms: summary.opened_ms,
         index: None,
+        rewritten: None,
     }
 }
 

@@ -5,13 +5,14 @@
 //! flight though written, `l3` in flight and lost, `t3` in flight and torn behind its first sector; `A`
 //! and `T` do so with 1.5 MiB. `E` attests, `R` lets the next group roll, `H` besides loses the header of
 //! the segment that it rolls into, `P` places a segment ahead, `S0` does so with the file of segment 0. `C` takes a checkpoint, `Q` one of an
-//! orderly end. `D3` moves the log's start to 3 and removes files, `K3` moves it and the files stay.
+//! orderly end, `O` loses the newest. `W0.2` rewrites segments 0 to 2 into one, `w0.2` leaves their files there. `D3` moves the log's start to 3 and removes files, `K3` moves it and the files stay.
 //! `x0.2` rots the header in block 2 of segment 0, `n0.2` its nonce, `y0.2` its payload, `z0.2` zeroes the
 //! block, `-1` removes segment 1. `!` recovers and goes on from there.
 
 use super::*;
 use crate::ids::{PartitionIndex, TopicId, TopicPartition};
 use crate::log::append::{Log, LogSettings, OpenGroup, RoundId};
+use crate::log::tiles::{SourcesEnd, Tiles};
 use schema::segment::GROUP_HEADER_BYTES;
 use std::collections::BTreeMap;
 
@@ -38,7 +39,9 @@ enum Fate {
 
 struct Bench {
     log: Log,
-    files: BTreeMap<u64, Vec<u8>>,
+    files: BTreeMap<SegmentName, Vec<u8>>,
+    /// Checkpoints before the newest.
+    older: Vec<PartitionCheckpoint>,
     checkpoint: Option<PartitionCheckpoint>,
     clean: bool,
     round: u64,
@@ -53,6 +56,7 @@ impl Bench {
         Self {
             log: Log::new(IDENTITY, SETTINGS, LogStart::new()),
             files: BTreeMap::new(),
+            older: Vec::new(),
             checkpoint: None,
             clean: false,
             round: 0,
@@ -64,7 +68,8 @@ impl Bench {
     }
 
     fn put(&mut self, sequence: u64, position: u64, bytes: &[u8]) {
-        let file = self.files.get_mut(&sequence).expect("a file that is in place");
+        let name = self.name(sequence);
+        let file = self.files.get_mut(&name).expect("a file that is in place");
         let end = position as usize + bytes.len();
         if file.len() < end {
             file.resize(end.next_multiple_of(BLOCK_BYTES), 0);
@@ -96,7 +101,7 @@ impl Bench {
         };
         let mut block = vec![0; BLOCK_BYTES];
         header.encode(&mut block);
-        self.files.insert(sequence, file);
+        self.files.insert(SegmentName::appended(sequence), file);
         self.put(sequence, 0, &block);
         self.log.segment_placed(sequence, self.nonce);
     }
@@ -150,16 +155,81 @@ impl Bench {
         self.write(group, &payload, fate);
     }
 
+    /// The file of a segment: of several the one that counts.
+    fn name(&self, sequence: u64) -> SegmentName {
+        let of = self.files.keys().filter(|name| name.first == sequence);
+        of.max_by_key(|name| name.revision).copied().expect("a file of this number")
+    }
+
+    /// Rewrites segments into one of which no batch is left; `remove` = the sources' names are gone.
+    fn rewrite(&mut self, first: u64, last: u64, remove: bool) {
+        let sources: Vec<Segment> = self
+            .log
+            .segments()
+            .iter()
+            .filter(|segment| (first..=last).contains(&segment.sequence))
+            .cloned()
+            .collect();
+        let next = self.log.segments().iter().find(|segment| segment.sequence > last).expect("one behind");
+        let end = next.base.get();
+        let next = SegmentHeader::decode(&self.files[&next.name()]).expect("its header");
+        let (oldest, newest) = (&sources[0], &sources[sources.len() - 1]);
+        let head = SegmentHeader::decode(&self.files[&oldest.name()]).expect("its header");
+        let mut tiles = Tiles::new(IDENTITY, head, 4000 + first + last);
+        let mut out = Vec::new();
+        for source in &sources {
+            let mut at = BLOCK_BYTES;
+            while (at as u64) < source.end_position {
+                let group = GroupHeader::decode(&self.files[&source.name()][at..]).expect("a group");
+                out.extend(tiles.source(&group));
+                at += group.disk_bytes() as usize;
+            }
+        }
+        out.extend(tiles.last(end));
+        let ends = SourcesEnd {
+            last_sequence: newest.name().last,
+            revision: 1 + sources.iter().map(|source| source.name().revision).max().unwrap_or(0),
+            position: next.previous_end,
+            chain: next.previous_chain,
+            clean_until: end,
+            opened_ms: newest.opened_ms,
+        };
+        let (head, second) = tiles.headers(&ends);
+        let mut file = vec![0; tiles.end_position() as usize];
+        head.encode(&mut file);
+        second.encode(&mut file);
+        for tile in out {
+            tile.header.encode(&mut file[tile.position as usize..]);
+        }
+        let segment = Segment {
+            nonce: head.nonce,
+            end_position: second.end_position,
+            rewritten: Some(Rewritten {
+                last: ends.last_sequence,
+                revision: ends.revision,
+                clean_until: Offset::new(end),
+            }),
+            ..oldest.clone()
+        };
+        self.files.insert(segment.name(), file);
+        let nonces: Vec<u64> = sources.iter().map(|source| source.nonce).collect();
+        for source in self.log.replace(&nonces, segment).expect("they are there") {
+            if remove {
+                self.files.remove(&source.name());
+            }
+        }
+    }
+
     fn recover(&mut self) {
         let files: Vec<SegmentFile> = self
             .files
             .iter()
-            .map(|(sequence, bytes)| SegmentFile { sequence: *sequence, bytes: bytes.len() as u64 })
+            .map(|(name, bytes)| SegmentFile { name: *name, bytes: bytes.len() as u64 })
             .collect();
         let mut recovery = Recovery::new(IDENTITY, self.checkpoint.clone(), self.clean, &files);
         let mut reads = 0;
         while let Some(request) = recovery.need() {
-            let file = &self.files[&request.sequence];
+            let file = &self.files[&request.name];
             let from = (request.position as usize).min(file.len());
             recovery.feed(&file[from..file.len().min(from + request.bytes)]);
             reads += 1;
@@ -172,8 +242,8 @@ impl Bench {
             let group = self.log.empty_group(1000);
             self.write(group, &[], Fate::Acknowledged);
         }
-        for sequence in &recovered.discard {
-            self.files.remove(sequence);
+        for name in &recovered.discard {
+            self.files.remove(name);
         }
         self.last = Some(recovered);
     }
@@ -200,19 +270,19 @@ impl Bench {
             "H" => self.lose_header = true,
             "P" => self.place(self.log.segments().back().map_or(0, |segment| segment.sequence + 1)),
             "S" => {
-                let file = self.files.remove(&number()).expect("a file to recycle");
+                let file = self.files.remove(&self.name(number())).expect("a file to recycle");
                 self.place_over(self.log.segments().back().map_or(0, |segment| segment.sequence + 1), file);
             }
             "C" | "Q" => {
                 let checkpoint = self.log.checkpoint();
-                self.log.checkpointed(Offset::new(checkpoint.durable_end));
-                self.checkpoint = Some(checkpoint);
+                self.log.checkpointed(&checkpoint);
+                self.older.extend(self.checkpoint.replace(checkpoint));
                 self.clean = verb == "Q";
             }
             "D" | "K" => {
-                for sequence in self.log.advance_start(Offset::new(number())) {
+                for segment in self.log.advance_start(Offset::new(number())) {
                     if verb == "D" {
-                        self.files.remove(&sequence);
+                        self.files.remove(&segment.name());
                     }
                 }
             }
@@ -226,13 +296,20 @@ impl Bench {
                     } else {
                         40
                     };
-                self.files.get_mut(&sequence).expect("a file")[at] ^= 0x10;
+                let name = self.name(sequence);
+                self.files.get_mut(&name).expect("a file")[at] ^= 0x10;
             }
             "z" => {
                 let (sequence, position) = place();
-                self.files.get_mut(&sequence).expect("a file")[position..position + BLOCK_BYTES].fill(0);
+                let name = self.name(sequence);
+                self.files.get_mut(&name).expect("a file")[position..position + BLOCK_BYTES].fill(0);
             }
-            "-" => drop(self.files.remove(&number())),
+            "-" => drop(self.files.remove(&self.name(number()))),
+            "O" => self.checkpoint = self.older.pop(),
+            "W" | "w" => {
+                let (first, last) = rest.split_once('.').expect("first.last");
+                self.rewrite(first.parse().unwrap(), last.parse().unwrap(), verb == "W");
+            }
             "!" => self.recover(),
             other => panic!("{other}"),
         }
@@ -250,7 +327,12 @@ impl Bench {
             }
         }
         recovered.lost.iter().for_each(|lost| out += &format!(" lost {}..{}", lost.start, lost.end));
-        recovered.discard.iter().for_each(|sequence| out += &format!(" discard {sequence}"));
+        for name in &recovered.discard {
+            out += &match name.is_rewritten() {
+                true => format!(" discard {}-{}", name.first, name.last),
+                false => format!(" discard {}", name.first),
+            };
+        }
         if let Some((sequence, _)) = start.placed {
             out += &format!(" placed {sequence}");
         }
@@ -441,7 +523,59 @@ fn incarnations_rise_and_epochs_are_found_again() {
 #[test]
 fn the_nonce_is_where_the_rot_rule_looks() {
     let bench = bench("a3");
-    let block = &bench.files[&0][BLOCK_BYTES..2 * BLOCK_BYTES];
+    let block = &bench.files[&SegmentName::appended(0)][BLOCK_BYTES..2 * BLOCK_BYTES];
     let header = GroupHeader::decode(block).expect("a group");
     assert_eq!(block[NONCE_AT], header.nonce.to_le_bytes());
+}
+
+/// Four segments, the last two records of which stay as they are.
+const FOUR: &str = "a3 R a2 R a2 R a1";
+
+#[test]
+fn rewritten_segments_stand_for_their_sources() {
+    let rows = [
+        ("C W0.1 !", "0..8 clean"),
+        ("C W0.0 !", "0..8 clean"),
+        ("C W0.1 a4 R a2 !", "0..14 clean"),
+        ("C W0.1 Q !", "0..8 clean"),
+        ("C W0.1 W0.2 !", "0..8 clean"),
+        ("C W1.2 W0.1 !", "0..8 clean"),
+        // Their names are still there.
+        ("C w0.1 !", "0..8 clean discard 0 discard 1"),
+        ("C w0.1 w0.2 !", "0..8 clean discard 0 discard 0-1 discard 1 discard 2"),
+        ("C w0.1 Q !", "0..8 clean discard 0 discard 1"),
+        // A tail is judged as ever.
+        ("C W0.1 l1 f1 !", "0..8 unproven ..10 open"),
+        ("C W0.1 D5 !", "5..8 clean"),
+        ("C W0.1 K5 C !", "5..8 clean discard 0-1"),
+        // Without the checkpoint, and with one that goes on from what has been rewritten since.
+        ("C W0.1 O !", "0..8 clean"),
+        ("C w0.1 O !", "0..8 clean discard 0 discard 1"),
+        ("C W1.2 O !", "0..8 clean"),
+        ("C W0.0 W1.2 O !", "0..8 clean"),
+        ("C W0.1 W0.2 O ! a2 !", "0..10 clean"),
+        ("C W0.1 ! C W0.2 ! O O !", "0..8 clean"),
+        // Its header has rotted: the checkpoint knows the file, or its first group stands in.
+        ("C W0.1 C x0.0 !", "0..8 clean"),
+        ("C W0.1 O x0.0 !", "0..8 clean"),
+        ("C W0.1 x0.0 !", "5..8 clean lost 0..5"),
+        ("C W1.2 x1.0 !", "0..8 clean lost 3..7"),
+        ("C W0.1 -0 !", "5..8 clean"),
+        ("C W1.2 -1 !", "0..8 clean lost 3..7"),
+    ];
+    for (script, expect) in rows {
+        assert_eq!(bench(&format!("{FOUR} {script}")).verdict(), expect, "{script}");
+    }
+    assert_eq!(bench("a3 C R a2 R a2 R a1 C W0.1 O !").verdict(), "0..8 clean");
+    assert_eq!(bench("a3 R a2 R a2 C W0.1 O x0.0 !").verdict(), "0..7 clean");
+    let names = |script: &str| {
+        let log = bench(&format!("{FOUR} {script}")).log;
+        log.segments().iter().map(|segment| segment.name().to_string()).collect::<Vec<_>>()
+    };
+    for script in ["C W0.1 W0.2", "C W0.1 W0.2 !", "C W0.1 W0.2 Q !", "C W0.1 W0.2 O !"] {
+        let expect = [SegmentName { first: 0, last: 2, revision: 2 }, SegmentName::appended(3)];
+        assert_eq!(names(script), expect.map(|name| name.to_string()), "{script}");
+    }
+    let log = bench(&format!("{FOUR} C W0.1 Q !")).log;
+    assert_eq!(log.segments()[0].clean_until(), Offset::new(5));
 }

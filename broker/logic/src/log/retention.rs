@@ -65,6 +65,7 @@ mod tests {
                 max_timestamp_ms: *max_timestamp_ms,
                 opened_ms: *opened_ms,
                 index: None,
+                rewritten: None,
             })
             .collect();
         let log_end = Offset::new(segments.len() as u64 * 10);

@@ -2,14 +2,14 @@
 """Compressed record batches, ours against another implementation's (kafka-python).
 
 `compressed.py make` writes `compressed_<codec>.bin` beside this file: batches of `RECORDS` that kafka-python has
-compressed, which `client/src/compression.rs` unpacks in its tests. `compressed.py check DIR` decodes with
+compressed, which `schema/src/compression.rs` unpacks in its tests. `compressed.py check DIR` decodes with
 kafka-python what our tests write into DIR when RINGLOG_COMPRESSED_OUT names it. To run it:
 
     python3 -m venv /tmp/golden
     /tmp/golden/bin/pip install kafka-python==3.0.12 crc32c lz4 python-snappy zstandard
-    /tmp/golden/bin/python client/testdata/compressed.py make
+    /tmp/golden/bin/python schema/testdata/compressed.py make
     RINGLOG_COMPRESSED_OUT=/tmp/ours cargo test -p ringlog-client --lib compression
-    /tmp/golden/bin/python client/testdata/compressed.py check /tmp/ours
+    /tmp/golden/bin/python schema/testdata/compressed.py check /tmp/ours
 """
 
 import pathlib

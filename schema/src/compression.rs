@@ -1,13 +1,14 @@
 //! Compressing whole batches, and unpacking what others have compressed.
 //!
-//! Owner: the producer's sender compresses a batch when it is encoded, the consumer unpacks one stored batch
-//! at a time when it is handed out; brokers never look inside. Invariants: what is unpacked is bounded, whatever
+//! Owner: the client's producer compresses a batch when it is encoded, its consumer unpacks one stored batch
+//! at a time when it is handed out; a broker looks inside only to compact a log or to find a timestamp, never on
+//! the way of a produce or fetch. Invariants: what is unpacked is bounded, whatever
 //! a batch claims; a batch that would not become smaller is sent as it is. The formats are those that
 //! other clients of record batch v2 write: gzip, LZ4 frames, Zstandard frames, and Snappy in the blocks of
 //! snappy-java (raw Snappy is read too). Absent on purpose: levels (the codecs' defaults), dictionaries.
 
+use crate::record_batch::{self, BatchError, Compression, HEADER_BYTES, Header};
 use bytes::Bytes;
-use schema::record_batch::{self, BatchError, Compression, HEADER_BYTES, Header};
 use std::io::{self, Read, Write};
 
 /// What snappy-java writes first: magic, version 1, compatible with version 1.
@@ -41,7 +42,7 @@ pub enum UnpackError {
 
 /// The batch with its records compressed; the batch as it was if that is not smaller. `batch` is one whole
 /// uncompressed batch.
-pub(crate) fn compress(batch: Vec<u8>, compression: Compression) -> Vec<u8> {
+pub fn compress(batch: Vec<u8>, compression: Compression) -> Vec<u8> {
     if compression == Compression::None {
         return batch;
     }
@@ -62,7 +63,7 @@ pub(crate) fn compress(batch: Vec<u8>, compression: Compression) -> Vec<u8> {
 ///
 /// # Errors
 /// [`UnpackError`].
-pub(crate) fn unpack(batch: &[u8], bytes_max: usize) -> Result<Option<Bytes>, UnpackError> {
+pub fn unpack(batch: &[u8], bytes_max: usize) -> Result<Option<Bytes>, UnpackError> {
     let compression = Header::decode(batch)?.attributes.compression()?;
     if compression == Compression::None {
         return Ok(None);
@@ -165,7 +166,7 @@ fn unsnap_block(block: &[u8], bytes_max: usize, out: &mut Vec<u8>) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use schema::record_batch::BatchBuilder;
+    use crate::record_batch::BatchBuilder;
 
     const KINDS: [Compression; 4] =
         [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
@@ -195,7 +196,7 @@ mod tests {
         }
     }
 
-    /// The records of `client/testdata/compressed.py`.
+    /// The records of `schema/testdata/compressed.py`.
     fn known() -> Vec<u8> {
         let mut builder = BatchBuilder::new();
         for n in 0..500 {
