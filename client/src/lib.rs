@@ -60,7 +60,7 @@ pub use delivery::{Anatomy, BatchDelivery, BatchReceipt, DeliveryFuture, Produce
 pub use partitioner::{CustomPartitioner, Partitioner, kafka_hash};
 pub use producer::{BATCH_SIZE_MAX, Linger, Producer, ProducerConfig, ProducerRecord};
 pub use reply::{
-    BrokerAnatomy, BrokerError, BrokerStatus, ConfigValue, Durability, PartitionLog, PartitionPlace,
+    BrokerAnatomy, BrokerError, BrokerStatus, ConfigValue, Durability, PartitionCompaction, PartitionLog, PartitionPlace,
     ShardStatus,
 };
 pub use request::{Acks, NewTopic, OffsetSpec, TopicId};

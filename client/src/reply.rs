@@ -13,6 +13,7 @@ use bytes::Bytes;
 use flatbuffers::{ForwardsUOffset, Vector};
 use schema::error_code::{Class, ErrorCode};
 use schema::wire;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -387,6 +388,29 @@ pub struct PartitionLog {
     pub segments: u64,
     /// On disk, padding included.
     pub bytes: u64,
+    /// What compaction has done; `None` unless the topic is compacted.
+    pub compaction: Option<PartitionCompaction>,
+}
+
+/// What compaction has done and left of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionCompaction {
+    /// Bytes of segments in which every key stands once.
+    pub clean_bytes: u64,
+    /// Bytes of those that may be compacted and are not.
+    pub dirty_bytes: u64,
+    /// When the last pass since the broker's start ended, milliseconds since 1970.
+    pub last_pass_ms: Option<i64>,
+}
+
+impl PartitionCompaction {
+    /// The dirty part of what may be compacted, 0 to 1: what `min.cleanable.dirty.ratio` is held against.
+    pub fn dirty_ratio(&self) -> f64 {
+        match self.clean_bytes + self.dirty_bytes {
+            0 => 0.0,
+            whole => self.dirty_bytes as f64 / whole as f64,
+        }
+    }
 }
 
 /// What a broker is and does.
@@ -667,6 +691,16 @@ fn configs(topics: Tables<'_, wire::TopicConfig<'_>>) -> Result<Vec<TopicConfig>
 fn logs(topics: Tables<'_, wire::TopicLogs<'_>>) -> Result<Vec<TopicLogs>, ReplyError> {
     let mut list = Vec::new();
     for topic in topics.into_iter().flatten() {
+        let compaction: HashMap<u32, PartitionCompaction> = (topic.compaction().into_iter().flatten())
+            .map(|found| {
+                let compaction = PartitionCompaction {
+                    clean_bytes: found.clean_bytes(),
+                    dirty_bytes: found.dirty_bytes(),
+                    last_pass_ms: Some(found.last_pass_ms()).filter(|ms| *ms > 0),
+                };
+                (found.partition(), compaction)
+            })
+            .collect();
         let mut partitions = Vec::new();
         for log in topic.partitions().into_iter().flatten() {
             partitions.push(PartitionLog {
@@ -679,6 +713,7 @@ fn logs(topics: Tables<'_, wire::TopicLogs<'_>>) -> Result<Vec<TopicLogs>, Reply
                 log_end: log.log_end(),
                 segments: log.segments(),
                 bytes: log.bytes(),
+                compaction: compaction.get(&log.partition()).copied(),
             });
         }
         partitions.sort_unstable_by_key(|log| log.partition);

@@ -166,6 +166,10 @@ async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), 
                 "shard": log.shard, "leader_epoch": log.leader_epoch, "log_start": log.log_start,
                 "high_watermark": log.high_watermark, "log_end": log.log_end, "segments": log.segments,
                 "bytes": log.bytes, "error": log.error.map(|code| code.name()),
+                "compaction": log.compaction.map(|compaction| json!({
+                    "clean_bytes": compaction.clean_bytes, "dirty_bytes": compaction.dirty_bytes,
+                    "dirty_ratio": compaction.dirty_ratio(), "last_pass_ms": compaction.last_pass_ms,
+                })),
             }))?;
         }
         return settings.iter().try_for_each(|setting| {
@@ -202,6 +206,21 @@ async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), 
         ]);
     }
     output.table(&table)?;
+    if logs.iter().any(|log| log.compaction.is_some()) {
+        output.line("")?;
+        let mut table = Table::new(&[">PARTITION", ">COMPACTED", ">DIRTY", ">RATIO", "LAST PASS"]);
+        for (log, compaction) in logs.iter().filter_map(|log| Some((log, log.compaction?))) {
+            let last = compaction.last_pass_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            table.row([
+                log.partition.to_string(),
+                bytes(compaction.clean_bytes),
+                bytes(compaction.dirty_bytes),
+                format!("{:.2}", compaction.dirty_ratio()),
+                last.map_or("-".to_owned(), |last| last.to_string()),
+            ]);
+        }
+        output.table(&table)?;
+    }
     output.line("")?;
     let mut table = Table::new(&["SETTING", "VALUE", "SET BY", "MEANING"]);
     for setting in settings {

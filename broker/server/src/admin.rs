@@ -553,7 +553,21 @@ impl Reply {
                             )
                         })
                         .collect();
+                    let compaction: Vec<wire::PartitionCompaction> = logs
+                        .iter()
+                        .filter_map(|log| {
+                            let found = log.compaction?;
+                            Some(wire::PartitionCompaction::new(
+                                log.id.partition.get(),
+                                0,
+                                found.clean_bytes,
+                                found.dirty_bytes,
+                                found.last_pass_ms,
+                            ))
+                        })
+                        .collect();
                     let partitions = builder.create_vector(&partitions);
+                    let compaction = builder.create_vector(&compaction);
                     let name = builder.create_string(name);
                     wire::TopicLogs::create(
                         builder,
@@ -562,6 +576,7 @@ impl Reply {
                             id: topic.as_ref().map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
                             error: topic.as_ref().map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
                             partitions: Some(partitions),
+                            compaction: Some(compaction),
                         },
                     )
                 })

@@ -26,7 +26,7 @@ use glommio::net::{TcpListener, TcpStream};
 use glommio::{LocalExecutorBuilder, Placement};
 use logic::ids::{BrokerId, ShardId};
 use logic::limits::{
-    CONNECTIONS_BEFORE_HELLO_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TABLES_MAX,
+    COMPACTION_LOOK_MS, CONNECTIONS_BEFORE_HELLO_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TABLES_MAX,
     FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT, ROUNDS_IN_FLIGHT_DEFAULT,
 };
 use logic::metadata::reconcile::Here;
@@ -547,6 +547,16 @@ async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
             let mut woken = Vec::new();
             expiring.waiters.borrow_mut().expire(expiring.now_ms(), &mut woken);
             woken.iter().for_each(|parked| parked.wake());
+        }
+    })
+    .detach();
+    let compacting = shard.clone();
+    glommio::spawn_local(async move {
+        while !compacting.is_stopping() {
+            // At once on to the next, if one was found.
+            if !compacting.store.compact().await {
+                glommio::timer::sleep(Duration::from_millis(COMPACTION_LOOK_MS)).await;
+            }
         }
     })
     .detach();

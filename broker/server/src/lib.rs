@@ -3,6 +3,7 @@
 mod admin;
 mod alarm;
 pub mod broker;
+mod compaction;
 mod connection;
 mod data_directory;
 mod dispatch;

@@ -115,6 +115,19 @@ pub struct DescribedLog {
     pub segments: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// If its topic is compacted.
+    pub compaction: Option<DescribedCompaction>,
+}
+
+/// What compaction has done and left of a log.
+#[derive(Clone, Copy, Debug)]
+pub struct DescribedCompaction {
+    /// Bytes of segments in which every key stands once.
+    pub clean_bytes: u64,
+    /// Bytes of those that may be compacted and are not.
+    pub dirty_bytes: u64,
+    /// When the last pass ended, milliseconds since 1970; 0 = none since the start.
+    pub last_pass_ms: i64,
 }
 
 /// A shard's counters.

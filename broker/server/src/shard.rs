@@ -7,7 +7,7 @@
 use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
 use crate::group::{self, GroupSettings, Groups};
-use crate::mailbox::{DescribedLog, Mailboxes, ShardReport};
+use crate::mailbox::{DescribedCompaction, DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::partition::{self, PartitionSettings};
 use crate::producer_ids::ProducerIds;
@@ -23,10 +23,11 @@ use logic::limits::{
     IN_FLIGHT_BYTES_PER_SHARD_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES, REPLY_BYTES_PER_SHARD_MAX,
     WRITE_TIMEOUT_MS,
 };
+use logic::log::compaction::{self, CompactionSettings};
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
 use logic::metadata::reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
-use logic::metadata::topic_config::TimestampType;
+use logic::metadata::topic_config::{CleanupPolicy, TimestampType};
 use logic::metadata::{Image, TopicConfig};
 use schema::error_code::ErrorCode;
 use schema::frame::Aligned;
@@ -428,6 +429,7 @@ impl Shard {
             log_end: 0,
             segments: 0,
             bytes: 0,
+            compaction: None,
         };
         let Some(partition) = self.store.partition(&id) else { return described };
         described.leader_epoch = partition.leader_epoch().get();
@@ -438,6 +440,15 @@ impl Shard {
             described.log_end = log.log_end().get();
             described.segments = log.segments().len() as u64;
             described.bytes = log.segments().iter().map(|segment| segment.end_position).sum();
+            described.compaction = partition.settings().compaction.map(|settings| {
+                let now_ms = self.store.storage.environment.now_ms();
+                let look = compaction::look(log, &settings, now_ms);
+                DescribedCompaction {
+                    clean_bytes: look.clean_bytes,
+                    dirty_bytes: look.dirty_bytes,
+                    last_pass_ms: partition.compaction().last_pass_ms,
+                }
+            });
         });
         described
     }
@@ -495,6 +506,11 @@ impl Shard {
             ("device_reads_total", storage.reads.get()),
             ("device_read_bytes_total", storage.read_bytes.get()),
             ("checkpoints_total", storage.checkpoints.get()),
+            ("compaction_passes_total", storage.compaction_passes.get()),
+            ("compaction_read_bytes_total", storage.compaction_read_bytes.get()),
+            ("compaction_written_bytes_total", storage.compaction_written_bytes.get()),
+            ("compaction_removed_records_total", storage.compaction_removed_records.get()),
+            ("compaction_removed_bytes_total", storage.compaction_removed_bytes.get()),
         ];
         ShardReport { shard: self.identity.shard, counters, notices: self.store.storage.notices() }
     }
@@ -512,15 +528,25 @@ pub enum Location {
 
 /// What a partition obeys of its topic's settings.
 fn partition_settings(config: &TopicConfig) -> PartitionSettings {
+    let compacts = config.cleanup_policy != CleanupPolicy::Delete;
+    let deletes = config.cleanup_policy != CleanupPolicy::Compact;
+    let segment_ms = i64::try_from(config.segment_ms).unwrap_or(i64::MAX);
     PartitionSettings {
         log: LogSettings {
             segment_bytes: config.segment_bytes,
-            segment_ms: i64::try_from(config.segment_ms).unwrap_or(i64::MAX),
+            // What is appended to is never compacted.
+            segment_ms: if compacts { segment_ms.min(config.max_compaction_lag_ms) } else { segment_ms },
         },
         retention: RetentionSettings {
-            retention_ms: config.retention_ms,
-            retention_bytes: config.retention_bytes,
+            retention_ms: if deletes { config.retention_ms } else { -1 },
+            retention_bytes: if deletes { config.retention_bytes } else { -1 },
         },
+        compaction: compacts.then_some(CompactionSettings {
+            min_dirty_millionths: config.min_dirty_millionths,
+            min_lag_ms: config.min_compaction_lag_ms,
+            max_lag_ms: config.max_compaction_lag_ms,
+            delete_retention_ms: config.delete_retention_ms,
+        }),
         max_message_bytes: config.max_message_bytes as usize,
         log_append_time: config.message_timestamp_type == TimestampType::LogAppendTime,
     }

@@ -612,11 +612,10 @@ impl<D: Disk> Store<D> {
         checkpoint.partitions.extend(partitions.iter().map(|partition| partition.checkpoint()));
         // Those that have not been opened yet keep what the last checkpoint said.
         checkpoint.partitions.extend(self.checkpointed.borrow().values().cloned());
-        let ends: Vec<_> = partitions.iter().map(|p| p.with_log(|log| log.durable_end())).collect();
-        self.storage.write_checkpoint(checkpoint).await?;
+        let written = self.storage.write_checkpoint(checkpoint).await?;
         self.checkpoint_done.set(number);
-        for (partition, end) in partitions.iter().zip(ends) {
-            partition.checkpointed(end);
+        for (partition, claim) in partitions.iter().zip(&written.partitions) {
+            partition.checkpointed(claim);
         }
         Ok(())
     }
@@ -642,6 +641,11 @@ impl<D: Disk> Store<D> {
     fn is_idle(&self) -> bool {
         let busy = |partition: &Rc<Partition<D>>| partition.is_busy() || partition.has_pending();
         self.rounds.borrow().is_idle() && !self.partitions().iter().any(busy)
+    }
+
+    /// Whether the store ends: background work gives up.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
     }
 
     /// Rounds under way, partitions that wait for one.

@@ -99,6 +99,7 @@ fn settings(retention_bytes: i64) -> PartitionSettings {
     PartitionSettings {
         log: LogSettings { segment_bytes: 1 << 20, segment_ms: i64::MAX },
         retention: RetentionSettings { retention_ms: -1, retention_bytes },
+        compaction: None,
         max_message_bytes: 4 << 20,
         log_append_time: false,
     }

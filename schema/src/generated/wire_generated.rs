@@ -2833,6 +2833,229 @@ impl<'a> PartitionLog {
 
 }
 
+// struct PartitionCompaction, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct PartitionCompaction(pub [u8; 32]);
+impl Default for PartitionCompaction { 
+  fn default() -> Self { 
+    Self([0; 32])
+  }
+}
+impl ::core::fmt::Debug for PartitionCompaction {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("PartitionCompaction")
+      .field("partition", &self.partition())
+      .field("reserved", &self.reserved())
+      .field("clean_bytes", &self.clean_bytes())
+      .field("dirty_bytes", &self.dirty_bytes())
+      .field("last_pass_ms", &self.last_pass_ms())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PartitionCompaction {}
+impl<'a> ::flatbuffers::Follow<'a> for PartitionCompaction {
+  type Inner = &'a PartitionCompaction;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a PartitionCompaction>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a PartitionCompaction {
+  type Inner = &'a PartitionCompaction;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<PartitionCompaction>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for PartitionCompaction {
+    type Output = PartitionCompaction;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const PartitionCompaction as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PartitionCompaction {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> PartitionCompaction {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    partition: u32,
+    reserved: u32,
+    clean_bytes: u64,
+    dirty_bytes: u64,
+    last_pass_ms: i64,
+  ) -> Self {
+    let mut s = Self([0; 32]);
+    s.set_partition(partition);
+    s.set_reserved(reserved);
+    s.set_clean_bytes(clean_bytes);
+    s.set_dirty_bytes(dirty_bytes);
+    s.set_last_pass_ms(last_pass_ms);
+    s
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn reserved(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_reserved(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn clean_bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_clean_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn dirty_bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_dirty_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn last_pass_ms(&self) -> i64 {
+    let mut mem = ::core::mem::MaybeUninit::<<i64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_last_pass_ms(&mut self, x: i64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 // struct OffsetCommitEntry, aligned to 8
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq)]
@@ -9022,6 +9245,7 @@ impl<'a> TopicLogs<'a> {
   pub const VT_ID: ::flatbuffers::VOffsetT = 6;
   pub const VT_ERROR: ::flatbuffers::VOffsetT = 8;
   pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_COMPACTION: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9033,6 +9257,7 @@ impl<'a> TopicLogs<'a> {
     args: &'args TopicLogsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<TopicLogs<'bldr>> {
     let mut builder = TopicLogsBuilder::new(_fbb);
+    if let Some(x) = args.compaction { builder.add_compaction(x); }
     if let Some(x) = args.partitions { builder.add_partitions(x); }
     if let Some(x) = args.id { builder.add_id(x); }
     if let Some(x) = args.name { builder.add_name(x); }
@@ -9069,6 +9294,13 @@ impl<'a> TopicLogs<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionLog>>>(TopicLogs::VT_PARTITIONS, None)}
   }
+  #[inline]
+  pub fn compaction(&self) -> Option<::flatbuffers::Vector<'a, PartitionCompaction>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionCompaction>>>(TopicLogs::VT_COMPACTION, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TopicLogs<'_> {
@@ -9081,6 +9313,7 @@ impl ::flatbuffers::Verifiable for TopicLogs<'_> {
      .visit_field::<TopicId>("id", Self::VT_ID, false)?
      .visit_field::<u16>("error", Self::VT_ERROR, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionLog>>>("partitions", Self::VT_PARTITIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionCompaction>>>("compaction", Self::VT_COMPACTION, false)?
      .finish();
     Ok(())
   }
@@ -9090,6 +9323,7 @@ pub struct TopicLogsArgs<'a> {
     pub id: Option<&'a TopicId>,
     pub error: u16,
     pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionLog>>>,
+    pub compaction: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionCompaction>>>,
 }
 impl<'a> Default for TopicLogsArgs<'a> {
   #[inline]
@@ -9099,6 +9333,7 @@ impl<'a> Default for TopicLogsArgs<'a> {
       id: None,
       error: 0,
       partitions: None,
+      compaction: None,
     }
   }
 }
@@ -9125,6 +9360,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicLogsBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicLogs::VT_PARTITIONS, partitions);
   }
   #[inline]
+  pub fn add_compaction(&mut self, compaction: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionCompaction>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicLogs::VT_COMPACTION, compaction);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicLogsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicLogsBuilder {
@@ -9146,6 +9385,7 @@ impl ::core::fmt::Debug for TopicLogs<'_> {
       ds.field("id", &self.id());
       ds.field("error", &self.error());
       ds.field("partitions", &self.partitions());
+      ds.field("compaction", &self.compaction());
       ds.finish()
   }
 }

@@ -604,34 +604,31 @@ impl Log {
         self.replacements
     }
 
-    /// Puts a rewritten segment, which is in place and durable, where its sources were; the sources. `None`
-    /// and nothing changed if they are not what they were when it was made.
+    /// Puts a rewritten segment, which is in place and durable, where its sources (by their nonces) are; those
+    /// that were still there. Retention may have taken the oldest of them meanwhile; `None` if it took all.
     pub fn replace(&mut self, sources: &[u64], segment: Segment) -> Option<Vec<Segment>> {
-        let first = self.segments.iter().position(|known| Some(&known.nonce) == sources.first())?;
-        let found = self.segments.iter().skip(first).take(sources.len());
-        if !found.map(|known| known.nonce).eq(sources.iter().copied()) {
-            return None;
-        }
-        let (last, after) =
-            (&self.segments[first + sources.len() - 1], self.segments.get(first + sources.len())?);
+        let first = self.segments.iter().position(|known| sources.contains(&known.nonce))?;
+        let gone = sources.iter().position(|nonce| *nonce == self.segments[first].nonce)?;
+        let range = first..first + sources.len() - gone;
+        let (name, oldest) = (segment.name(), &self.segments[first]);
+        let found = self.segments.iter().skip(first).map(|known| known.nonce);
+        let after = self.segments.get(range.end);
         assert!(
-            self.segments[first].base == segment.base
-                && self.segments[first].sequence == segment.sequence
-                && last.name().last == segment.name().last
-                && self
-                    .segments
-                    .range(first..first + sources.len())
-                    .all(|old| segment.name().supersedes(old.name()))
-                && after.sequence <= self.durable_point.sequence
-                && self.is_behind_checkpoint(segment.name()),
-            "log {}: {} put in place of {} to {}",
+            found.take(range.len()).eq(sources[gone..].iter().copied())
+                && (gone == 0 && (oldest.base, oldest.sequence) == (segment.base, segment.sequence)
+                    || first == 0)
+                && self.segments.range(range.clone()).all(|old| name.supersedes(old.name()))
+                && after.is_some_and(|after| {
+                    after.sequence > name.last && after.sequence <= self.durable_point.sequence
+                })
+                && self.is_behind_checkpoint(name),
+            "log {}: {name} put in place of {} segments from {}",
             self.identity.partition,
-            segment.name(),
-            self.segments[first].name(),
-            last.name()
+            range.len(),
+            oldest.name()
         );
         self.replacements += 1;
-        let sources = self.segments.drain(first..first + sources.len()).collect();
+        let sources = self.segments.drain(range).collect();
         self.segments.insert(first, segment);
         Some(sources)
     }

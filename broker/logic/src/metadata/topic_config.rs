@@ -27,6 +27,14 @@ pub struct TopicConfig {
     pub message_timestamp_type: TimestampType,
     /// What happens to old records.
     pub cleanup_policy: CleanupPolicy,
+    /// How dirty a log gets before it is compacted, in millionths of what may be compacted.
+    pub min_dirty_millionths: u32,
+    /// How long a record stays before compaction may look at it, milliseconds.
+    pub min_compaction_lag_ms: i64,
+    /// After so long it looks at a record however clean the log is, milliseconds.
+    pub max_compaction_lag_ms: i64,
+    /// How long a tombstone is to be seen after compaction has met it, milliseconds.
+    pub delete_retention_ms: i64,
     /// In-sync replicas without which `acks=all` is refused.
     pub min_insync_replicas: u32,
     /// Who chooses the compression.
@@ -106,7 +114,14 @@ pub struct Setting {
 
 #[derive(Debug)]
 enum Kind {
-    Number { unit: Unit, min: i64, max: i64, unlimited: bool },
+    Number {
+        unit: Unit,
+        min: i64,
+        max: i64,
+        unlimited: bool,
+    },
+    /// From 0 to 1, kept in millionths.
+    Ratio,
     Choice(&'static [Choice]),
 }
 
@@ -124,7 +139,6 @@ enum Unit {
     Count,
 }
 
-const COMPACTION_NOT_BUILT: Option<&str> = Some("compaction is not built yet; only delete is");
 const NEVER_ENCODED_ANEW: Option<&str> = Some(
     "the broker never encodes a batch anew; set the compression in the producer and leave this at producer",
 );
@@ -201,12 +215,12 @@ pub static SETTINGS: &[Setting] = &[
     Setting {
         name: "cleanup.policy",
         default: "delete",
-        documentation: "what happens to old records: delete them by age and size",
+        documentation: "what happens to old records: they go by age and size, or all but the latest of each key go",
         kind: Kind::Choice(&[
             Choice { name: "delete", refusal: None },
-            Choice { name: "compact", refusal: COMPACTION_NOT_BUILT },
-            Choice { name: "compact,delete", refusal: COMPACTION_NOT_BUILT },
-            Choice { name: "delete,compact", refusal: COMPACTION_NOT_BUILT },
+            Choice { name: "compact", refusal: None },
+            Choice { name: "compact,delete", refusal: None },
+            Choice { name: "delete,compact", refusal: None },
         ]),
         get: |config| match config.cleanup_policy {
             CleanupPolicy::Delete => 0,
@@ -220,6 +234,38 @@ pub static SETTINGS: &[Setting] = &[
                 _ => CleanupPolicy::CompactAndDelete,
             };
         },
+    },
+    Setting {
+        name: "min.cleanable.dirty.ratio",
+        default: "0.5",
+        documentation: "a log is compacted once so much of it has not been",
+        kind: Kind::Ratio,
+        get: |config| config.min_dirty_millionths.into(),
+        set: |config, value| config.min_dirty_millionths = value as u32,
+    },
+    Setting {
+        name: "min.compaction.lag.ms",
+        default: "0",
+        documentation: "compaction leaves records alone that are younger",
+        kind: Kind::Number { unit: Unit::Milliseconds, min: 0, max: i64::MAX, unlimited: false },
+        get: |config| config.min_compaction_lag_ms,
+        set: |config, value| config.min_compaction_lag_ms = value,
+    },
+    Setting {
+        name: "max.compaction.lag.ms",
+        default: "9223372036854775807",
+        documentation: "records that are older are compacted however few they are; their segment is closed by then",
+        kind: Kind::Number { unit: Unit::Milliseconds, min: 1, max: i64::MAX, unlimited: false },
+        get: |config| config.max_compaction_lag_ms,
+        set: |config, value| config.max_compaction_lag_ms = value,
+    },
+    Setting {
+        name: "delete.retention.ms",
+        default: "86400000",
+        documentation: "how long a tombstone stays to be seen after compaction has met it",
+        kind: Kind::Number { unit: Unit::Milliseconds, min: 0, max: i64::MAX, unlimited: false },
+        get: |config| config.delete_retention_ms,
+        set: |config, value| config.delete_retention_ms = value,
     },
     Setting {
         name: "min.insync.replicas",
@@ -270,6 +316,10 @@ impl Default for TopicConfig {
             max_message_bytes: limits::BATCH_BYTES_DEFAULT as u32,
             message_timestamp_type: TimestampType::CreateTime,
             cleanup_policy: CleanupPolicy::Delete,
+            min_dirty_millionths: 500_000,
+            min_compaction_lag_ms: 0,
+            max_compaction_lag_ms: i64::MAX,
+            delete_retention_ms: 86_400_000,
             min_insync_replicas: 1,
             compression_type: CompressionType::Producer,
         }
@@ -292,6 +342,12 @@ impl TopicConfig {
                 config.segment_bytes,
                 config.max_message_bytes,
                 u64::from(config.max_message_bytes) + SEGMENT_OVERHEAD_BYTES - 1,
+            )));
+        }
+        if config.min_compaction_lag_ms > config.max_compaction_lag_ms {
+            return Err(ConfigError::Contradiction(format!(
+                "min.compaction.lag.ms={} is above max.compaction.lag.ms={}: lower the one or raise the other",
+                config.min_compaction_lag_ms, config.max_compaction_lag_ms,
             )));
         }
         Ok(config)
@@ -362,6 +418,7 @@ impl Setting {
                     top => format!("{min} to {top}{unit}{unlimited}"),
                 }
             }
+            Kind::Ratio => "0 to 1".to_owned(),
             Kind::Choice(choices) => {
                 let open = choices.iter().filter(|choice| choice.refusal.is_none());
                 open.map(|choice| choice.name).collect::<Vec<_>>().join(" or ")
@@ -372,6 +429,10 @@ impl Setting {
     fn show(&self, value: i64) -> String {
         match &self.kind {
             Kind::Number { .. } => value.to_string(),
+            Kind::Ratio => {
+                let text = format!("{}.{:06}", value / MILLION, value % MILLION);
+                text.trim_end_matches('0').trim_end_matches('.').to_owned()
+            }
             Kind::Choice(choices) => choices[value as usize].name.to_owned(),
         }
     }
@@ -391,6 +452,10 @@ impl Setting {
                 }
                 Ok(value)
             }
+            Kind::Ratio => {
+                let value = parse_millionths(text).filter(|value| (0..=MILLION).contains(value));
+                value.ok_or_else(|| refused("write a number from 0 to 1, as 0.5".to_owned()))
+            }
             Kind::Choice(choices) => {
                 let wanted: String = text.chars().filter(|c| !c.is_whitespace()).collect();
                 let found = choices.iter().position(|choice| choice.name.eq_ignore_ascii_case(&wanted));
@@ -404,6 +469,20 @@ impl Setting {
             }
         }
     }
+}
+
+const MILLION: i64 = 1_000_000;
+
+/// `1`, `0.5`, `.25`, at most six digits behind the point.
+fn parse_millionths(text: &str) -> Option<i64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
+    if whole.len() + part.len() == 0 || whole.len() > 1 || part.len() > 6 || !digits(whole) || !digits(part) {
+        return None;
+    }
+    let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let part: i64 = format!("{part:0<6}").parse().ok()?;
+    Some(whole * MILLION + part)
 }
 
 impl Unit {
@@ -518,8 +597,21 @@ mod tests {
             ("message.timestamp.type", "logappendtime", Ok("LogAppendTime")),
             ("message.timestamp.type", "now", Err("permitted: CreateTime or LogAppendTime")),
             ("cleanup.policy", "delete", Ok("delete")),
-            ("cleanup.policy", "compact", Err("compaction is not built yet")),
-            ("cleanup.policy", "compact, delete", Err("compaction is not built yet")),
+            ("cleanup.policy", "compact", Ok("compact")),
+            ("cleanup.policy", "compact, delete", Ok("compact,delete")),
+            ("cleanup.policy", "Delete,Compact", Ok("delete,compact")),
+            ("cleanup.policy", "shrink", Err("permitted: delete or compact or")),
+            ("min.cleanable.dirty.ratio", "0.5", Ok("0.5")),
+            ("min.cleanable.dirty.ratio", " 1 ", Ok("1")),
+            ("min.cleanable.dirty.ratio", "0", Ok("0")),
+            ("min.cleanable.dirty.ratio", ".010", Ok("0.01")),
+            ("min.cleanable.dirty.ratio", "1.000001", Err("from 0 to 1")),
+            ("min.cleanable.dirty.ratio", "50%", Err("from 0 to 1")),
+            ("min.cleanable.dirty.ratio", ".", Err("from 0 to 1")),
+            ("min.cleanable.dirty.ratio", "-0.1", Err("from 0 to 1")),
+            ("min.compaction.lag.ms", "1h", Ok("3600000")),
+            ("max.compaction.lag.ms", "0", Err("permitted: 1 ms or more")),
+            ("delete.retention.ms", "0", Ok("0")),
             ("min.insync.replicas", "2", Ok("2")),
             ("min.insync.replicas", "0", Err("permitted: 1 to 1024")),
             ("min.insync.replicas", "2d", Err("not a whole number")),

@@ -148,7 +148,12 @@ pub(super) async fn load<D: Disk>(
     let result = async {
         let _admission = cache.admit().await;
         let start = key.chunk * READ_BYTES_MAX as u64;
-        let Some(end) = partition.with_log(|log| log.durable_end_position(key.sequence)) else {
+        let end = partition.with_log(|log| {
+            // Of a segment that has been rewritten, the number stands for another file.
+            log.segment(key.sequence).filter(|segment| segment.nonce == key.nonce)?;
+            log.durable_end_position(key.sequence)
+        });
+        let Some(end) = end else {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         };
         let bytes = end.saturating_sub(start).min(READ_BYTES_MAX as u64) as usize;

@@ -23,13 +23,10 @@ impl<D: Disk> Partition<D> {
         self: &Rc<Self>,
         cache: &Rc<ChunkCache>,
         sequence: u64,
+        nonce: u64,
+        end_position: u64,
     ) -> Result<Index, ReadError> {
-        let Some((nonce, end_position)) =
-            self.with_log(|log| log.segment(sequence).map(|segment| (segment.nonce, segment.end_position)))
-        else {
-            return Ok(Index::default());
-        };
-        let file = self.segment_file(sequence).await?;
+        let file = self.segment_file(sequence, nonce).await?;
         let length = self.storage.disk.length(&file.file)?;
         if length >= end_position + BLOCK_BYTES as u64 {
             match self.read_footer(&file, nonce, end_position, length).await {
@@ -55,7 +52,7 @@ impl<D: Disk> Partition<D> {
                     walk.skip(&header);
                 }
                 Step::Damaged => walk.from.position += BLOCK_BYTES as u64,
-                Step::End => return Ok(index),
+                Step::End | Step::Replaced => return Ok(index),
             }
         }
     }

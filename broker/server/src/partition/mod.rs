@@ -23,15 +23,14 @@ mod walk;
 
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
-use crate::storage::{
-    OpenSegment, Storage, count, is_no_space, partition_directory, recover, segment_name, split_write,
-};
+use crate::storage::{OpenSegment, Storage, count, is_no_space, partition_directory, recover, split_write};
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
 use logic::limits::BLOCK_BYTES;
 use logic::log::append::SegmentNeeded;
+use logic::log::compaction::CompactionSettings;
 use logic::log::recovery::Tail;
 use logic::log::retention::RetentionSettings;
-use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId};
+use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId, SegmentName};
 use logic::producer_state::ProducerTable;
 use prepare::Preparation;
 use schema::checkpoint::PartitionCheckpoint;
@@ -50,6 +49,8 @@ pub struct PartitionSettings {
     pub log: LogSettings,
     /// What is kept.
     pub retention: RetentionSettings,
+    /// Whether, and how, only the latest of each key is kept.
+    pub compaction: Option<CompactionSettings>,
     /// `max.message.bytes`.
     pub max_message_bytes: usize,
     /// `message.timestamp.type` is LogAppendTime.
@@ -82,6 +83,24 @@ struct PendingGroup {
 struct OnTheWay {
     tail: TailGroup,
     payload_bytes: u64,
+}
+
+/// A segment that its log has left behind and whose file is still there.
+#[derive(Clone, Copy, Debug)]
+struct Dropped {
+    name: SegmentName,
+    nonce: u64,
+    /// Where its groups end, bytes from its start.
+    end_position: u64,
+}
+
+/// What is remembered of compaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompactionState {
+    /// When the last pass of this life ended, milliseconds since 1970; 0 = none yet.
+    pub last_pass_ms: i64,
+    /// Not before then is another one tried.
+    pub retry_after_ms: i64,
 }
 
 /// What an append decided.
@@ -166,15 +185,17 @@ pub struct Partition<D: Disk> {
     pending: RefCell<VecDeque<PendingGroup>>,
     on_the_way: RefCell<VecDeque<OnTheWay>>,
     files: RefCell<HashMap<u64, Rc<OpenSegment<D::File>>>>,
-    /// Who uses a segment's file, by its number.
+    /// Who uses a segment's file, by its nonce.
     uses: RefCell<HashMap<u64, Rc<()>>>,
     preparation: RefCell<Preparation>,
     tail: RefCell<TailCache>,
     waiters: RefCell<VecDeque<Waiter>>,
     placing: Cell<bool>,
-    /// Segments that the log has left behind and whose files are still there, oldest first, each with the
-    /// end of its groups.
-    dropped: RefCell<VecDeque<(u64, u64)>>,
+    /// Segments that the log has left behind and whose files are still there, in the order in which they go.
+    dropped: RefCell<VecDeque<Dropped>>,
+    /// Somebody is rewriting segments.
+    compacting: Cell<bool>,
+    compaction: Cell<CompactionState>,
     /// Somebody is reclaiming them.
     reclaiming: Cell<bool>,
     closed: Cell<bool>,
@@ -223,6 +244,8 @@ impl<D: Disk> Partition<D> {
             placing: Cell::new(false),
             dropped: RefCell::default(),
             reclaiming: Cell::new(false),
+            compacting: Cell::new(false),
+            compaction: Cell::default(),
             closed: Cell::new(false),
             last_append_ms: Cell::new(now_ms),
             report,
@@ -235,8 +258,8 @@ impl<D: Disk> Partition<D> {
         if recovered.must_open {
             partition.open_incarnation().await?;
         }
-        for sequence in recovered.discard {
-            partition.storage.reclaim(&partition.segment_path(sequence), 0, u64::MAX).await?;
+        for name in recovered.discard {
+            partition.storage.reclaim(&partition.segment_path(name), 0, u64::MAX).await?;
         }
         partition.storage.disk.sync_directory(&partition.directory).await?;
         Ok(partition)
@@ -298,6 +321,10 @@ impl<D: Disk> Partition<D> {
     pub fn id(&self) -> TopicPartition {
         self.identity.partition
     }
+    /// Which log this is.
+    pub fn identity(&self) -> LogIdentity {
+        self.identity
+    }
     /// Which replica of it this is.
     pub fn generation(&self) -> u32 {
         self.identity.generation
@@ -350,8 +377,8 @@ impl<D: Disk> Partition<D> {
         &self.storage
     }
 
-    fn segment_path(&self, sequence: u64) -> PathBuf {
-        self.directory.join(segment_name(sequence))
+    fn segment_path(&self, name: SegmentName) -> PathBuf {
+        self.directory.join(name.to_string())
     }
 
     /// Calls `waiter` once every offset below `end` is durable: at once if they are.
@@ -525,10 +552,10 @@ impl<D: Disk> Partition<D> {
         self.tail.borrow_mut().evict()
     }
 
-    /// A checkpoint that claims `durable_end` is on the device.
-    pub fn checkpointed(&self, durable_end: Offset) {
-        self.checkpointed_end.set(durable_end);
-        self.log.borrow_mut().checkpointed(durable_end);
+    /// This checkpoint is on the device.
+    pub fn checkpointed(&self, checkpoint: &PartitionCheckpoint) {
+        self.checkpointed_end.set(Offset::new(checkpoint.durable_end));
+        self.log.borrow_mut().checkpointed(checkpoint);
     }
 
     /// Stops serving: whoever waits is told, nothing is appended any more.
@@ -552,6 +579,7 @@ impl<D: Disk> Partition<D> {
         !self.on_the_way.borrow().is_empty()
             || self.placing.get()
             || self.reclaiming.get()
+            || self.compacting.get()
             || self.preparation.borrow().is_busy()
     }
 }

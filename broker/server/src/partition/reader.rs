@@ -11,8 +11,10 @@ use crate::partition::walk::{Rope, Step, Walk};
 use crate::storage::OpenSegment;
 use crate::storage::disk::Disk;
 use logic::ids::Offset;
-use logic::limits::BLOCK_BYTES;
+use logic::limits::{BLOCK_BYTES, UNPACKED_BATCH_BYTES_MAX};
+use logic::log::Segment;
 use logic::log::read::{ReadFrom, ReadPlan};
+use schema::compression;
 use schema::record_batch;
 use std::io;
 use std::rc::Rc;
@@ -65,20 +67,40 @@ impl<D: Disk> Partition<D> {
         offset: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Slice>, ReadError> {
+        loop {
+            let replacements = self.with_log(|log| log.replacements());
+            let found = self.read_once(cache, offset, max_bytes).await;
+            // What was read from may have been rewritten meanwhile: then only sound records count.
+            let replaced = replacements != self.with_log(|log| log.replacements());
+            match found {
+                Ok(Some(slices)) if !(slices.is_empty() && replaced) => return Ok(slices),
+                Err(error) if !replaced => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// One attempt; `None` if compaction replaces what is read from.
+    async fn read_once(
+        self: &Rc<Self>,
+        cache: &Rc<ChunkCache>,
+        offset: Offset,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Slice>>, ReadError> {
         if self.is_closed() {
             return Err(ReadError::Closed);
         }
         match self.plan(cache, |log| log.plan_read(offset)).await? {
-            ReadPlan::Wait => return Ok(Vec::new()),
+            ReadPlan::Wait => return Ok(Some(Vec::new())),
             ReadPlan::OutOfRange => return Err(self.out_of_range(offset)),
             ReadPlan::Damaged { from, until } => return Err(ReadError::Damaged { from, until }),
             ReadPlan::LoadIndex { .. } | ReadPlan::At(_) => {}
         }
         if let Some(slices) = self.read_tail(offset, max_bytes) {
-            return Ok(slices);
+            return Ok(Some(slices));
         }
         let ReadPlan::At(from) = self.with_log(|log| log.plan_read(offset)) else {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         };
         match self.read_device(cache, from, offset, max_bytes).await {
             // Retention took the segment away meanwhile.
@@ -107,8 +129,16 @@ impl<D: Disk> Partition<D> {
             let found = self.with_log(&plan);
             match found {
                 ReadPlan::LoadIndex { sequence } => {
-                    let index = self.load_index(cache, sequence).await?;
-                    self.log.borrow_mut().index_loaded(sequence, index);
+                    let of = |log: &logic::log::Log| {
+                        log.segment(sequence).map(|segment| (segment.nonce, segment.end_position))
+                    };
+                    let Some((nonce, end_position)) = self.with_log(of) else { continue };
+                    let index = self.load_index(cache, sequence, nonce, end_position).await;
+                    if self.with_log(of).is_none_or(|(found, _)| found != nonce) {
+                        // Replaced or dropped: what went wrong with it does not count.
+                        continue;
+                    }
+                    self.log.borrow_mut().index_loaded((sequence, nonce), index?);
                 }
                 other => return Ok(other),
             }
@@ -121,7 +151,9 @@ impl<D: Disk> Partition<D> {
         from: ReadFrom,
         offset: Offset,
         max_bytes: usize,
-    ) -> Result<Vec<Slice>, ReadError> {
+    ) -> Result<Option<Vec<Slice>>, ReadError> {
+        let replacements = self.with_log(|log| log.replacements());
+        let replaced = || self.with_log(|log| log.replacements()) != replacements;
         let mut walk = Walk::new(self, cache, from);
         let mut out = Vec::new();
         let mut taken = 0;
@@ -133,6 +165,8 @@ impl<D: Disk> Partition<D> {
                 Step::Group(header) if Offset::new(header.base_offset) < self.high_watermark() => header,
                 // What was found is served; the next read meets the damage.
                 _ if !out.is_empty() => break,
+                Step::Replaced => return Ok(None),
+                _ if replaced() => return Ok(None),
                 Step::End | Step::Group(_) if damaged && self.with_log(|log| log.log_start()) <= offset => {
                     let until = self.high_watermark();
                     return Err(self.damage(walk.from.sequence, expected, offset, until));
@@ -149,8 +183,11 @@ impl<D: Disk> Partition<D> {
             if !out.is_empty() && expected != Some(header.base_offset) {
                 break;
             }
+            // Sound up to here: what is looked for stood in a gap that compaction has left.
+            let follows = expected == Some(header.base_offset);
             if header.end_offset <= offset.get() || header.batch_count == 0 {
-                expected = Some(header.end_offset).filter(|end| *end <= offset.get() || !out.is_empty());
+                let covers = base <= offset || follows || !out.is_empty();
+                expected = covers.then_some(header.end_offset);
                 walk.skip(&header);
                 continue;
             }
@@ -166,7 +203,10 @@ impl<D: Disk> Partition<D> {
                 walk.skip(&header);
                 continue;
             };
-            if base > offset && out.is_empty() {
+            if base > offset && out.is_empty() && !follows {
+                if replaced() {
+                    return Ok(None);
+                }
                 return Err(self.damage(walk.from.sequence, expected, offset, base));
             }
             expected = Some(header.end_offset);
@@ -195,7 +235,7 @@ impl<D: Disk> Partition<D> {
             }
             walk.skip(&header);
         }
-        Ok(out)
+        Ok(Some(out))
     }
 
     /// Notes and reports that the group of `offset` is gone: lost from the end of the sound group before
@@ -217,6 +257,20 @@ impl<D: Disk> Partition<D> {
         cache: &Rc<ChunkCache>,
         timestamp_ms: i64,
     ) -> Result<Option<(Offset, i64)>, ReadError> {
+        loop {
+            let replacements = self.with_log(|log| log.replacements());
+            let found = self.look_for_timestamp(cache, timestamp_ms).await;
+            if replacements == self.with_log(|log| log.replacements()) {
+                return found;
+            }
+        }
+    }
+
+    async fn look_for_timestamp(
+        self: &Rc<Self>,
+        cache: &Rc<ChunkCache>,
+        timestamp_ms: i64,
+    ) -> Result<Option<(Offset, i64)>, ReadError> {
         let ReadPlan::At(from) = self.plan(cache, |log| log.plan_timestamp(timestamp_ms)).await? else {
             return Ok(None);
         };
@@ -225,7 +279,7 @@ impl<D: Disk> Partition<D> {
         loop {
             let header = match walk.next_header().await? {
                 Step::Group(header) => header,
-                Step::End => return Ok(None),
+                Step::End | Step::Replaced => return Ok(None),
                 Step::Damaged => {
                     walk.from.position += BLOCK_BYTES as u64;
                     continue;
@@ -244,27 +298,41 @@ impl<D: Disk> Partition<D> {
         }
     }
 
-    pub(super) async fn segment_file(&self, sequence: u64) -> io::Result<Rc<OpenSegment<D::File>>> {
+    /// The file of a segment, for reading.
+    ///
+    /// # Errors
+    /// `NotFound` if the log has left it behind.
+    pub(crate) async fn segment_file(
+        &self,
+        sequence: u64,
+        nonce: u64,
+    ) -> io::Result<Rc<OpenSegment<D::File>>> {
+        let current = || {
+            self.with_log(|log| {
+                log.segment(sequence).filter(|segment| segment.nonce == nonce).map(Segment::name)
+            })
+        };
+        let Some(name) = current() else { return Err(io::ErrorKind::NotFound.into()) };
         if let Some(file) = self.files.borrow().get(&sequence) {
             return Ok(file.clone());
         }
-        if let Some(file) = self.storage.read_files.get(self.id(), sequence) {
+        if let Some(file) = self.storage.read_files.get(self.id(), nonce) {
             return Ok(file);
         }
         // Counted before it is open: whoever reclaims the segment waits.
-        let used = self.begin_use(sequence);
-        let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
+        let used = self.begin_use(nonce);
+        let file = self.storage.disk.open(&self.segment_path(name)).await?;
         let file = Rc::new(OpenSegment { file, used });
         // Of a segment that is about to go, nobody needs another handle.
-        if !self.is_closed() && self.with_log(|log| log.segment(sequence).is_some()) {
-            self.storage.read_files.keep(self.id(), sequence, file.clone());
+        if !self.is_closed() && current().is_some() {
+            self.storage.read_files.keep(self.id(), nonce, file.clone());
         }
         Ok(file)
     }
 }
 
-/// The first record of a payload at or after a timestamp. A compressed batch answers with its first
-/// offset: the broker does not unpack.
+/// The first record of a payload at or after a timestamp. A batch that cannot be unpacked answers with its
+/// first offset.
 fn first_at_or_after(rope: &Rope, timestamp_ms: i64, log_start: Offset) -> Option<(Offset, i64)> {
     let mut at = 0;
     while let Some(header) = rope.batch_header(at) {
@@ -272,7 +340,8 @@ fn first_at_or_after(rope: &Rope, timestamp_ms: i64, log_start: Offset) -> Optio
         if header.max_timestamp_ms >= timestamp_ms && header.end_offset() > log_start.get() {
             let mut batch = vec![0; header.batch_bytes];
             rope.copy_out(at, &mut batch);
-            let Ok(records) = record_batch::records(&batch) else {
+            let unpacked = compression::unpack(&batch, UNPACKED_BATCH_BYTES_MAX).ok().flatten();
+            let Ok(records) = record_batch::records(unpacked.as_deref().unwrap_or(&batch)) else {
                 let first = header.base_offset.max(log_start.get());
                 return Some((Offset::new(first), header.max_timestamp_ms));
             };

@@ -1,16 +1,15 @@
 //! The files of a partition's segments: put in place, opened, dropped by retention, removed with their topic.
 //!
 //! A file in use by a reader is neither recycled nor removed: every handle counts its use. Dropped segments go
-//! oldest first, each name gone for good before the next, so that after a crash a gap is a loss and
-//! nothing else.
+//! in the order in which the log left them, each name gone for good before the next, so that after a crash a gap is
+//! a loss and nothing else, and what has been rewritten does not outlive what stands for it.
 
-use super::Partition;
+use super::{CompactionState, Dropped, Partition};
 use crate::storage::OpenSegment;
 use crate::storage::disk::Disk;
 use logic::ids::Offset;
-use logic::log::append::SegmentNeeded;
-use logic::log::retention;
-use std::collections::HashMap;
+use logic::log::append::{Segment, SegmentNeeded};
+use logic::log::{SegmentName, retention};
 use std::io;
 use std::rc::Rc;
 
@@ -29,7 +28,7 @@ impl<D: Disk> Partition<D> {
         let placed = self.storage.place_segment(&self.identity, incarnation, needed).await;
         self.placing.set(false);
         let placed = placed?;
-        self.keep_open(needed.sequence, placed.file);
+        self.keep_open((needed.sequence, placed.nonce), placed.file);
         self.preparation.borrow_mut().placed(needed.sequence, placed.prewritten_end);
         self.log.borrow_mut().segment_placed(needed.sequence, placed.nonce);
         Ok(())
@@ -40,13 +39,13 @@ impl<D: Disk> Partition<D> {
         self.placing.get()
     }
 
-    pub(super) fn keep_open(&self, sequence: u64, file: D::File) {
-        let segment = Rc::new(OpenSegment { file, used: self.begin_use(sequence) });
+    pub(super) fn keep_open(&self, (sequence, nonce): (u64, u64), file: D::File) {
+        let segment = Rc::new(OpenSegment { file, used: self.begin_use(nonce) });
         self.files.borrow_mut().insert(sequence, segment);
     }
 
-    pub(super) fn begin_use(&self, sequence: u64) -> Rc<()> {
-        self.uses.borrow_mut().entry(sequence).or_default().clone()
+    pub(super) fn begin_use(&self, nonce: u64) -> Rc<()> {
+        self.uses.borrow_mut().entry(nonce).or_default().clone()
     }
 
     /// The segment that should be put in place ahead of need, if none is on its way.
@@ -60,16 +59,18 @@ impl<D: Disk> Partition<D> {
     pub(super) async fn open_files(&self) -> io::Result<()> {
         let (active, placed) = {
             let log = self.log.borrow();
-            let active = log.segments().back().map(|active| (active.sequence, Some(active.end_position)));
-            (active, log.placed().map(|(sequence, _)| (sequence, None)))
+            let active = log.segments().back();
+            let active = active.map(|active| (active.sequence, active.nonce, Some(active.end_position)));
+            (active, log.placed().map(|(sequence, nonce)| (sequence, nonce, None)))
         };
-        for (sequence, end_position) in active.into_iter().chain(placed) {
+        for (sequence, nonce, end_position) in active.into_iter().chain(placed) {
             if self.files.borrow().contains_key(&sequence) {
                 continue;
             }
-            let file = self.storage.disk.open(&self.segment_path(sequence)).await?;
+            let path = self.segment_path(SegmentName::appended(sequence));
+            let file = self.storage.disk.open(&path).await?;
             self.storage.disk.sync(&file).await?;
-            self.keep_open(sequence, file);
+            self.keep_open((sequence, nonce), file);
             // The length says nothing: a crash leaves holes where a write was lost and a later one was
             // not. What is sound up to the log's end is written, and so are the blocks that every
             // segment has before it gets its name.
@@ -130,16 +131,51 @@ impl<D: Disk> Partition<D> {
 
     /// Moves the log's start; the number of segments that went.
     pub(super) fn advance_start(&self, start: Offset) -> u64 {
-        let mut log = self.log.borrow_mut();
-        let ends: HashMap<u64, u64> =
-            log.segments().iter().map(|segment| (segment.sequence, segment.end_position)).collect();
-        let dropped = log.advance_start(start);
-        let with_ends = dropped.iter().map(|sequence| (*sequence, ends[sequence]));
-        self.dropped.borrow_mut().extend(with_ends);
+        let dropped = self.log.borrow_mut().advance_start(start);
+        self.dropped.borrow_mut().extend(dropped.iter().map(Dropped::of));
         dropped.len() as u64
     }
 
-    /// Reclaims the files of dropped segments, once what they say about producers stands in a checkpoint: by one task, oldest first, each name gone for good before
+    /// Puts a rewritten segment, which has its name durably, where its sources are; their files go when their
+    /// readers have finished. `false` if retention has taken them all meanwhile: then it goes as well.
+    pub(crate) fn replace_segments(&self, sources: &[u64], segment: Segment) -> bool {
+        let new = Dropped::of(&segment);
+        let replaced = self.log.borrow_mut().replace(sources, segment);
+        let mut dropped = self.dropped.borrow_mut();
+        match &replaced {
+            Some(old) => {
+                for segment in old {
+                    self.files.borrow_mut().remove(&segment.sequence);
+                    self.storage.read_files.forget(self.id(), Some(segment.nonce));
+                }
+                dropped.extend(old.iter().map(Dropped::of));
+            }
+            // Behind its sources, so that after a crash they do not stand there without it.
+            None => dropped.push_back(new),
+        }
+        replaced.is_some()
+    }
+
+    /// Begins to rewrite segments, unless somebody does. [`Partition::end_compaction`] must follow.
+    pub(crate) fn begin_compaction(&self) -> bool {
+        let waits_for_footer = !self.preparation.borrow().closed.is_empty();
+        let damaged = self.with_log(|log| !log.damaged().is_empty());
+        !self.closed.get() && !waits_for_footer && !damaged && !self.compacting.replace(true)
+    }
+
+    /// Has rewritten segments, or given it up.
+    pub(crate) fn end_compaction(&self, state: CompactionState) {
+        self.compacting.set(false);
+        self.compaction.set(state);
+    }
+
+    /// What is remembered of compaction.
+    pub fn compaction(&self) -> CompactionState {
+        self.compaction.get()
+    }
+
+    /// Reclaims the files of dropped segments, once what they say about producers stands in a checkpoint: by
+    /// one task, oldest first, each name gone for good before
     /// the next. After a crash a gap would look like a loss.
     pub(super) async fn reclaim_dropped(&self) -> io::Result<()> {
         if self.reclaiming.replace(true) {
@@ -147,15 +183,20 @@ impl<D: Disk> Partition<D> {
         }
         let mut result = Ok(());
         while result.is_ok() {
-            let Some((sequence, end_position)) = self.dropped.borrow().front().copied() else { break };
+            let Some(Dropped { name, nonce, end_position }) = self.dropped.borrow().front().copied() else {
+                break;
+            };
             if !self.outlive_dropped_segments() {
                 break;
             }
-            self.wait_for_readers(sequence).await;
-            let published_end = self.preparation.borrow_mut().forget(sequence).unwrap_or(end_position);
+            self.wait_for_readers(name.first, nonce).await;
+            let published_end = match name.is_rewritten() {
+                false => self.preparation.borrow_mut().forget(name.first),
+                true => None,
+            };
+            let published_end = published_end.unwrap_or(end_position);
             let want_bytes = self.settings.get().log.physical_bytes();
-            result = match self.storage.reclaim(&self.segment_path(sequence), published_end, want_bytes).await
-            {
+            result = match self.storage.reclaim(&self.segment_path(name), published_end, want_bytes).await {
                 // An earlier attempt came so far.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 other => other,
@@ -169,14 +210,14 @@ impl<D: Disk> Partition<D> {
     }
 
     /// Takes a segment's handle out of use and waits until nobody reads through it.
-    pub(super) async fn wait_for_readers(&self, sequence: u64) {
+    pub(super) async fn wait_for_readers(&self, sequence: u64, nonce: u64) {
         self.files.borrow_mut().remove(&sequence);
-        self.storage.read_files.forget(self.id(), Some(sequence));
-        let is_used = || self.uses.borrow().get(&sequence).is_some_and(|used| Rc::strong_count(used) > 1);
+        self.storage.read_files.forget(self.id(), Some(nonce));
+        let is_used = || self.uses.borrow().get(&nonce).is_some_and(|used| Rc::strong_count(used) > 1);
         while is_used() {
             self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
         }
-        self.uses.borrow_mut().remove(&sequence);
+        self.uses.borrow_mut().remove(&nonce);
     }
 
     /// Removes all files of a closed partition whose topic has been deleted.
@@ -185,26 +226,35 @@ impl<D: Disk> Partition<D> {
         // What no round writes to goes first: on a full disk rounds of others may wait for just this room. Its own
         // groups are given up there, so the wait behind this ends.
         let (durable_sequence, _) = self.log.borrow().durable_position();
-        let sealed: Vec<u64> = self
+        let sealed: Vec<Dropped> = self
             .log
             .borrow()
             .segments()
             .iter()
-            .map(|segment| segment.sequence)
-            .filter(|sequence| *sequence < durable_sequence)
+            .filter(|segment| segment.sequence < durable_sequence)
+            .map(Dropped::of)
             .collect();
-        for sequence in sealed {
-            self.wait_for_readers(sequence).await;
-            self.storage.reclaim(&self.segment_path(sequence), 0, u64::MAX).await?;
+        for Dropped { name, nonce, .. } in sealed {
+            self.wait_for_readers(name.first, nonce).await;
+            self.storage.reclaim(&self.segment_path(name), 0, u64::MAX).await?;
         }
         while self.is_busy() {
             self.storage.environment.sleep(std::time::Duration::from_millis(1)).await;
         }
+        let files = std::mem::take(&mut *self.files.borrow_mut());
         let mut open: Vec<u64> = self.uses.borrow().keys().copied().collect();
         open.sort_unstable();
-        for sequence in open {
-            self.wait_for_readers(sequence).await;
+        // What is appended to is in use by this map alone.
+        drop(files);
+        for nonce in open {
+            self.wait_for_readers(u64::MAX, nonce).await;
         }
         self.storage.remove_log_directory(&self.directory).await
+    }
+}
+
+impl Dropped {
+    fn of(segment: &Segment) -> Self {
+        Self { name: segment.name(), nonce: segment.nonce, end_position: segment.end_position }
     }
 }

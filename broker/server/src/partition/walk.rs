@@ -25,6 +25,8 @@ pub(super) enum Step {
     /// What stands here is not a group of this log.
     Damaged,
     End,
+    /// Compaction has put another segment in the place of this one: plan again.
+    Replaced,
 }
 
 /// Walks the groups of a log over its segments.
@@ -52,10 +54,12 @@ impl<'a, D: Disk> Walk<'a, D> {
         loop {
             // The segment may have grown, or have been dropped by retention, since the walk began.
             let sequence = self.from.sequence;
-            let Some(end) = self.partition.with_log(|log| log.segment(sequence).map(|s| s.end_position))
-            else {
-                return Ok(Step::End);
-            };
+            let found =
+                self.partition.with_log(|log| log.segment(sequence).map(|s| (s.nonce, s.end_position)));
+            let Some((nonce, end)) = found else { return Ok(Step::End) };
+            if nonce != self.from.nonce {
+                return Ok(Step::Replaced);
+            }
             self.from.end_position = end;
             let (durable_sequence, _) = self.partition.with_log(|log| log.durable_position());
             let limit = self.partition.with_log(|log| log.durable_end_position(sequence)).unwrap_or(0);
@@ -209,7 +213,7 @@ impl<'a, D: Disk> Walk<'a, D> {
     /// Opens it, for what the cache does not have. The cache is asked again afterwards: two who load the
     /// same chunk would forget who waits for it.
     async fn open_file(&mut self) -> io::Result<()> {
-        let file = self.partition.segment_file(self.from.sequence).await?;
+        let file = self.partition.segment_file(self.from.sequence, self.from.nonce).await?;
         self.file = Some((self.from.sequence, file));
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! <data>/shard-<k>/checkpoint.{a,b}  alternating
 //! <data>/shard-<k>/reserve           blocks for checkpoints and truncations when the disk is full
 //! <data>/shard-<k>/spare/            recycled segments, and new ones before they get their name
-//! <data>/topics/<topic-id>/<partition>.<generation>/<sequence>.log
+//! <data>/topics/<topic-id>/<partition>.<generation>/<sequence>.log, or what compaction made of several
 //! ```
 //!
 //! One [`Storage`] per shard, shared by its partitions, generic over the disk. A segment is made in
@@ -31,7 +31,7 @@ use logic::limits::{
     PRODUCER_EXPIRATION_MS_DEFAULT, RESERVE_BYTES, ROUND_BYTES_MAX, ROUND_BYTES_MIN, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES,
     WRITE_BYTES_MAX, WRITE_BYTES_MIN,
 };
-use logic::log::{LogIdentity, append::SegmentNeeded};
+use logic::log::{LogIdentity, SegmentName, append::SegmentNeeded};
 use read_files::ReadFiles;
 use schema::checkpoint::{Checkpoint, CheckpointError};
 use schema::segment::{SegmentHeader, SegmentState};
@@ -87,6 +87,16 @@ pub struct StorageCounters {
     pub reads: Cell<u64>,
     /// Checkpoints written.
     pub checkpoints: Cell<u64>,
+    /// Passes of compaction that have come to their end.
+    pub compaction_passes: Cell<u64>,
+    /// Bytes that compaction has read.
+    pub compaction_read_bytes: Cell<u64>,
+    /// Bytes that compaction has written.
+    pub compaction_written_bytes: Cell<u64>,
+    /// Records that compaction has removed.
+    pub compaction_removed_records: Cell<u64>,
+    /// Bytes of segments that compaction has replaced, less those in their place.
+    pub compaction_removed_bytes: Cell<u64>,
 }
 
 /// Adds to a counter.
@@ -210,14 +220,9 @@ pub fn topic_directory(root: &Path, topic: TopicId) -> PathBuf {
     root.join("topics").join(topic.to_string())
 }
 
-/// The file name of a segment.
+/// The file name of a segment as it was appended.
 pub fn segment_name(sequence: u64) -> String {
-    format!("{sequence:020}.log")
-}
-
-/// The number in a segment's file name.
-pub fn parse_segment_name(name: &str) -> Option<u64> {
-    name.strip_suffix(".log").filter(|digits| digits.len() == 20)?.parse().ok()
+    SegmentName::appended(sequence).to_string()
 }
 
 impl<D: Disk> Storage<D> {
@@ -467,6 +472,22 @@ impl<D: Disk> Storage<D> {
         Ok(PlacedSegment { file, nonce: header.nonce, prewritten_end })
     }
 
+    /// Makes a file without a name of its own yet: what is left of it after a crash goes at the next start.
+    pub async fn create_unnamed(&self) -> io::Result<(PathBuf, D::File)> {
+        let number = self.spare_number.replace(self.spare_number.get() + 1);
+        let path = self.own_directory().join("spare").join(format!("rewrite-{number}"));
+        let file = self.disk.create(&path).await?;
+        Ok((path, file))
+    }
+
+    /// Gives a file that is whole and synced its name in a log, durably.
+    pub async fn give_name(&self, path: &Path, identity: &LogIdentity, name: SegmentName) -> io::Result<()> {
+        let directory = partition_directory(&self.root, identity);
+        self.disk.rename(path, &directory.join(name.to_string())).await?;
+        self.disk.sync_directory(&directory).await?;
+        self.disk.sync_directory(&self.own_directory().join("spare")).await
+    }
+
     /// Writes a buffer in permitted pieces.
     pub async fn write_all(
         &self,
@@ -594,8 +615,8 @@ impl<D: Disk> Storage<D> {
     }
 
     /// Writes a checkpoint: temporary file, sync, rename over the older of the two, sync of the
-    /// directory.
-    pub async fn write_checkpoint(&self, mut checkpoint: Checkpoint) -> io::Result<()> {
+    /// directory. Gives back what it says.
+    pub async fn write_checkpoint(&self, mut checkpoint: Checkpoint) -> io::Result<Checkpoint> {
         checkpoint.generation = self.checkpoint_generation.get() + 1;
         checkpoint.storage_uuid = self.uuid;
         let bytes = checkpoint.encode();
@@ -619,7 +640,7 @@ impl<D: Disk> Storage<D> {
         self.disk.sync_directory(&directory).await?;
         self.checkpoint_generation.set(checkpoint.generation);
         count(&self.counters.checkpoints, 1);
-        Ok(())
+        Ok(checkpoint)
     }
 
     async fn read_checkpoint(&self) -> io::Result<Option<Checkpoint>> {

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// A segment: partition, number.
+/// A segment: partition, nonce of the file.
 type Key = (TopicPartition, u64);
 
 /// Open files, the one used last at the back.
@@ -26,9 +26,9 @@ impl<T> Default for ReadFiles<T> {
 
 impl<T> ReadFiles<T> {
     /// The open file of a segment.
-    pub fn get(&self, partition: TopicPartition, sequence: u64) -> Option<Rc<T>> {
+    pub fn get(&self, partition: TopicPartition, nonce: u64) -> Option<Rc<T>> {
         let mut files = self.files.borrow_mut();
-        let at = files.iter().rposition(|(key, _)| *key == (partition, sequence))?;
+        let at = files.iter().rposition(|(key, _)| *key == (partition, nonce))?;
         if at + 1 < files.len() {
             let used = files.remove(at)?;
             files.push_back(used);
@@ -37,21 +37,21 @@ impl<T> ReadFiles<T> {
     }
 
     /// Keeps a file that has been opened.
-    pub fn keep(&self, partition: TopicPartition, sequence: u64, file: Rc<T>) {
-        self.forget(partition, Some(sequence));
+    pub fn keep(&self, partition: TopicPartition, nonce: u64, file: Rc<T>) {
+        self.forget(partition, Some(nonce));
         let oldest = {
             let mut files = self.files.borrow_mut();
-            files.push_back(((partition, sequence), file));
+            files.push_back(((partition, nonce), file));
             if files.len() > READ_FILES_PER_SHARD_MAX { files.pop_front() } else { None }
         };
         drop(oldest);
     }
 
     /// Closes the file of one segment, or all of a partition.
-    pub fn forget(&self, partition: TopicPartition, sequence: Option<u64>) {
-        self.files.borrow_mut().retain(|((of, number), _)| {
-            *of != partition || sequence.is_some_and(|sequence| sequence != *number)
-        });
+    pub fn forget(&self, partition: TopicPartition, nonce: Option<u64>) {
+        self.files
+            .borrow_mut()
+            .retain(|((of, own), _)| *of != partition || nonce.is_some_and(|nonce| nonce != *own));
     }
 }
 
@@ -67,8 +67,8 @@ mod tests {
     #[test]
     fn the_file_used_longest_ago_goes_first() {
         let files = ReadFiles::default();
-        for sequence in 0..READ_FILES_PER_SHARD_MAX as u64 {
-            files.keep(partition(0), sequence, Rc::new(sequence));
+        for nonce in 0..READ_FILES_PER_SHARD_MAX as u64 {
+            files.keep(partition(0), nonce, Rc::new(nonce));
         }
         assert_eq!(files.get(partition(0), 0).as_deref(), Some(&0));
         files.keep(partition(1), 7, Rc::new(7));
@@ -80,12 +80,12 @@ mod tests {
     fn what_is_forgotten_has_no_readers_left() {
         let files = ReadFiles::default();
         let held = Rc::new(());
-        for (of, sequence) in [(0, 1), (0, 2), (1, 1)] {
-            files.keep(partition(of), sequence, held.clone());
+        for (of, nonce) in [(0, 1), (0, 2), (1, 1)] {
+            files.keep(partition(of), nonce, held.clone());
         }
-        for (of, sequence, left) in [(0, Some(9), 4), (0, Some(1), 3), (0, None, 2), (1, None, 1)] {
-            files.forget(partition(of), sequence);
-            assert_eq!(Rc::strong_count(&held), left, "{of} {sequence:?}");
+        for (of, nonce, left) in [(0, Some(9), 4), (0, Some(1), 3), (0, None, 2), (1, None, 1)] {
+            files.forget(partition(of), nonce);
+            assert_eq!(Rc::strong_count(&held), left, "{of} {nonce:?}");
         }
     }
 }

@@ -4,9 +4,9 @@
 //! as damage.
 
 use super::disk::Disk;
-use super::{Storage, parse_segment_name, partition_directory, segment_name};
-use logic::log::LogIdentity;
+use super::{Storage, partition_directory};
 use logic::log::recovery::{ReadRequest, Recovered, Recovery, SegmentFile};
+use logic::log::{LogIdentity, SegmentName};
 use schema::checkpoint::PartitionCheckpoint;
 use schema::segment::{SegmentError, SegmentHeader};
 use std::collections::BTreeMap;
@@ -33,17 +33,17 @@ pub async fn recover<D: Disk>(
         .list(&directory)
         .await?
         .into_iter()
-        .filter_map(|(name, bytes)| Some(SegmentFile { sequence: parse_segment_name(&name)?, bytes }))
+        .filter_map(|(name, bytes)| Some(SegmentFile { name: SegmentName::parse(&name)?, bytes }))
         .collect();
-    files.sort_by_key(|file| file.sequence);
+    files.sort_by_key(|file| file.name);
     let mut recovery = Recovery::new(identity, checkpoint, clean, &files);
-    let mut open: BTreeMap<u64, D::File> = BTreeMap::new();
+    let mut open: BTreeMap<SegmentName, D::File> = BTreeMap::new();
     while let Some(request) = recovery.need() {
-        let file = match open.get(&request.sequence) {
+        let file = match open.get(&request.name) {
             Some(file) => file.clone(),
             None => {
-                let file = storage.disk.open(&directory.join(segment_name(request.sequence))).await?;
-                open.insert(request.sequence, file.clone());
+                let file = storage.disk.open(&directory.join(request.name.to_string())).await?;
+                open.insert(request.name, file.clone());
                 file
             }
         };
@@ -60,7 +60,7 @@ pub async fn recover<D: Disk>(
                     storage.label(identity.partition),
                     request.bytes,
                     request.position,
-                    request.sequence
+                    request.name
                 ));
                 recovery.feed(&vec![0; request.bytes]);
             }
@@ -85,7 +85,7 @@ fn refuse_newer<D: Disk>(
 ) -> io::Result<()> {
     match SegmentHeader::decode(bytes) {
         Err(SegmentError::Version { found }) if request.position == 0 => {
-            let path = partition_directory(storage.root(), identity).join(segment_name(request.sequence));
+            let path = partition_directory(storage.root(), identity).join(request.name.to_string());
             Err(io::Error::other(format!(
                 "{} has format version {found}: a newer ringlog wrote it; start that one, or restore a backup",
                 path.display()

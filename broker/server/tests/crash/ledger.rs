@@ -14,13 +14,13 @@
 use super::disk::CrashDisk;
 use super::image::{BLOCK, GroupNote, Image};
 use logic::ids::{LeaderEpoch, Offset};
-use logic::log::LogIdentity;
+use logic::log::{LogIdentity, SegmentName};
 use logic::producer_state::Admission;
 use schema::record_batch::{self, Header};
 use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
-use server::storage::{parse_segment_name, partition_directory};
+use server::storage::partition_directory;
 use server::store::Store;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -251,7 +251,7 @@ fn judge_tail(partition: &Partition<CrashDisk>, slot: &Slot, end: u64, case: &Ca
         case.image.files().find_map(|(path, file)| {
             let name = path.file_name()?.to_str()?;
             let here = file.id == note.file && path.parent() == Some(directory.as_path());
-            here.then(|| parse_segment_name(name)).flatten()
+            here.then(|| SegmentName::parse(name).map(|name| name.first)).flatten()
         })
     };
     // A submitted and unpromised group of which the header is there, behind the end of the log.

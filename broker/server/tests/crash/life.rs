@@ -78,6 +78,7 @@ impl Plan {
             settings: PartitionSettings {
                 log: LogSettings { segment_bytes: 1 << 20, segment_ms },
                 retention: RetentionSettings { retention_ms: -1, retention_bytes },
+                compaction: None,
                 max_message_bytes: 4 << 20,
                 log_append_time: dice.chance(20),
             },

@@ -58,6 +58,7 @@ impl Script {
         let settings = PartitionSettings {
             log: LogSettings { segment_bytes: 1 << 20, segment_ms },
             retention: RetentionSettings { retention_ms: -1, retention_bytes: -1 },
+            compaction: None,
             max_message_bytes: 1 << 20,
             log_append_time: false,
         };
