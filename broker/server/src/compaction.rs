@@ -556,7 +556,8 @@ mod tests {
         ];
         for (n, (now_ns, appended, took_ns, bytes, wait_ns)) in rows.into_iter().enumerate() {
             pace.worked(now_ns, appended, took_ns, bytes);
-            assert_eq!(pace.wait_ns(now_ns), wait_ns, "row {n}");
+            let difference = pace.wait_ns(now_ns).abs_diff(wait_ns);
+            assert!(difference < 1_000, "row {n}: {} instead of {wait_ns}", pace.wait_ns(now_ns));
         }
         assert!(pace.gives_way() && !pace.gives_way());
     }
