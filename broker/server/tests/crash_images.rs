@@ -81,6 +81,49 @@ fn crash_images_with_bit_flips() {
     assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
 }
 
+/// Seeds of compaction under crashes, in virtual time: see `crash::compaction`.
+#[test]
+fn compaction_images() {
+    let only = number("RINGLOG_COMPACTION_SEED");
+    let seeds = number("RINGLOG_COMPACTION_SEEDS").unwrap_or(60);
+    let first = only.unwrap_or(1);
+    let mut report = crash::compaction::Report::default();
+    for seed in first..first + if only.is_some() { 1 } else { seeds } {
+        let replay = format!(
+            "replay: RINGLOG_COMPACTION_SEED={seed} cargo test -p server --test crash_images compaction"
+        );
+        report = match catch_unwind(AssertUnwindSafe(|| crash::compaction::run(seed, report))) {
+            Ok(report) => report,
+            Err(panic) => {
+                print(&replay);
+                std::panic::resume_unwind(panic);
+            }
+        };
+        if !report.violations.is_empty() {
+            print(&replay);
+            break;
+        }
+    }
+    report.violations.iter().for_each(|violation| print(violation));
+    print(&format!(
+        "compaction: {} seeds, {} lives, {} steps in {} virtual s, {} images checked, {} passes, {} records removed, \
+         {} keys with an expired tombstone, {} violations",
+        report.seeds,
+        report.lives,
+        report.steps,
+        report.virtual_ms / 1000,
+        report.images,
+        report.passes,
+        report.removed_records,
+        report.expired_tombstones,
+        report.violations.len()
+    ));
+    assert!(report.violations.is_empty());
+    assert!(
+        only.is_some() || report.passes > 0 && report.removed_records > 0 && report.expired_tombstones > 0
+    );
+}
+
 #[test]
 fn damage_is_served_around() {
     scripts::run(async {

@@ -6,6 +6,7 @@
 //! | `disk` | the recording disk and the virtual clock; a crash at any moment gives images |
 //! | `ledger` | what was appended and acknowledged, and the judge of a recovery |
 //! | `life` | one start of the store over an image: recovery, work, crashes |
+//! | `compaction` | the same for a compacted log, against a model of its latest values |
 //! | `scripts` | bugs that were found once, to be played again |
 //!
 //! Owned by one test thread and one executor per root seed. A life begins with an image, lives until it
@@ -13,6 +14,7 @@
 //! other lives. Everything that is random comes from [`Dice`], so a seed replays. Absent on purpose: real
 //! files, threads, time.
 
+pub mod compaction;
 pub mod disk;
 pub mod image;
 pub mod ledger;
