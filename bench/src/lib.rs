@@ -24,5 +24,5 @@ pub mod workload;
 
 mod consume;
 mod meter;
-mod pacer;
+pub mod pacer;
 mod produce;

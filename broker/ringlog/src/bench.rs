@@ -4,6 +4,7 @@
 //! subcommand a workload is run; `load` is the closed loop of raw requests below the client library.
 //! Invariant: every report carries all settings, the host, and what an acknowledgement meant.
 
+mod compaction;
 mod compare;
 pub mod embedded;
 mod files;
@@ -48,6 +49,8 @@ enum BenchCommand {
     Load(Box<load::LoadArguments>),
     /// The same workload against several brokers, by turns, each started for it: medians, spread, ratios
     Compare(Box<compare::CompareArguments>),
+    /// What compaction costs produce: with and without it by turns, on one broker; ratios
+    Compaction(Box<compaction::CompactionArguments>),
 }
 
 /// What to run, where, and what of it is to be changed.
@@ -113,6 +116,7 @@ pub fn run(arguments: BenchArguments) -> Result<(), Failure> {
     match arguments.command {
         Some(BenchCommand::Load(arguments)) => load::run(*arguments),
         Some(BenchCommand::Compare(arguments)) => compare::run(*arguments),
+        Some(BenchCommand::Compaction(arguments)) => compaction::run(*arguments),
         Some(BenchCommand::Workloads(arguments)) => workloads(arguments.format),
         None => measure(arguments.run),
     }

@@ -85,7 +85,7 @@ fn crash_images_with_bit_flips() {
 #[test]
 fn compaction_images() {
     let only = number("RINGLOG_COMPACTION_SEED");
-    let seeds = number("RINGLOG_COMPACTION_SEEDS").unwrap_or(60);
+    let seeds = number("RINGLOG_COMPACTION_SEEDS").unwrap_or(12);
     let first = only.unwrap_or(1);
     let mut report = crash::compaction::Report::default();
     for seed in first..first + if only.is_some() { 1 } else { seeds } {

@@ -158,7 +158,7 @@ pub fn run(seed: u64, report: Report) -> Report {
         report.borrow_mut().seeds += 1;
         let plan = Plan::draw(seed);
         let (image, model) = (Image::fresh(&root()), Model::default());
-        let mut jobs = vec![Job { image, model, depth: 0, steps: 700, seed }];
+        let mut jobs = vec![Job { image, model, depth: 0, steps: 500, seed }];
         while let Some(job) = jobs.pop() {
             let more = live(job, &plan, &report).await;
             jobs.extend(more);
@@ -285,7 +285,7 @@ impl Life<'_> {
             settle().await;
             self.report.borrow_mut().steps += 1;
             // More often while something is being put in place.
-            if self.dice.chance(if self.compacting.get() { 12 } else { 2 }) {
+            if self.dice.chance(if self.compacting.get() { 6 } else { 2 }) {
                 self.crash();
             }
             if self.plan.fills_up && self.dice.chance(if self.disk.is_full() { 5 } else { 1 }) {
@@ -319,10 +319,13 @@ impl Life<'_> {
             model.clone()
         };
         let mode = Mode::ALL[self.dice.below(6) as usize];
-        let image = self.disk.crash(mode, &mut self.dice);
+        let mut image = self.disk.crash(mode, &mut self.dice);
+        // Verdicts on tails are judged elsewhere.
+        self.disk.retain_groups(|_| false);
+        image.unacknowledged.clear();
         let depth = self.depth + 1;
-        let works = depth < DEPTH_MAX && self.dice.chance(20);
-        let steps = if works { 100 + self.dice.below(250) } else { 0 };
+        let works = depth < DEPTH_MAX && self.dice.chance(12);
+        let steps = if works { 80 + self.dice.below(160) } else { 0 };
         self.jobs.push(Job { image, model, depth, steps, seed: self.dice.next() });
     }
 
