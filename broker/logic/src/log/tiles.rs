@@ -71,10 +71,11 @@ impl Tiles {
 
     /// The next group of the sources; its batches follow.
     pub fn source(&mut self, group: &GroupHeader) -> Option<Tile> {
-        let goes_on = self.open.as_ref().is_some_and(|open| {
-            open.leader_epoch == group.leader_epoch && open.incarnation == group.incarnation
-        });
-        if goes_on {
+        if let Some(open) = &mut self.open
+            && (open.leader_epoch, open.incarnation) == (group.leader_epoch, group.incarnation)
+        {
+            // The latest counts: by it producers are remembered.
+            open.append_time_ms = open.append_time_ms.max(group.append_time_ms);
             return None;
         }
         let tile = self.close(group.base_offset);

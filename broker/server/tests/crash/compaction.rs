@@ -4,7 +4,7 @@
 //! image of a crash is recovered and judged, and some of them live on. Judged after each recovery: of every
 //! key the latest record is there (a tombstone at least as long as promised, and nothing older in its place); what
 //! is missing was superseded; offsets, batches and bytes of what is there are those that were appended; the
-//! last batch of every producer is there; looking up by time finds what reading finds.
+//! last batch of every producer is there, and its next one is taken; looking up by time finds what reading finds.
 
 use super::Dice;
 use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
@@ -14,6 +14,7 @@ use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPar
 use logic::log::compaction::CompactionSettings;
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
+use logic::producer_state::{Admission, ProducerError};
 use schema::compression;
 use schema::record_batch::{self, BatchBuilder, Compression, Header, Producer};
 use server::partition::reader::ReadError;
@@ -60,6 +61,8 @@ struct Appended {
     base: u64,
     end: u64,
     producer: i64,
+    /// Of the record behind its last one: epoch and sequence.
+    next: (i16, i32),
     append_ms: i64,
     /// Key, value (`None` = a tombstone), timestamp.
     records: Vec<(u8, Option<u64>, i64)>,
@@ -76,7 +79,8 @@ struct Model {
     /// When somebody asked for a pass, milliseconds.
     passes_ms: Vec<i64>,
     number: u64,
-    sequences: [i32; 3],
+    /// Of each producer: the epoch and sequence to go on with.
+    sequences: [(i16, i32); 3],
 }
 
 struct Waiter(Rc<RefCell<Model>>);
@@ -213,6 +217,10 @@ async fn live(job: Job, plan: &Plan, report: &Rc<RefCell<Report>>) -> Vec<Job> {
                 // What was cut is gone for good.
                 let mut model = model.borrow_mut();
                 model.batches.retain(|batch| batch.end <= end);
+                for producer in 0..3 {
+                    let own = model.batches.iter().rev().find(|batch| batch.producer == producer);
+                    model.sequences[producer as usize] = own.map_or((0, 0), |batch| batch.next);
+                }
                 let whole = end == 0 || model.batches.last().is_some_and(|last| last.end == end);
                 if !whole {
                     report.fail(format!("the log ends at {end}, where no batch ends"));
@@ -335,9 +343,17 @@ impl Life<'_> {
             let mut builder = BatchBuilder::new();
             let producer = self.dice.below(4) as i64 - 1;
             let count = 1 + self.dice.below(4);
+            let mut next = (0, 0);
             if let Ok(at) = usize::try_from(producer) {
-                builder.set_producer(Producer { id: producer, epoch: 0, base_sequence: model.sequences[at] });
-                model.sequences[at] += count as i32;
+                let (mut epoch, mut base_sequence) = model.sequences[at];
+                let start = self.partition.with_log(|log| log.log_start().get());
+                let mut last = model.batches.iter().rev().filter(|batch| batch.producer == producer);
+                if last.next().is_none_or(|last| last.base < start) {
+                    // It may have been forgotten with its batches.
+                    (epoch, base_sequence) = (epoch + 1, 0);
+                }
+                builder.set_producer(Producer { id: producer, epoch, base_sequence });
+                next = (epoch, base_sequence + count as i32);
             }
             let mut records = Vec::new();
             for _ in 0..count {
@@ -357,9 +373,21 @@ impl Life<'_> {
             };
             let header = record_batch::validate_produced(&batch, 4 << 20).expect("a sound batch");
             let append_ms = self.now_ms();
+            match self.partition.admit_producer(&header) {
+                Ok(Admission::Append) => {}
+                // In flight are at most a few of one producer.
+                Err(ProducerError::InFlight) => return,
+                other => {
+                    let known = (header.producer_id, header.producer_epoch, header.base_sequence);
+                    return self.report.borrow_mut().fail(format!("batch of producer {known:?}: {other:?}"));
+                }
+            }
+            if let Ok(at) = usize::try_from(producer) {
+                model.sequences[at] = next;
+            }
             let appended = self.partition.append_copy(&batch, &header);
             let (base, end) = (appended.base.get(), appended.end.get());
-            model.batches.push(Rc::new(Appended { base, end, producer, append_ms, records }));
+            model.batches.push(Rc::new(Appended { base, end, producer, next, append_ms, records }));
             drop(model);
             self.partition.when_durable(appended.end, Rc::new(Waiter(self.model.clone())), 0);
         }
