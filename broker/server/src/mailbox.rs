@@ -58,6 +58,7 @@ impl Message {
             Message::Connection(_)
             | Message::ListOffsets(..)
             | Message::DescribeLogs(..)
+            | Message::DeleteRecords(..)
             | Message::Settle(..)
             | Message::Status(_) => 0,
         }
