@@ -191,7 +191,7 @@ async fn live(job: Job, plan: &Plan, report: &Rc<RefCell<Report>>) -> Vec<Job> {
         let (settings, retention_ms) = (plan.settings, plan.delete_retention_ms);
         let (epoch, timestamps) = (LeaderEpoch::new(job.depth + 1), (dice.next(), dice.next()));
         glommio::spawn_local(async move {
-            let policy = DiskPolicy { one_flush_covers_all_files };
+            let policy = DiskPolicy { one_flush_covers_all_files, ..DiskPolicy::default() };
             let (storage, checkpoint) =
                 Storage::open(disk, environment, policy, &root(), ShardId::new(0), 0x5eed)
                     .await
@@ -422,7 +422,10 @@ impl Life<'_> {
 
     fn retain(&mut self) {
         let store = self.store.clone();
-        glommio::spawn_local(async move { drop(store.enforce_retention().await) }).detach();
+        glommio::spawn_local(async move {
+            store.enforce_retention().await;
+        })
+        .detach();
     }
 
     fn checkpoint(&mut self) {
