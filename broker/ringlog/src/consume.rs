@@ -79,8 +79,7 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
     let mut printer = Printer { arguments, output, left: arguments.max, refused: false };
     let ended = tokio::select! {
         ended = printer.print_all(&mut consumer, ends.as_ref()) => ended,
-        _ = tokio::signal::ctrl_c() => Ok(()),
-        () = terminated() => Ok(()),
+        () = crate::interrupt::interrupted() => Ok(()),
     };
     printer.output.flush()?;
     ended?;
@@ -88,17 +87,6 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
         eprintln!("{} of {}", counted(max - left, "record"), counted(max, "record"));
     }
     if printer.refused { Err(Failure::Reported) } else { Ok(()) }
-}
-
-/// SIGTERM.
-async fn terminated() {
-    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(mut signal) => {
-            signal.recv().await;
-        }
-        // Then the signal ends the process as it always does.
-        Err(_) => std::future::pending().await,
-    }
 }
 
 async fn partitions(client: &Client, arguments: &ConsumeArguments) -> Result<Vec<u32>, Failure> {

@@ -69,7 +69,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let done = crate::block_on(async {
         tokio::select! {
             done = show(broker.address(), &flights, !output.is_json()) => done,
-            _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the temporary directory is removed")),
+            () = crate::interrupt::interrupted() => Err(Failure::operation("interrupted; the temporary directory is removed")),
         }
     });
     // After a failure too, so that the directory can go.

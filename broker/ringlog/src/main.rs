@@ -14,6 +14,7 @@ mod demo;
 mod disk_profile;
 mod doctor;
 mod failure;
+mod interrupt;
 mod output;
 mod perf;
 mod place;

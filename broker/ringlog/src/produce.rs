@@ -142,7 +142,7 @@ async fn send_lines(
     let mut rule = KeyRule::new(arguments.key_field, arguments.key_separator.as_deref());
     let mut line_number = 0u64;
     // Once: a signal between two of them would be missed.
-    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut interrupted = std::pin::pin!(crate::interrupt::interrupted());
     loop {
         let chunk = tokio::select! {
             chunk = input.next() => chunk,

@@ -59,6 +59,6 @@ pub async fn measured(
             Ok(report) => report.map_err(|error: RunError| Failure::operation(error.to_string())),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         },
-        _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the broker is stopped")),
+        () = crate::interrupt::interrupted() => Err(Failure::operation("interrupted; the broker is stopped")),
     }
 }

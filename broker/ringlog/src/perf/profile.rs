@@ -99,7 +99,7 @@ pub fn run(arguments: ProfileArguments) -> Result<(), Failure> {
     let seen = crate::block_on(async {
         tokio::select! {
             seen = look(&arguments, broker.pid(), broker.address(), &mut load) => seen,
-            _ = tokio::signal::ctrl_c() => Err(Failure::operation("interrupted; the broker is stopped")),
+            () = crate::interrupt::interrupted() => Err(Failure::operation("interrupted; the broker is stopped")),
         }
     });
     // The load first: it would complain about a broker that is gone.
