@@ -27,6 +27,8 @@ pub mod request;
 mod rules;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 pub use records::Replay;
