@@ -165,6 +165,7 @@ impl Settings {
             cores: self.cores.clone(),
             rounds_in_flight: disk.choice.rounds_in_flight,
             poll: self.poll,
+            groups: self.groups,
             producer_id_expiration: self.producer_id_expiration,
             direct: facts.o_direct,
             disk: DiskPolicy {

@@ -922,8 +922,10 @@ fn every_rule_is_missed() {
         delete(rule);
         // Without a rule deleted: answers before their records are durable.
         let name = rule.map_or("AnswerWhenDurable".to_owned(), |rule| format!("{rule:?}"));
-        let killed =
-            (0..400).find_map(|seed| run(seed, rule.is_none()).verdict.err().map(|what| (seed, what)));
+        // Only a repetition at the wrong moment shows what this one is for: begin where one is near.
+        let first = if rule == Some(Rule::ReleaseNeedsEpoch) { 110 } else { 0 };
+        let killed = (first..first + 400)
+            .find_map(|seed| run(seed, rule.is_none()).verdict.err().map(|what| (seed, what)));
         delete(None);
         match killed {
             Some((seed, what)) => println!("without {name}: seed {seed}: {what}"),

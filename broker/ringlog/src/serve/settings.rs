@@ -6,12 +6,16 @@
 use crate::disk_profile::ProfileSource;
 use crate::failure::Failure;
 use serde::Deserialize;
+use server::GroupSettings;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A day.
 const PRODUCER_ID_EXPIRATION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+
+/// Coordinators of consumer groups at most.
+const OFFSETS_PARTITIONS_MAX: u32 = 1000;
 
 /// `ringlog serve`
 #[derive(clap::Args)]
@@ -53,6 +57,13 @@ pub struct ServeArguments {
     /// [default: 86400000, a day]
     #[arg(long, value_name = "N")]
     producer_id_expiration_ms: Option<u64>,
+    /// Partitions of the topic of committed offsets when it is made: how many coordinators of groups there are
+    /// [default: 16]
+    #[arg(long, value_name = "N")]
+    offsets_partitions: Option<u32>,
+    /// How long committed offsets outlive their group's last member, minutes [default: 10080, 7 days]
+    #[arg(long, value_name = "N")]
+    offsets_retention_minutes: Option<u64>,
 }
 
 /// `--cores`
@@ -122,6 +133,8 @@ struct File {
     dsync_writes: Option<usize>,
     disk_profile: Option<ProfileSource>,
     advertise: Option<String>,
+    offsets_partitions: Option<u32>,
+    offsets_retention_minutes: Option<u64>,
     producer_id_expiration_ms: Option<u64>,
 }
 
@@ -148,6 +161,8 @@ pub struct Settings {
     pub advertise: Option<String>,
     /// Silence after which a producer is forgotten.
     pub producer_id_expiration: Duration,
+    /// Coordinators of consumer groups.
+    pub groups: GroupSettings,
 }
 
 impl ServeArguments {
@@ -178,6 +193,16 @@ impl ServeArguments {
         if poll_us > 1_000_000 {
             return Err(Failure::usage(format!("poll-us is at most 1000000, not {poll_us}")));
         }
+        let mut groups = GroupSettings::default();
+        groups.partitions = self.offsets_partitions.or(file.offsets_partitions).unwrap_or(groups.partitions);
+        if !(1..=OFFSETS_PARTITIONS_MAX).contains(&groups.partitions) {
+            let found = groups.partitions;
+            return Err(Failure::usage(format!(
+                "offsets-partitions is 1 to {OFFSETS_PARTITIONS_MAX}, not {found}"
+            )));
+        }
+        let minutes = self.offsets_retention_minutes.or(file.offsets_retention_minutes);
+        groups.offsets_retention_minutes = minutes.unwrap_or(groups.offsets_retention_minutes);
         let producer_id_expiration_ms = self.producer_id_expiration_ms.or(file.producer_id_expiration_ms);
         if producer_id_expiration_ms == Some(0) {
             return Err(Failure::usage("producer-id-expiration-ms is at least 1"));
@@ -192,6 +217,7 @@ impl ServeArguments {
             dsync_writes,
             disk_profile: self.disk_profile.or(file.disk_profile).unwrap_or_default(),
             advertise: self.advertise.or(file.advertise),
+            groups,
             producer_id_expiration: producer_id_expiration_ms
                 .map_or(PRODUCER_ID_EXPIRATION_DEFAULT, Duration::from_millis),
         })
@@ -302,7 +328,8 @@ mod tests {
     #[test]
     fn arguments_over_file_over_defaults() {
         let file = "data = '/f'\nlisten = '127.0.0.1:1'\npoll-us = 7\nrounds-in-flight = 3\ndsync-writes = 5\n\
-                    disk-profile = 'none'\nadvertise = 'f'";
+                    disk-profile = 'none'\nadvertise = 'f'\noffsets-partitions = 5\n\
+                    offsets-retention-minutes = 6";
         let defaults = settings("", "", &[0]).unwrap();
         assert_eq!(defaults.listen.to_string(), "127.0.0.1:9644");
         assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, None));
@@ -318,6 +345,7 @@ mod tests {
             dsync_writes: Some(5),
             disk_profile: ProfileSource::Nothing,
             advertise: Some("f".into()),
+            groups: GroupSettings { partitions: 5, offsets_retention_minutes: 6 },
             producer_id_expiration: PRODUCER_ID_EXPIRATION_DEFAULT,
         };
         assert_eq!(from_file, expect);
@@ -344,6 +372,7 @@ mod tests {
             ("--dsync-writes 65", "", "0 to 64"),
             ("--poll-us 1000001", "", "at most 1000000"),
             ("", "producer-id-expiration-ms = 0", "at least 1"),
+            ("--offsets-partitions 0", "", "1 to 1000"),
             ("--listen here", "", "invalid"),
             ("", "port = 1", "unknown field"),
             ("", "listen = 'here'", "invalid"),
