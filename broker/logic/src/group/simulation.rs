@@ -566,7 +566,7 @@ impl World {
             .map(|(id, _)| *id)
             .collect();
         if !let_go.is_empty() {
-            let_go.iter().for_each(|id| drop(client.works.remove(id)));
+            client.works.retain(|id, _| !let_go.contains(id));
             client.next_beat_ms = now_ms;
         }
         if client.asked.is_some_and(|(_, sent_ms, _)| now_ms >= sent_ms + ANSWER_PATIENCE_MS) {
@@ -721,7 +721,9 @@ impl World {
                 let name = ["a", "b", "c"][self.random.below(3) as usize];
                 match self.topics.0.get_mut(name) {
                     Some((_, partitions)) if self.random.0 & 4 != 0 => *partitions += 1,
-                    Some(_) if self.random.0 & 8 != 0 => drop(self.topics.0.remove(name)),
+                    Some(_) if self.random.0 & 8 != 0 => {
+                        self.topics.0.remove(name);
+                    }
                     Some(_) => {}
                     None => self.create_topic(name),
                 }
