@@ -1,0 +1,206 @@
+//! Idempotent producers against a real broker: behind a network that cuts connections and loses answers, and over
+//! kills of the broker. Every record that was sent is there once, where its receipt says, and in order.
+
+use crate::process::{Broker, directory};
+use crate::proxy::{self, Proxy};
+use ringlog_client::{
+    Client, ClientConfig, DeliveryFuture, NewTopic, Producer, ProducerConfig, ProducerRecord, Receipt,
+};
+use std::path::Path;
+use std::time::Duration;
+
+const PARTITIONS: u32 = 3;
+
+/// Two shards on the port of `address`, behind a proxy or not.
+fn serve(data: &Path, address: &str, advertise: Option<&str>) -> Broker {
+    let mut arguments = vec!["--shards", "2", "--cores", "none", "--listen", address];
+    arguments.extend(advertise.iter().flat_map(|host| ["--advertise", host]));
+    Broker::start_with(data, &arguments)
+}
+
+async fn client(address: &str) -> Client {
+    let config = ClientConfig {
+        request_timeout: Duration::from_secs(10),
+        retry_backoff: Duration::from_millis(2),
+        retry_backoff_max: Duration::from_millis(100),
+        ..ClientConfig::new(address).expect("an address")
+    };
+    Client::connect(config).await.expect("the broker answers")
+}
+
+fn config() -> ProducerConfig {
+    ProducerConfig { batch_size: 2_000, delivery_timeout: Duration::from_secs(100), ..Default::default() }
+}
+
+fn record(number: u64) -> ProducerRecord {
+    ProducerRecord::new("t", number.to_string()).to_partition(number as u32 % PARTITIONS)
+}
+
+async fn send(producer: &Producer, numbers: std::ops::Range<u64>) -> Vec<DeliveryFuture> {
+    let mut sent = Vec::new();
+    for number in numbers {
+        sent.push(producer.send(record(number)).await.expect("there is memory for it"));
+    }
+    sent
+}
+
+async fn receipts(sent: Vec<DeliveryFuture>) -> Vec<Receipt> {
+    let mut receipts = Vec::new();
+    for sent in sent {
+        receipts.push(sent.await.expect("it is acknowledged"));
+    }
+    receipts
+}
+
+/// Record n has the n-th receipt: each is there once, where its receipt says, in the order of sending.
+#[track_caller]
+fn judge(broker: &Broker, receipts: &[Receipt]) {
+    let consumed = broker.run(&["consume", "t", "--until-end", "--format", "json"]).ok().json();
+    let mut expected: Vec<(u64, u64, String)> = (receipts.iter().enumerate())
+        .map(|(number, receipt)| (u64::from(receipt.partition), receipt.offset, number.to_string()))
+        .collect();
+    expected.sort();
+    let mut found: Vec<(u64, u64, String)> = (consumed.iter())
+        .map(|record| {
+            let number = |name: &str| record[name].as_u64().expect("a number");
+            (number("partition"), number("offset"), record["value"].as_str().expect("a text").to_owned())
+        })
+        .collect();
+    found.sort();
+    let different = expected.iter().zip(&found).find(|(expected, found)| expected != found);
+    assert_eq!((different, found.len()), (None, receipts.len()), "(partition, offset, number)");
+    let in_order = found.windows(2).all(|pair| {
+        let number = |record: &(u64, u64, String)| record.2.parse::<u64>().expect("a number");
+        pair[0].0 != pair[1].0 || number(&pair[0]) < number(&pair[1])
+    });
+    assert!(in_order, "not in the order of sending");
+}
+
+/// A counter, summed over the shards.
+fn counter(broker: &Broker, name: &str) -> u64 {
+    let status = broker.run(&["status", "--format", "json"]).ok().json().remove(0);
+    let shards = status["shards"].as_array().expect("a list");
+    shards.iter().map(|shard| shard["counters"][name].as_u64().expect("a number")).sum()
+}
+
+#[tokio::test]
+async fn once_and_in_order_through_a_bad_network() {
+    for seed in 1..=3 {
+        let data = directory();
+        let broker = serve(data.path(), "127.0.0.1:0", Some(proxy::HOST));
+        let proxy = Proxy::start(&broker.address, seed);
+        let client = client(&broker.address).await;
+        let topic = NewTopic { partitions: PARTITIONS, ..NewTopic::named("t") };
+        client.admin().create_topic(&topic).await.expect("it is new");
+        let producer = client.producer(config());
+        proxy.trouble(true);
+        let sent = send(&producer, 0..30_000).await;
+        let receipts = receipts(sent).await;
+        proxy.trouble(false);
+        let duplicates = receipts.iter().filter(|receipt| receipt.duplicate).count();
+        let (cut, swallowed) = proxy.counts();
+        eprintln!("seed {seed}: {cut} connections cut, {swallowed} answers lost, {duplicates} duplicates");
+        assert!(cut > 0 && swallowed > 0 && duplicates > 0);
+        judge(&broker, &receipts);
+        assert!(counter(&broker, "duplicate_batches_total") > 0);
+    }
+}
+
+#[tokio::test]
+async fn once_and_in_order_over_kills() {
+    const KILLS: u64 = 5;
+    const RECORDS: u64 = 4_000;
+    let data = directory();
+    let mut broker = serve(data.path(), "127.0.0.1:0", None);
+    let address = broker.address.clone();
+    let client = client(&address).await;
+    let topic = NewTopic { partitions: PARTITIONS, ..NewTopic::named("t") };
+    client.admin().create_topic(&topic).await.expect("it is new");
+    let producer = client.producer(config());
+    let mut sent = Vec::new();
+    let mut told = Vec::new();
+    for kill in 0..KILLS {
+        let first = kill * RECORDS;
+        sent.extend(send(&producer, first..first + RECORDS).await);
+        // In the middle: of those sent just now, some are acknowledged, some on their way, some still here.
+        let later = sent.split_off(RECORDS as usize / 4);
+        told.extend(receipts(std::mem::replace(&mut sent, later)).await);
+        broker.stop(libc::SIGKILL);
+        broker = serve(data.path(), &address, None);
+    }
+    told.extend(receipts(sent).await);
+    judge(&broker, &told);
+}
+
+/// The broker has it, durably, its answer is lost, and so is the broker: the next one knows.
+#[tokio::test]
+async fn what_was_appended_before_a_kill_is_recognised_after_it() {
+    let data = directory();
+    let broker = serve(data.path(), "127.0.0.1:0", Some(proxy::HOST));
+    let address = broker.address.clone();
+    let proxy = Proxy::start(&address, 1);
+    let client = client(&address).await;
+    let topic = NewTopic { partitions: PARTITIONS, ..NewTopic::named("t") };
+    client.admin().create_topic(&topic).await.expect("it is new");
+    let producer = client.producer(config());
+    let mut told = receipts(send(&producer, 0..30).await).await;
+    proxy.deaf(true);
+    let sent = send(&producer, 30..60).await;
+    // Asked past the proxy: until all of it is there.
+    loop {
+        let logs = client.admin().describe_logs("t").await.expect("it answers");
+        if logs.iter().map(|log| log.high_watermark).sum::<u64>() == 60 {
+            break;
+        }
+    }
+    broker.stop(libc::SIGKILL);
+    proxy.deaf(false);
+    let broker = serve(data.path(), &address, Some(proxy::HOST));
+    let again = receipts(sent).await;
+    assert!(again.iter().all(|receipt| receipt.duplicate), "{again:?}");
+    told.extend(again);
+    told.extend(receipts(send(&producer, 60..90).await).await);
+    judge(&broker, &told);
+    // An orderly stop and start, too: what is known of producers is read from the checkpoint.
+    broker.stop(libc::SIGTERM);
+    let broker = serve(data.path(), &address, Some(proxy::HOST));
+    let more = receipts(send(&producer, 90..120).await).await;
+    assert!(more.iter().all(|receipt| !receipt.duplicate));
+    told.extend(more);
+    judge(&broker, &told);
+    assert_eq!(counter(&broker, "out_of_sequence_batches_total"), 0);
+}
+
+#[tokio::test]
+async fn a_producer_that_was_forgotten_goes_on() {
+    let data = directory();
+    let arguments = ["--shards", "1", "--cores", "none", "--listen", "127.0.0.1:0"];
+    let broker =
+        Broker::start_with(data.path(), &[&arguments[..], &["--producer-id-expiration-ms", "1"]].concat());
+    let client = client(&broker.address).await;
+    let topic = NewTopic { partitions: PARTITIONS, ..NewTopic::named("t") };
+    client.admin().create_topic(&topic).await.expect("it is new");
+    let producer = client.producer(config());
+    let mut told = Vec::new();
+    for number in 0..20 {
+        told.extend(receipts(send(&producer, number..number + 1).await).await);
+        // A request and its answer: more than a millisecond has passed, or the next one finds it known.
+        client.admin().describe_topic("t").await.expect("it answers");
+    }
+    judge(&broker, &told);
+}
+
+#[test]
+fn the_command_line_chooses() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run_with(&["produce", "t", "--no-idempotence"], b"a\nb\n").ok();
+    assert_eq!(counter(&broker, "producers"), 0);
+    broker.run_with(&["produce", "t", "--acks", "0"], b"c\n").ok();
+    assert_eq!(counter(&broker, "producers"), 0);
+    let report = broker.run_with(&["produce", "t", "--format", "json"], b"d\n").ok().json().remove(0);
+    assert_eq!(report["duplicates"], 0);
+    assert_eq!(counter(&broker, "producers"), 1);
+    broker.run_with(&["produce", "t"], b"e\n").ok();
+    assert_eq!(counter(&broker, "producers"), 2);
+}
