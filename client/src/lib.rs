@@ -24,7 +24,7 @@
 //! Owner: the application, inside one tokio runtime with IO and time. Lifecycle: a [`Client`] learns the
 //! cluster and lends its connections; producers and consumers have background tasks that end with them.
 //! Invariants: memory is bounded by `buffer_memory` and `prefetch_bytes`; dropping never blocks; each
-//! partition is reached on the core that owns it. Absent on purpose: idempotence, groups,
+//! partition is reached on the core that owns it. Absent on purpose: transactions, groups,
 //! TLS (later issues); a synchronous interface.
 //!
 //! Code map: [`connection`] frames and pipelining; [`request`] and [`reply`] what can be said; `client`
