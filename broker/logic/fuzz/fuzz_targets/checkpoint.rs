@@ -51,7 +51,9 @@ fuzz_target!(|data: &[u8]| {
             return;
         }
         data[..4].copy_from_slice(magic);
-        data[4..6].copy_from_slice(&1u16.to_le_bytes());
+        // Checkpoints have two versions.
+        let version = 1 + u16::from(magic == b"RLCP" && data[7] & 1 == 1);
+        data[4..6].copy_from_slice(&version.to_le_bytes());
         if magic == b"RLCP" {
             data[16..24].copy_from_slice(&(length as u64).to_le_bytes());
         }

@@ -155,6 +155,7 @@ fn make(recipe: &Recipe) -> Log {
                     chain,
                     segments: summaries.clone(),
                     epochs: vec![(0, 0)],
+                    producers: Vec::new(),
                 });
             }
         }
