@@ -53,12 +53,20 @@ impl<D: Disk> Partition<D> {
 
     fn assign(&self, header: &Header) -> (Appended, LeaderEpoch) {
         let epoch = self.leader_epoch.get();
-        if header.producer_id >= 0 {
-            let (admitted, end) = (self.admitted.take(), self.log.borrow().log_end());
-            assert!(admitted == Some(end), "log {}: {admitted:?} admitted, appended at {end}", self.id());
-        }
         let base = self.log.borrow_mut().append(header.last_offset_delta + 1, epoch);
-        let append_time_ms = self.storage.environment.now_ms();
+        let append_time_ms = match header.producer_id {
+            0.. => {
+                let admitted = self.admitted.take().filter(|(end, _)| *end == base);
+                let Some((_, time_ms)) = admitted else {
+                    panic!(
+                        "log {}: a producer's batch appended at {base} that was not admitted there",
+                        self.id()
+                    )
+                };
+                time_ms
+            }
+            _ => self.storage.environment.now_ms(),
+        };
         self.last_append_ms.set(append_time_ms);
         let end = base.advance(u64::from(header.last_offset_delta) + 1);
         (Appended { base, end, append_time_ms }, epoch)

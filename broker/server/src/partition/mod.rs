@@ -176,8 +176,8 @@ pub struct Partition<D: Disk> {
     directory: PathBuf,
     log: RefCell<Log>,
     producers: RefCell<ProducerTable>,
-    /// Where a producer's batch was admitted that is not appended yet.
-    admitted: Cell<Option<Offset>>,
+    /// Where and when a producer's batch was admitted that is not appended yet.
+    admitted: Cell<Option<(Offset, i64)>>,
     /// The end that the last checkpoint of this process's time claims.
     checkpointed_end: Cell<Offset>,
     settings: Cell<PartitionSettings>,

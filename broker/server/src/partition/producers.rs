@@ -33,10 +33,11 @@ impl<D: Disk> Partition<D> {
             expiration_ms: self.storage.producer_expiration_ms.get(),
             producers_max: if crowded { known.max(1) } else { PRODUCERS_PER_PARTITION_MAX },
         };
-        let admission = table.admit(self.storage.environment.now_ms(), batch, place, bounds)?;
+        let now_ms = self.storage.environment.now_ms();
+        let admission = table.admit(now_ms, batch, place, bounds)?;
         self.storage.producers_changed(known, table.len());
         if admission == Admission::Append {
-            self.admitted.set(Some(place.end));
+            self.admitted.set(Some((place.end, now_ms)));
         }
         Ok(admission)
     }
