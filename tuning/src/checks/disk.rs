@@ -127,7 +127,9 @@ fn container_layer(host: &Host) -> Verdict {
 fn barriers(host: &Host) -> Verdict {
     over_mount(host, |mount| {
         let off = |option: &&String| matches!(option.as_str(), "nobarrier" | "barrier=0");
-        let Some(option) = mount.options.iter().find(off) else { return Verdict::fine("on") };
+        let Some(option) = mount.options.iter().find(off) else {
+            return Verdict::fine(if mount.is_volatile() { "there is nothing to flush" } else { "on" });
+        };
         let through = !host.disks.is_empty()
             && host.disks.iter().all(|disk| disk.queue("write_cache").as_deref() == Some("write through"));
         let found = format!("{} is mounted with {option}", mount.mount_point.display());
