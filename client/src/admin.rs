@@ -188,8 +188,17 @@ impl Admin {
 
     /// What the broker is and does.
     pub async fn status(&self) -> Result<BrokerStatus, ClientError> {
-        match self.cluster.ask(Request::Status).await? {
-            Reply::Status(status) => Ok(status),
+        self.ask_status(false).await
+    }
+
+    /// The same, with what went in and out of each topic ([`BrokerStatus::topics`]): more work for the broker.
+    pub async fn status_with_topics(&self) -> Result<BrokerStatus, ClientError> {
+        self.ask_status(true).await
+    }
+
+    async fn ask_status(&self, topics: bool) -> Result<BrokerStatus, ClientError> {
+        match self.cluster.ask(Request::Status { topics }).await? {
+            Reply::Status(status) => Ok(*status),
             _ => Err(ClientError::UnexpectedReply { request: "Status" }),
         }
     }

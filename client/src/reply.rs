@@ -128,7 +128,7 @@ pub enum Reply {
     /// To `DescribeLogs`.
     Logs(Vec<TopicLogs>),
     /// To `Status`.
-    Status(BrokerStatus),
+    Status(Box<BrokerStatus>),
     /// To `Heartbeat`.
     Heartbeat(HeartbeatReply),
     /// To `OffsetCommit`, one per entry.
@@ -426,8 +426,31 @@ pub struct BrokerStatus {
     pub uptime: Duration,
     /// What each core did.
     pub shards: Vec<ShardStatus>,
-    /// What the operator should know: unproven tails, damaged ranges, fallbacks.
+    /// What the operator should know: unproven tails, damaged ranges, fallbacks, stalls.
     pub notices: Vec<String>,
+    /// What went in and out of each topic, by name; empty unless it was asked for.
+    pub topics: Vec<TopicStatus>,
+}
+
+/// What went in and out of a topic, since the broker took its partitions over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicStatus {
+    /// Its name.
+    pub name: String,
+    /// How many of its partitions are on this broker.
+    pub partitions: u32,
+    /// Batches appended.
+    pub produced_batches: u64,
+    /// Records appended.
+    pub produced_records: u64,
+    /// Bytes of batches appended.
+    pub produced_bytes: u64,
+    /// Bytes of batches sent to consumers.
+    pub fetched_bytes: u64,
+    /// Files.
+    pub segments: u64,
+    /// Bytes on disk, padding included.
+    pub log_bytes: u64,
 }
 
 impl BrokerStatus {
@@ -569,14 +592,25 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
                 .map(|counter| (text(counter.name()), counter.value()))
                 .collect(),
         };
-        return Ok(Reply::Status(BrokerStatus {
+        let topic = |topic: wire::TopicStatus<'_>| TopicStatus {
+            name: text(topic.name()),
+            partitions: topic.partitions(),
+            produced_batches: topic.produced_batches(),
+            produced_records: topic.produced_records(),
+            produced_bytes: topic.produced_bytes(),
+            fetched_bytes: topic.fetched_bytes(),
+            segments: topic.segments(),
+            log_bytes: topic.log_bytes(),
+        };
+        return Ok(Reply::Status(Box::new(BrokerStatus {
             broker: reply.broker(),
             version: text(reply.version()),
             data_directory: text(reply.data_directory()),
             uptime: Duration::from_millis(reply.uptime_ms()),
             shards: reply.shards().into_iter().flatten().map(shard).collect(),
             notices: reply.notices().into_iter().flatten().map(str::to_owned).collect(),
-        }));
+            topics: reply.topics().into_iter().flatten().map(topic).collect(),
+        })));
     }
     decode_group_reply(response)
 }

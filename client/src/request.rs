@@ -221,7 +221,10 @@ pub enum Request {
         topic: String,
     },
     /// What the broker is and does.
-    Status,
+    Status {
+        /// Also what went in and out of each topic.
+        topics: bool,
+    },
     /// A group member's sign of life.
     Heartbeat(Box<Heartbeat>),
     /// Commit offsets of a group.
@@ -270,7 +273,7 @@ impl Request {
             | Request::ListOffsets { .. }
             | Request::DescribeConfigs { .. }
             | Request::DescribeLogs { .. }
-            | Request::Status
+            | Request::Status { .. }
             | Request::OffsetFetch(_)
             | Request::DescribeGroups { .. }
             | Request::ListGroups
@@ -454,8 +457,8 @@ impl Request {
                 let args = wire::DeleteRecordsRequestArgs { topics };
                 (Api::DeleteRecordsRequest, wire::DeleteRecordsRequest::create(b, &args).as_union_value())
             }
-            Request::Status => {
-                let api = wire::StatusRequest::create(b, &wire::StatusRequestArgs {});
+            Request::Status { topics } => {
+                let api = wire::StatusRequest::create(b, &wire::StatusRequestArgs { topics: *topics });
                 (Api::StatusRequest, api.as_union_value())
             }
             Request::Heartbeat(heartbeat) => heartbeat.encode(b),

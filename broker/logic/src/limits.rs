@@ -260,6 +260,22 @@ pub const GROUP_BATCH_BYTES_MAX: usize = 512 * KIB;
 /// Requests that wait for one coordinator's records to be durable.
 pub const GROUP_REQUESTS_WAITING_MAX: usize = 16 * KIB;
 
+/// A task that holds a core for so long without yielding is a stall: counted, and named, milliseconds.
+pub const STALL_MS: u64 = 50;
+/// Stalls that are remembered in words, for each shard.
+pub const STALLS_KEPT: usize = 16;
+
+/// Connections to the HTTP port at a time.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// The head of an HTTP request.
+pub const HTTP_HEAD_BYTES_MAX: usize = 16 * KIB;
+/// How long an HTTP client may take for its request's head, milliseconds.
+pub const HTTP_HEAD_TIMEOUT_MS: u64 = 5_000;
+/// How long metrics and health wait for a shard's answer, milliseconds.
+pub const HTTP_SHARD_TIMEOUT_MS: u64 = 2_000;
+/// Partitions that have lines of their own in the metrics; of more there are only sums over topics.
+pub const METRICS_PARTITIONS_MAX: usize = 1_000;
+
 /// What one shard may hold in memory besides its partitions' state: the sum that `docs/OPERATIONS.md`
 /// states and a load with 1,000 partitions is measured against.
 pub const SHARD_MEMORY_BYTES_MAX: usize = IN_FLIGHT_BYTES_PER_SHARD_MAX
@@ -307,5 +323,9 @@ const _: () = {
     assert!(DSYNC_WRITES_DEFAULT <= DSYNC_WRITES_MAX && DSYNC_WRITES_MAX <= ROUND_GROUPS_MAX);
     assert!(WRITE_BYTES_MIN <= WRITE_BYTES_MAX && WRITE_BYTES_MIN.is_multiple_of(BLOCK_BYTES));
     assert!(ROUND_BYTES_MIN <= ROUND_BYTES_MAX && ROUND_BYTES_MIN >= WRITE_BYTES_MAX);
+    // A stall is told before it costs clients more than their patience, and before health gives a shard up.
+    assert!(STALL_MS < HTTP_SHARD_TIMEOUT_MS && STALL_MS < FRAME_TIMEOUT_MS);
+    // The largest head is read with one buffer of the library, whose least is 8 KiB.
+    assert!(HTTP_HEAD_BYTES_MAX >= 8 * KIB);
     assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && PREWRITE_CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
 };

@@ -21,6 +21,7 @@ mod place;
 mod produce;
 mod serve;
 mod status;
+mod top;
 mod topic;
 mod tune;
 
@@ -56,6 +57,8 @@ enum Command {
     Consume(consume::ConsumeArguments),
     /// What the broker is and does: counters of each core, and notices
     Status(status::StatusArguments),
+    /// Cores and topics of a running broker, refreshed in place
+    Top(top::TopArguments),
     /// Load a broker and measure it: a workload, against an embedded broker unless told otherwise
     Bench(Box<bench::BenchArguments>),
     /// What this machine could do without a broker
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Produce(arguments) => produce::run(arguments),
         Command::Consume(arguments) => consume::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Bench(arguments) => bench::run(*arguments),
         Command::Perf(command) => perf::run(command),
         Command::Doctor(arguments) => doctor::run(&arguments),

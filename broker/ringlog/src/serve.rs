@@ -1,15 +1,17 @@
 //! `ringlog serve`: a broker until it is told to stop.
 //!
-//! Lifecycle: settings → a look at the host (what is fatal ends here) → the disk's profile → the broker starts,
-//! recovers and says `ready ADDRESS` on standard output → SIGINT or SIGTERM → orderly stop. A second signal ends
-//! the process at once; the next start recovers.
+//! Lifecycle: settings → a look at the host (what is fatal ends here) → the disk's profile → the HTTP port, if
+//! asked for → the broker starts, recovers and says `ready ADDRESS` on standard output → SIGINT or SIGTERM →
+//! orderly stop. A second signal ends the process at once; the next start recovers.
 //! Invariant: the first lines of output name data directory, shards, cores and address.
 //! Absent on purpose: daemonising, log files, restarting; the service manager does that.
 
+mod http;
 mod settings;
 
 use crate::disk_profile::{self, Settled};
 use crate::failure::Failure;
+use http::Http;
 use server::broker::{Broker, BrokerConfig, DiskPolicy};
 pub use settings::{Cores, ServeArguments, place};
 use settings::{Settings, pinning};
@@ -29,6 +31,16 @@ pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
         .map_err(|error| cannot_start(format!("the data directory {}: {error}", settings.data.display())))?;
     announce(&settings, &facts);
     let disk = settle(&settings, &facts)?;
+    // Before the broker: a long recovery is not a dead process.
+    let http = settings.http.map(|address| {
+        Http::start(address).map_err(|error| {
+            cannot_start(format!("cannot serve metrics on {address}: {error}; choose another: --http"))
+        })
+    });
+    let http = http.transpose()?;
+    if let Some(http) = &http {
+        say(&format!("http {}", http.address));
+    }
     // Before anybody can know that the broker is there: a signal must not find the default action.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| cannot_start(format!("no runtime for signals: {error}")))?;
@@ -36,13 +48,19 @@ pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
     let signals = signals.map_err(|error| cannot_start(format!("cannot wait for signals: {error}")))?;
     let broker = Broker::start(settings.broker_config(&facts, disk))
         .map_err(|error| cannot_start(error.to_string()))?;
+    if let Some(http) = &http {
+        http.serving(broker.observer());
+    }
     say(&format!("ready {}", broker.address()));
-    runtime.block_on(serve(broker, signals))
+    runtime.block_on(serve(broker, http, signals))
 }
 
 /// Waits for a signal and stops.
-async fn serve(broker: Broker, mut signals: Signals) -> Result<(), Failure> {
+async fn serve(broker: Broker, http: Option<Http>, mut signals: Signals) -> Result<(), Failure> {
     let name = signals.next().await;
+    if let Some(http) = &http {
+        http.stopping();
+    }
     say(&format!("stopping on {name}: everything pending becomes durable; once more ends at once"));
     let stopping = tokio::task::spawn_blocking(|| broker.stop());
     tokio::select! {

@@ -13,6 +13,7 @@ use crate::group;
 use crate::mailbox::{DescribedLog, ListedOffset, Message, ShardReport};
 use crate::metadata::{MetadataError, new_topic_id};
 use crate::shard::{Location, Shard};
+use crate::{stall, traffic};
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use futures_channel::oneshot;
 use futures_util::future::join_all;
@@ -47,7 +48,7 @@ pub enum Request {
     /// Logs of topics.
     DescribeLogs(Vec<String>),
     /// The broker.
-    Status,
+    Status { topics: bool },
     /// A producer's id and epoch; what it has, or -1.
     InitProducer(i64, i16),
     /// Records that go: partition and the new start, by topic.
@@ -127,7 +128,7 @@ impl Request {
             Api::DescribeLogsRequest => {
                 Self::DescribeLogs(strings(request.api_as_describe_logs_request()?.topics()))
             }
-            Api::StatusRequest => Self::Status,
+            Api::StatusRequest => Self::Status { topics: request.api_as_status_request()?.topics() },
             Api::InitProducerRequest => {
                 let init = request.api_as_init_producer_request()?;
                 Self::InitProducer(init.producer_id(), init.producer_epoch())
@@ -149,7 +150,7 @@ impl Request {
 /// Handles a request as a task of its own.
 pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight) {
     let shard = shard.clone();
-    glommio::spawn_local(async move {
+    stall::spawn("an administrative request", async move {
         let reply = Reply { id, in_flight };
         match request {
             Request::Metadata(names) => {
@@ -175,7 +176,7 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
                 reply.one_outcome(outcome, wire::ResponseApi::CreatePartitionsResponse);
             }
             Request::DescribeLogs(names) => reply.describe_logs(&shard, names).await,
-            Request::Status => reply.status(&shard).await,
+            Request::Status { topics } => reply.status(&shard, topics).await,
             Request::InitProducer(id, epoch) => reply.init_producer(&shard, id, epoch).await,
             Request::DeleteRecords(topics) => reply.delete_records(&shard, topics).await,
         }
@@ -587,10 +588,18 @@ impl Reply {
         });
     }
 
-    async fn status(&self, shard: &Rc<Shard>) {
-        let others =
-            (0..shard.identity.shards).map(ShardId::new).filter(|other| *other != shard.identity.shard);
-        let asked = others.map(|other| ask(shard, other, Message::Status));
+    async fn status(&self, shard: &Rc<Shard>, topics: bool) {
+        let others = || (0..shard.identity.shards).map(ShardId::new).filter(|it| *it != shard.identity.shard);
+        let topics = match topics {
+            true => {
+                let asked = join_all(others().map(|other| ask(shard, other, Message::Traffic)));
+                let (own, asked) = futures_util::join!(traffic::gather(shard), asked);
+                let all: Vec<_> = own.into_iter().chain(asked.into_iter().flatten().flatten()).collect();
+                traffic::by_topic(&all, &shard.metadata.image())
+            }
+            false => Vec::new(),
+        };
+        let asked = others().map(|other| ask(shard, other, Message::Status));
         let mut reports: Vec<ShardReport> = join_all(asked).await.into_iter().flatten().collect();
         reports.push(shard.report());
         reports.sort_by_key(|report| report.shard);
@@ -616,6 +625,23 @@ impl Reply {
                 .flat_map(|report| &report.notices)
                 .map(|notice| builder.create_string(notice))
                 .collect();
+            let topics: Vec<_> = topics
+                .iter()
+                .map(|topic| {
+                    let args = wire::TopicStatusArgs {
+                        name: Some(builder.create_string(&topic.name)),
+                        partitions: topic.partitions,
+                        produced_batches: topic.produced_batches,
+                        produced_records: topic.produced_records,
+                        produced_bytes: topic.produced_bytes,
+                        fetched_bytes: topic.fetched_bytes,
+                        segments: topic.segments,
+                        log_bytes: topic.log_bytes,
+                    };
+                    wire::TopicStatus::create(builder, &args)
+                })
+                .collect();
+            let topics = builder.create_vector(&topics);
             let shards = builder.create_vector(&shards);
             let notices = builder.create_vector(&notices);
             let version = builder.create_string(env!("CARGO_PKG_VERSION"));
@@ -627,6 +653,7 @@ impl Reply {
                 uptime_ms: shard.now_ms(),
                 shards: Some(shards),
                 notices: Some(notices),
+                topics: Some(topics),
             };
             wire::StatusResponse::create(builder, &args).as_union_value()
         });

@@ -10,6 +10,7 @@ use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::group::GroupSettings;
 use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
+use crate::observe::Observer;
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
 use crate::socket::{Socket, Sockets};
@@ -18,7 +19,7 @@ use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
 use crate::storage::{Environment, Storage};
 use crate::store::Store;
-use crate::{admin, fetch, group, produce};
+use crate::{admin, fetch, group, produce, stall, traffic};
 use async_channel::{Receiver, Sender};
 use futures_util::io::AsyncReadExt;
 use futures_util::io::AsyncWriteExt;
@@ -153,6 +154,7 @@ pub struct StopError {
 pub struct Broker {
     address: SocketAddr,
     mailboxes: Mailboxes,
+    observer: Observer,
     stop: Vec<Sender<()>>,
     threads: Vec<JoinHandle<Result<(), String>>>,
     metadata: MetadataThread,
@@ -211,7 +213,10 @@ impl Broker {
             threads.push(thread);
         }
         drop(ready);
-        let mut broker = Self { address, mailboxes, stop, threads, metadata, _directory: directory };
+        let observer =
+            Observer { mailboxes: mailboxes.clone(), metadata: handle, shards: config.shards as u16, began };
+        let mut broker =
+            Self { address, mailboxes, observer, stop, threads, metadata, _directory: directory };
         for _ in 0..config.shards {
             match started.recv_blocking() {
                 Ok((_, Ok(()))) => {}
@@ -228,6 +233,11 @@ impl Broker {
         // The listeners have the port now.
         drop(port);
         Ok(broker)
+    }
+
+    /// For whoever looks at it from another thread.
+    pub fn observer(&self) -> Observer {
+        self.observer.clone()
     }
 
     /// Where it listens.
@@ -391,7 +401,7 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
     };
     spawn_background(&shard, setup);
     let accepting = shard.clone();
-    let accept = glommio::spawn_local(async move { accept(accepting, listener).await });
+    let accept = stall::spawn("accepting connections", async move { accept(accepting, listener).await });
     let _ = ready.send((number, Ok(()))).await;
     drop(ready);
     // A closed channel means that the broker was dropped without being stopped: stop all the same.
@@ -456,7 +466,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
 fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
     let follower = shard.clone();
     let signal = setup.signal;
-    glommio::spawn_local(async move {
+    stall::spawn("following the metadata", async move {
         while signal.recv().await.is_ok() {
             follower.follow_metadata().await;
         }
@@ -464,16 +474,16 @@ fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
     .detach();
     let receiver = shard.clone();
     let mailbox = setup.mailbox;
-    glommio::spawn_local(async move {
+    stall::spawn("messages of other cores", async move {
         while let Some(message) = mailbox.receive().await {
             receive(&receiver, message);
         }
     })
     .detach();
-    glommio::spawn_local(group::keep_time(shard.clone())).detach();
+    stall::spawn("deadlines of groups", group::keep_time(shard.clone())).detach();
     let keeper = shard.clone();
     let low_bytes = low_space_bytes(&setup.root);
-    glommio::spawn_local(async move { keep_house(&keeper, low_bytes).await }).detach();
+    stall::spawn("housekeeping", async move { keep_house(&keeper, low_bytes).await }).detach();
 }
 
 /// Below so much free space nothing is taken any more; less on small disks.
@@ -490,7 +500,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         Message::Connection(handed) => {
             let stream = handed.stream.bind_to_executor();
             let shard = shard.clone();
-            glommio::spawn_local(async move {
+            stall::spawn("a connection handed over", async move {
                 serve(shard, stream, handed.peer, handed.hello_id, handed.protocol_version).await;
             })
             .detach();
@@ -500,7 +510,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         Message::AwaitBytes(wait, reply) => fetch::handle_wait(shard, wait, reply),
         Message::ListOffsets(asked, reply) => {
             let shard = shard.clone();
-            glommio::spawn_local(async move {
+            stall::spawn("a search for offsets", async move {
                 let _ = reply.send(admin::list_offsets_here(&shard, asked).await);
             })
             .detach();
@@ -518,7 +528,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         }
         Message::Settle(version, reply) => {
             let shard = shard.clone();
-            glommio::spawn_local(async move {
+            stall::spawn("waiting for the metadata", async move {
                 shard.settled(version).await;
                 let _ = reply.send(());
             })
@@ -526,6 +536,13 @@ fn receive(shard: &Rc<Shard>, message: Message) {
         }
         Message::Status(reply) => {
             let _ = reply.send(shard.report());
+        }
+        Message::Traffic(reply) => {
+            let shard = shard.clone();
+            stall::spawn("a look at all partitions", async move {
+                let _ = reply.send(traffic::gather(&shard).await);
+            })
+            .detach();
         }
     }
 }
@@ -542,7 +559,7 @@ async fn look_at_space(shard: &Shard, low_bytes: u64) {
 /// Deadlines of fetches, slow connections, the store's housekeeping, retention, free space.
 async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
     let expiring = shard.clone();
-    glommio::spawn_local(async move {
+    stall::spawn("the expiry of fetches", async move {
         while !expiring.is_stopping() {
             glommio::timer::sleep(Duration::from_millis(5)).await;
             let mut woken = Vec::new();
@@ -597,7 +614,7 @@ async fn accept(shard: Rc<Shard>, listener: TcpListener) {
         }
         let shard = shard.clone();
         let greeting = Greeting::new(&greeting);
-        glommio::spawn_local(async move {
+        stall::spawn("a new connection", async move {
             match full {
                 true => refuse(stream, 0, ErrorCode::TooManyConnections, "this shard has no room").await,
                 false => greet(shard, stream, greeting).await,

@@ -15,6 +15,7 @@ use crate::produce::{self, InPlaceProduce};
 use crate::reply_budget::ReplyBudget;
 use crate::shard::Shard;
 use crate::socket::Socket;
+use crate::stall;
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use futures_util::future::select;
@@ -203,7 +204,7 @@ impl Connection {
         crate::storage::count(&shard.counters.connections, 1);
         hello(&connection);
         let reading = connection.clone();
-        glommio::spawn_local(async move {
+        stall::spawn("the requests of a connection", async move {
             reading.read_requests().await;
             reading.shard.give_partial(reading.reserved.take());
             reading.ended.set(true);
@@ -509,6 +510,7 @@ impl Connection {
     ) {
         crate::storage::count(&self.shard.counters.requests, 1);
         received.done_ns = self.shard.now_ns();
+        crate::stall::doing(request.api_type().variant_name().unwrap_or("an unknown request"), self.peer);
         crate::dispatch::dispatch(&self.shard, request, body, received, in_flight);
     }
 
@@ -526,6 +528,7 @@ impl Connection {
         }
         self.frame_began_ms.set(None);
         crate::storage::count(&self.shard.counters.requests, 1);
+        crate::stall::doing("ProduceRequest", self.peer);
         produce.finish(&self.shard);
         true
     }

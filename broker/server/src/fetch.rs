@@ -15,6 +15,7 @@ mod job;
 use crate::connection::{InFlight, Piece, Received};
 use crate::partition::tail_cache::Slice;
 use crate::shard::Shard;
+use crate::stall;
 use crate::storage::count;
 use bytes::Bytes;
 use futures_channel::oneshot;
@@ -186,12 +187,12 @@ pub fn handle(
     let terms = terms(shard.now_ms(), &request, received.deadline_ms());
     let job = Job { shard: shard.clone(), connection, entries, terms };
     if let Some((found, _held)) = job.in_memory() {
-        return reply(id, &in_flight, &topics, &job.entries, found);
+        return reply(id, received.done_ns, &in_flight, &topics, &job.entries, found);
     }
-    glommio::spawn_local(async move {
+    stall::spawn("a fetch", async move {
         match job.run().await {
             // Queued first, then the reservation is given back.
-            Ok((found, _held)) => reply(id, &in_flight, &topics, &job.entries, found),
+            Ok((found, _held)) => reply(id, received.done_ns, &in_flight, &topics, &job.entries, found),
             Err(Refusal::Overloaded) => {
                 count(&job.shard.counters.overloaded, 1);
                 let text = "replies of this core wait for slow consumers";
@@ -231,8 +232,9 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
         return;
     }
     let shard = shard.clone();
-    glommio::spawn_local(async move {
+    stall::spawn("a fetch for another core", async move {
         let found = job::read(&shard, &remote.entries, remote.room).await;
+        remote.entries.iter().zip(&found).for_each(|(entry, found)| count_traffic(&shard, entry, found));
         // Buffers stay with their core: what goes to another is copied.
         let copy = |slice: Slice| Bytes::copy_from_slice(slice.bytes());
         let parts = found.into_iter().map(|found| found.map(copy));
@@ -240,6 +242,13 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
         drop(held);
     })
     .detach();
+}
+
+/// Counts what leaves a partition of this shard; another's is counted there.
+fn count_traffic<B>(shard: &Shard, entry: &FetchEntry, found: &Found<B>) {
+    if let Some(partition) = shard.store.partition(&entry.id) {
+        partition.traffic.fetched(found.bytes);
+    }
 }
 
 /// Waits for another shard's fetch; answers whether there may be something, `false` = it was not waited.
@@ -252,7 +261,7 @@ pub fn handle_wait(shard: &Rc<Shard>, wait: RemoteWait, mut reply: oneshot::Send
             return;
         }
     };
-    glommio::spawn_local(async move {
+    stall::spawn("a fetch that waits for another core", async move {
         // Until the other end is dropped: it was woken elsewhere.
         select(pin!(parked.woken()), reply.cancellation()).await;
         let _ = reply.send(true);
@@ -262,13 +271,16 @@ pub fn handle_wait(shard: &Rc<Shard>, wait: RemoteWait, mut reply: oneshot::Send
 
 fn reply(
     id: u64,
+    received_ns: u64,
     in_flight: &InFlight,
     topics: &[(TopicId, usize)],
     entries: &[FetchEntry],
     found: Vec<Found<Piece>>,
 ) {
     let shard = &in_flight.connection().shard;
+    shard.fetch_times.record(shard.now_ns().saturating_sub(received_ns) / 1000);
     count(&shard.counters.fetched_bytes, found.iter().map(|found| found.bytes as u64).sum());
+    entries.iter().zip(&found).for_each(|(entry, found)| count_traffic(shard, entry, found));
     let mut lists = Vec::with_capacity(found.len());
     let mut body = Vec::new();
     let mut message = None;

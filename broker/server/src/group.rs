@@ -25,6 +25,7 @@ use crate::partition::DurabilityWaiter;
 use crate::partition::reader::ReadError;
 use crate::produce;
 use crate::shard::{Location, Partition, Shard};
+use crate::stall;
 use crate::storage::count;
 use futures_channel::oneshot;
 use futures_util::future::join_all;
@@ -343,7 +344,7 @@ pub fn follow(shard: &Rc<Shard>, image: &Arc<Image>) {
             waiting: RefCell::default(),
         });
         shard.groups.hosts.borrow_mut().insert(index, host.clone());
-        glommio::spawn_local(host.load(shard.clone())).detach();
+        stall::spawn("reading the state of groups", host.load(shard.clone())).detach();
     }
 }
 
@@ -366,7 +367,7 @@ pub async fn keep_time(shard: Rc<Shard>) {
 /// Handles a request as a task of its own.
 pub fn handle(shard: &Rc<Shard>, id: u64, asked: Asked, in_flight: InFlight) {
     let shard = shard.clone();
-    glommio::spawn_local(async move {
+    stall::spawn("a request about groups", async move {
         let reply = wire::Responder { shard: &shard, id, in_flight: &in_flight };
         match asked {
             Asked::Heartbeat(heartbeat) => {
@@ -400,7 +401,7 @@ pub fn handle(shard: &Rc<Shard>, id: u64, asked: Asked, in_flight: InFlight) {
 /// Asks another shard's coordinators on its behalf.
 pub fn handle_remote(shard: &Rc<Shard>, asked: RemoteAsk, reply: oneshot::Sender<RemoteAnswer>) {
     let shard = shard.clone();
-    glommio::spawn_local(async move {
+    stall::spawn("a request about groups of another core", async move {
         let answer = match asked {
             RemoteAsk::One(index, event) => vec![(index, ask_here(&shard, index, *event).await)],
             RemoteAsk::List => list_here(&shard).await,

@@ -10,19 +10,25 @@ mod dispatch;
 mod error_code;
 mod fetch;
 mod group;
-mod mailbox;
+pub mod histogram;
+pub mod mailbox;
 pub mod metadata;
+pub mod metrics;
+pub mod observe;
 pub mod partition;
 mod produce;
 mod producer_ids;
 mod reply_budget;
 mod shard;
 mod socket;
+mod stall;
 pub mod storage;
 pub mod store;
+pub mod traffic;
 
 pub use broker::{Broker, BrokerConfig, StartError, StopError};
 pub use group::GroupSettings;
+pub use observe::Observer;
 
 /// Ends the process because an invariant is broken or the device is not to be trusted: a panic would
 /// only end one shard's thread, and the others would go on acknowledging.

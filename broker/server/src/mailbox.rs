@@ -7,7 +7,9 @@
 
 use crate::fetch::{Found, RemoteFetch, RemoteWait};
 use crate::group::{RemoteAnswer, RemoteAsk};
+use crate::observe::Timed;
 use crate::produce::{EntryResult, RemoteProduce};
+use crate::traffic::PartitionReport;
 use async_channel::{Receiver, Sender, TrySendError};
 use bytes::Bytes;
 use futures_channel::oneshot;
@@ -41,6 +43,8 @@ pub enum Message {
     Groups(RemoteAsk, oneshot::Sender<RemoteAnswer>),
     /// This shard's counters and notices.
     Status(oneshot::Sender<ShardReport>),
+    /// What was produced to this shard's partitions and fetched from them, and what their logs are.
+    Traffic(oneshot::Sender<Vec<PartitionReport>>),
 }
 
 impl Message {
@@ -60,7 +64,8 @@ impl Message {
             | Message::DescribeLogs(..)
             | Message::DeleteRecords(..)
             | Message::Settle(..)
-            | Message::Status(_) => 0,
+            | Message::Status(_)
+            | Message::Traffic(_) => 0,
         }
     }
 }
@@ -138,6 +143,8 @@ pub struct ShardReport {
     pub shard: ShardId,
     /// Name and value.
     pub counters: Vec<(&'static str, u64)>,
+    /// How long things took.
+    pub timed: Vec<Timed>,
     /// What the operator should know.
     pub notices: Vec<String>,
 }
@@ -209,6 +216,13 @@ impl Mailboxes {
             Some(address) => address.queue.send((message, 0)).await.map_err(|error| error.0.0),
             None => Err(message),
         }
+    }
+
+    /// Messages that wait in a shard's mailbox, and the credit that they have taken, bytes.
+    pub fn waiting(&self, at: ShardId) -> (usize, usize) {
+        self.addresses
+            .get(usize::from(at.get()))
+            .map_or((0, 0), |address| (address.queue.len(), address.bytes.load(Ordering::Relaxed)))
     }
 
     /// Takes no more messages: every shard sees the end of its mailbox.

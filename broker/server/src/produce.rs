@@ -13,6 +13,7 @@ use crate::error_code;
 use crate::mailbox::{Message, Refused};
 use crate::partition::DurabilityWaiter;
 use crate::shard::{Location, Partition, Shard};
+use crate::stall;
 use crate::storage::buffer::Buffer;
 use crate::storage::count;
 use futures_channel::oneshot;
@@ -304,6 +305,7 @@ impl Job {
         count(&counters.batches, 1);
         count(&counters.records, u64::from(header.record_count));
         count(&counters.produced_bytes, header.batch_bytes as u64);
+        partition.traffic.produced(header);
         partition.when_durable(appended.end, self.clone(), token as u32);
         self.shard.store.mark_dirty(partition.id());
     }
@@ -320,7 +322,7 @@ impl Job {
             tokens.into_iter().for_each(|token| self.refuse(token, code));
             return;
         }
-        glommio::spawn_local(async move {
+        stall::spawn("a produce that another core does", async move {
             // The other shard answers every entry or ends with the process.
             let results = results.await.unwrap_or_default();
             for (at, token) in tokens.into_iter().enumerate() {
@@ -355,6 +357,8 @@ impl Job {
     }
 
     fn reply(&self, id: u64, in_flight: &InFlight, acks: Acks, explain: bool) {
+        let took_ns = self.shard.now_ns().saturating_sub(self.timing.get().began_ns);
+        self.shard.produce_times.record(took_ns / 1000);
         let results = self.results.borrow();
         let busy = results
             .iter()

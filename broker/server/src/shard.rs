@@ -7,12 +7,15 @@
 use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
 use crate::group::{self, GroupSettings, Groups};
+use crate::histogram::{Histogram, HistogramReport};
 use crate::mailbox::{DescribedCompaction, DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
+use crate::observe::Timed;
 use crate::partition::{self, PartitionSettings};
 use crate::producer_ids::ProducerIds;
 use crate::reply_budget::ReplyBudget;
 use crate::socket::Sockets;
+use crate::stall;
 use crate::storage::ring::RingDisk;
 use crate::store::Store;
 use flatbuffers::FlatBufferBuilder;
@@ -154,6 +157,10 @@ pub struct Shard {
     pub mailboxes: Mailboxes,
     /// What has been done.
     pub counters: ShardCounters,
+    /// From a produce request's first byte to its answer.
+    pub produce_times: Histogram,
+    /// From a fetch request's last byte to its answer, long polls included.
+    pub fetch_times: Histogram,
     /// Fetches that wait for bytes.
     pub waiters: RefCell<FetchWaiters<Rc<ParkedFetch>>>,
     /// One receive buffer for all connections: what it holds is used up before the next await.
@@ -202,6 +209,8 @@ impl Shard {
             metadata,
             mailboxes,
             counters: ShardCounters::default(),
+            produce_times: Histogram::default(),
+            fetch_times: Histogram::default(),
             waiters: RefCell::new(FetchWaiters::new(Default::default())),
             scratch: RefCell::new(vec![0; RECEIVE_SCRATCH_BYTES]),
             aligned: RefCell::default(),
@@ -305,7 +314,8 @@ impl Shard {
                 woken.iter().for_each(|parked| parked.wake());
                 if let (Some(closed), true) = (closed, *delete) {
                     let shard = self.clone();
-                    glommio::spawn_local(async move { shard.delete_files(&closed).await }).detach();
+                    stall::spawn("deleting a partition", async move { shard.delete_files(&closed).await })
+                        .detach();
                 }
             }
         }
@@ -459,6 +469,8 @@ impl Shard {
         let storage = &self.store.storage.counters;
         let times = self.store.round_times();
         let (rounds_in_flight, dirty) = self.store.load();
+        let (waiting, waiting_bytes) = self.mailboxes.waiting(self.identity.shard);
+        let stalls = stall::seen();
         let counters = vec![
             ("connections_open", self.connections.borrow().len() as u64),
             ("connections_total", own.connections.get()),
@@ -511,8 +523,19 @@ impl Shard {
             ("compaction_written_bytes_total", storage.compaction_written_bytes.get()),
             ("compaction_removed_records_total", storage.compaction_removed_records.get()),
             ("compaction_removed_bytes_total", storage.compaction_removed_bytes.get()),
+            ("mailbox_messages", waiting as u64),
+            ("mailbox_bytes", waiting_bytes as u64),
+            ("stalls_total", stalls.count),
+            ("stalled_ms_total", stalls.total_ms),
+            ("longest_stall_ms", stalls.longest_ms),
         ];
-        ShardReport { shard: self.identity.shard, counters, notices: self.store.storage.notices() }
+        let timed = vec![
+            Timed { name: "round", took: HistogramReport::of(&times) },
+            Timed { name: "produce", took: self.produce_times.report() },
+            Timed { name: "fetch", took: self.fetch_times.report() },
+        ];
+        let notices = self.store.storage.notices().into_iter().chain(stalls.notices).collect();
+        ShardReport { shard: self.identity.shard, counters, timed, notices }
     }
 }
 

@@ -100,7 +100,7 @@ impl Sockets {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let sockets = Rc::new(Self { epoll, readiness: RefCell::default() });
         let pollable = PollableFd::new(sockets.clone()).map_err(io::Error::from)?;
-        glommio::spawn_local(async move {
+        crate::stall::spawn("edges of sockets", async move {
             let mut edges = Vec::with_capacity(EDGES_MAX);
             loop {
                 if let Err(error) = pollable.readable().await {

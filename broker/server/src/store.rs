@@ -10,6 +10,7 @@
 
 use crate::partition::chunk_cache::ChunkCache;
 use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrites, SealOutcome};
+use crate::stall;
 use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};
 use logic::ids::{LeaderEpoch, TopicPartition};
@@ -141,7 +142,7 @@ impl<D: Disk> Store<D> {
                 RoundTimes::new_with_bounds(1, 60_000_000, 3).expect("the bounds are constants"),
             ),
         });
-        glommio::spawn_local(Self::run_rounds(Rc::downgrade(&store))).detach();
+        stall::spawn("the choice of flush rounds", Self::run_rounds(Rc::downgrade(&store))).detach();
         store
     }
 
@@ -302,7 +303,7 @@ impl<D: Disk> Store<D> {
         let mut again: Vec<Write<D::File>> = writes.writes.clone();
         let submitted = self.storage.disk.write(writes.writes);
         let store = self.clone();
-        glommio::spawn_local(async move {
+        stall::spawn("a flush round", async move {
             let mut result = submitted.await;
             while let Err(error) = result {
                 if !is_no_space(&error) {
@@ -427,7 +428,7 @@ impl<D: Disk> Store<D> {
         }
         self.unblocking.borrow_mut().insert(id);
         let (store, partition) = (self.clone(), partition.clone());
-        glommio::spawn_local(async move {
+        stall::spawn("a partition that waits for its file", async move {
             loop {
                 match partition.unblock(blocked).await {
                     Ok(()) => break,
@@ -454,7 +455,7 @@ impl<D: Disk> Store<D> {
         if let Some(needed) = partition.segment_wanted() {
             let partition = partition.clone();
             let store = self.clone();
-            glommio::spawn_local(async move {
+            stall::spawn("placing a segment", async move {
                 // A segment that retention gives back now becomes the one that is placed: its blocks are
                 // written already.
                 if let Err(error) = partition.enforce_retention().await
@@ -479,7 +480,7 @@ impl<D: Disk> Store<D> {
             self.preparing.set(self.preparing.get() + 1);
             let partition = partition.clone();
             let store = self.clone();
-            glommio::spawn_local(async move {
+            stall::spawn("preparing a segment", async move {
                 match partition.prepare_ahead().await {
                     Err(error) if is_no_space(&error) || partition.is_closed() => {}
                     Err(error) => store.storage.fail("writing ahead", Some(id), &error),

@@ -2,7 +2,7 @@
 
 use crate::fake_broker::{Do, FakeBroker};
 use ringlog_client::request::Request;
-use ringlog_client::{Client, ClientConfig, ClientError, ErrorCode, NewTopic, OffsetSpec};
+use ringlog_client::{Client, ClientConfig, ClientError, ErrorCode, NewTopic, OffsetSpec, TopicStatus};
 use std::time::{Duration, Instant};
 
 #[tokio::test]
@@ -36,7 +36,23 @@ async fn every_call_round_trips() {
     assert_eq!((configs[0].name.as_str(), configs[0].is_default), ("retention.ms", true));
     let logs = admin.describe_logs("made").await.unwrap();
     assert_eq!((logs[0].log_start, logs[0].high_watermark, logs[0].bytes), (4, 5, 8));
+    let topics = admin.status_with_topics().await.unwrap().topics;
+    let expect = TopicStatus {
+        name: "t".into(),
+        partitions: 3,
+        produced_batches: 4,
+        produced_records: 5,
+        produced_bytes: 6,
+        fetched_bytes: 7,
+        segments: 8,
+        log_bytes: 9,
+    };
+    assert_eq!(topics, [expect]);
     let status = admin.status().await.unwrap();
+    assert_eq!(
+        (status.topics.len(), status.counter("flush_rounds_total"), status.counter("none")),
+        (0, Some(9), None)
+    );
     assert_eq!(status.uptime, Duration::from_millis(1500));
     assert_eq!(status.shards[0].counters, [("flush_rounds_total".to_owned(), 9)]);
     assert_eq!(status.notices, ["all is well"]);
@@ -95,7 +111,7 @@ async fn a_request_without_effect_is_tried_again_and_a_lost_change_is_not() {
 
     let mut refusals = 3;
     broker.hook(move |call| match call.request {
-        Request::Status if refusals > 0 => {
+        Request::Status { .. } if refusals > 0 => {
             refusals -= 1;
             Do::Refuse(ErrorCode::Overloaded, 15)
         }
@@ -107,7 +123,7 @@ async fn a_request_without_effect_is_tried_again_and_a_lost_change_is_not() {
 
     let mut hang_up = true;
     broker.hook(move |call| match call.request {
-        Request::Status if std::mem::take(&mut hang_up) => Do::HangUp,
+        Request::Status { .. } if std::mem::take(&mut hang_up) => Do::HangUp,
         Request::CreateTopic { .. } => Do::HangUp,
         _ => Do::Serve,
     });

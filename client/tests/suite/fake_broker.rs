@@ -452,8 +452,8 @@ fn decode_admin(request: &wire::Request<'_>) -> Request {
         let known = (init.producer_id() >= 0).then(|| (init.producer_id(), init.producer_epoch()));
         return Request::InitProducer { known };
     }
-    assert!(request.api_as_status_request().is_some());
-    Request::Status
+    let status = request.api_as_status_request().unwrap();
+    Request::Status { topics: status.topics() }
 }
 
 type Builder = FlatBufferBuilder<'static>;
@@ -837,13 +837,26 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
             let api = wire::DescribeLogsResponse::create(b, &wire::DescribeLogsResponseArgs { topics });
             (wire::ResponseApi::DescribeLogsResponse, api.as_union_value())
         }
-        Request::Status => {
+        Request::Status { topics } => {
             let name = Some(b.create_string("flush_rounds_total"));
             let counter = wire::Counter::create(b, &wire::CounterArgs { name, value: 9 });
             let counters = Some(b.create_vector(&[counter]));
             let shard = wire::ShardStatus::create(b, &wire::ShardStatusArgs { shard: 1, counters });
             let notice = b.create_string("all is well");
+            let topic = wire::TopicStatusArgs {
+                name: Some(b.create_string("t")),
+                partitions: 3,
+                produced_batches: 4,
+                produced_records: 5,
+                produced_bytes: 6,
+                fetched_bytes: 7,
+                segments: 8,
+                log_bytes: 9,
+            };
+            let topic = wire::TopicStatus::create(b, &topic);
+            let topics = topics.then(|| b.create_vector(&[topic]));
             let args = wire::StatusResponseArgs {
+                topics,
                 broker: 7,
                 version: Some(b.create_string("0")),
                 data_directory: Some(b.create_string("/data")),

@@ -9501,6 +9501,7 @@ impl<'a> ::flatbuffers::Follow<'a> for StatusRequest<'a> {
 }
 
 impl<'a> StatusRequest<'a> {
+  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9509,12 +9510,21 @@ impl<'a> StatusRequest<'a> {
   #[allow(unused_mut)]
   pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
     _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args StatusRequestArgs
+    args: &'args StatusRequestArgs
   ) -> ::flatbuffers::WIPOffset<StatusRequest<'bldr>> {
     let mut builder = StatusRequestBuilder::new(_fbb);
+    builder.add_topics(args.topics);
     builder.finish()
   }
 
+
+  #[inline]
+  pub fn topics(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(StatusRequest::VT_TOPICS, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusRequest<'_> {
@@ -9523,16 +9533,19 @@ impl ::flatbuffers::Verifiable for StatusRequest<'_> {
     v: &mut ::flatbuffers::Verifier, pos: usize
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
+     .visit_field::<bool>("topics", Self::VT_TOPICS, false)?
      .finish();
     Ok(())
   }
 }
 pub struct StatusRequestArgs {
+    pub topics: bool,
 }
 impl<'a> Default for StatusRequestArgs {
   #[inline]
   fn default() -> Self {
     StatusRequestArgs {
+      topics: false,
     }
   }
 }
@@ -9542,6 +9555,10 @@ pub struct StatusRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
   start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
 }
 impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topics(&mut self, topics: bool) {
+    self.fbb_.push_slot::<bool>(StatusRequest::VT_TOPICS, topics, false);
+  }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusRequestBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
@@ -9560,6 +9577,7 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusRequestBuilder<'a, 'b, 
 impl ::core::fmt::Debug for StatusRequest<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("StatusRequest");
+      ds.field("topics", &self.topics());
       ds.finish()
   }
 }
@@ -9789,6 +9807,221 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.finish()
   }
 }
+pub enum TopicStatusOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TopicStatus<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TopicStatus<'a> {
+  type Inner = TopicStatus<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TopicStatus<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PRODUCED_BATCHES: ::flatbuffers::VOffsetT = 8;
+  pub const VT_PRODUCED_RECORDS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_PRODUCED_BYTES: ::flatbuffers::VOffsetT = 12;
+  pub const VT_FETCHED_BYTES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_LOG_BYTES: ::flatbuffers::VOffsetT = 18;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TopicStatus { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TopicStatusArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TopicStatus<'bldr>> {
+    let mut builder = TopicStatusBuilder::new(_fbb);
+    builder.add_log_bytes(args.log_bytes);
+    builder.add_segments(args.segments);
+    builder.add_fetched_bytes(args.fetched_bytes);
+    builder.add_produced_bytes(args.produced_bytes);
+    builder.add_produced_records(args.produced_records);
+    builder.add_produced_batches(args.produced_batches);
+    builder.add_partitions(args.partitions);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TopicStatus::VT_NAME, None)}
+  }
+  #[inline]
+  pub fn partitions(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(TopicStatus::VT_PARTITIONS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn produced_batches(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicStatus::VT_PRODUCED_BATCHES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn produced_records(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicStatus::VT_PRODUCED_RECORDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn produced_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicStatus::VT_PRODUCED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn fetched_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicStatus::VT_FETCHED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn segments(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicStatus::VT_SEGMENTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn log_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TopicStatus::VT_LOG_BYTES, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for TopicStatus<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
+     .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
+     .visit_field::<u64>("produced_batches", Self::VT_PRODUCED_BATCHES, false)?
+     .visit_field::<u64>("produced_records", Self::VT_PRODUCED_RECORDS, false)?
+     .visit_field::<u64>("produced_bytes", Self::VT_PRODUCED_BYTES, false)?
+     .visit_field::<u64>("fetched_bytes", Self::VT_FETCHED_BYTES, false)?
+     .visit_field::<u64>("segments", Self::VT_SEGMENTS, false)?
+     .visit_field::<u64>("log_bytes", Self::VT_LOG_BYTES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TopicStatusArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partitions: u32,
+    pub produced_batches: u64,
+    pub produced_records: u64,
+    pub produced_bytes: u64,
+    pub fetched_bytes: u64,
+    pub segments: u64,
+    pub log_bytes: u64,
+}
+impl<'a> Default for TopicStatusArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TopicStatusArgs {
+      name: None,
+      partitions: 0,
+      produced_batches: 0,
+      produced_records: 0,
+      produced_bytes: 0,
+      fetched_bytes: 0,
+      segments: 0,
+      log_bytes: 0,
+    }
+  }
+}
+
+pub struct TopicStatusBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicStatusBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicStatus::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: u32) {
+    self.fbb_.push_slot::<u32>(TopicStatus::VT_PARTITIONS, partitions, 0);
+  }
+  #[inline]
+  pub fn add_produced_batches(&mut self, produced_batches: u64) {
+    self.fbb_.push_slot::<u64>(TopicStatus::VT_PRODUCED_BATCHES, produced_batches, 0);
+  }
+  #[inline]
+  pub fn add_produced_records(&mut self, produced_records: u64) {
+    self.fbb_.push_slot::<u64>(TopicStatus::VT_PRODUCED_RECORDS, produced_records, 0);
+  }
+  #[inline]
+  pub fn add_produced_bytes(&mut self, produced_bytes: u64) {
+    self.fbb_.push_slot::<u64>(TopicStatus::VT_PRODUCED_BYTES, produced_bytes, 0);
+  }
+  #[inline]
+  pub fn add_fetched_bytes(&mut self, fetched_bytes: u64) {
+    self.fbb_.push_slot::<u64>(TopicStatus::VT_FETCHED_BYTES, fetched_bytes, 0);
+  }
+  #[inline]
+  pub fn add_segments(&mut self, segments: u64) {
+    self.fbb_.push_slot::<u64>(TopicStatus::VT_SEGMENTS, segments, 0);
+  }
+  #[inline]
+  pub fn add_log_bytes(&mut self, log_bytes: u64) {
+    self.fbb_.push_slot::<u64>(TopicStatus::VT_LOG_BYTES, log_bytes, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicStatusBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TopicStatusBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicStatus<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TopicStatus<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TopicStatus");
+      ds.field("name", &self.name());
+      ds.field("partitions", &self.partitions());
+      ds.field("produced_batches", &self.produced_batches());
+      ds.field("produced_records", &self.produced_records());
+      ds.field("produced_bytes", &self.produced_bytes());
+      ds.field("fetched_bytes", &self.fetched_bytes());
+      ds.field("segments", &self.segments());
+      ds.field("log_bytes", &self.log_bytes());
+      ds.finish()
+  }
+}
 pub enum StatusResponseOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -9811,6 +10044,7 @@ impl<'a> StatusResponse<'a> {
   pub const VT_UPTIME_MS: ::flatbuffers::VOffsetT = 10;
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 12;
   pub const VT_NOTICES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9823,6 +10057,7 @@ impl<'a> StatusResponse<'a> {
   ) -> ::flatbuffers::WIPOffset<StatusResponse<'bldr>> {
     let mut builder = StatusResponseBuilder::new(_fbb);
     builder.add_uptime_ms(args.uptime_ms);
+    if let Some(x) = args.topics { builder.add_topics(x); }
     if let Some(x) = args.notices { builder.add_notices(x); }
     if let Some(x) = args.shards { builder.add_shards(x); }
     if let Some(x) = args.data_directory { builder.add_data_directory(x); }
@@ -9874,6 +10109,13 @@ impl<'a> StatusResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(StatusResponse::VT_NOTICES, None)}
   }
+  #[inline]
+  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicStatus<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicStatus>>>>(StatusResponse::VT_TOPICS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusResponse<'_> {
@@ -9888,6 +10130,7 @@ impl ::flatbuffers::Verifiable for StatusResponse<'_> {
      .visit_field::<u64>("uptime_ms", Self::VT_UPTIME_MS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ShardStatus>>>>("shards", Self::VT_SHARDS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("notices", Self::VT_NOTICES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicStatus>>>>("topics", Self::VT_TOPICS, false)?
      .finish();
     Ok(())
   }
@@ -9899,6 +10142,7 @@ pub struct StatusResponseArgs<'a> {
     pub uptime_ms: u64,
     pub shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardStatus<'a>>>>>,
     pub notices: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicStatus<'a>>>>>,
 }
 impl<'a> Default for StatusResponseArgs<'a> {
   #[inline]
@@ -9910,6 +10154,7 @@ impl<'a> Default for StatusResponseArgs<'a> {
       uptime_ms: 0,
       shards: None,
       notices: None,
+      topics: None,
     }
   }
 }
@@ -9944,6 +10189,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusResponseBuilder<'a, 'b,
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusResponse::VT_NOTICES, notices);
   }
   #[inline]
+  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<TopicStatus<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusResponse::VT_TOPICS, topics);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusResponseBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatusResponseBuilder {
@@ -9967,6 +10216,7 @@ impl ::core::fmt::Debug for StatusResponse<'_> {
       ds.field("uptime_ms", &self.uptime_ms());
       ds.field("shards", &self.shards());
       ds.field("notices", &self.notices());
+      ds.field("topics", &self.topics());
       ds.finish()
   }
 }

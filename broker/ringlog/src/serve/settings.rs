@@ -33,6 +33,10 @@ pub struct ServeArguments {
     /// [default: the first ones, if there is more than one]
     #[arg(long, value_name = "LIST")]
     cores: Option<Cores>,
+    /// Also serve metrics and health by HTTP: /metrics (Prometheus), /health/live, /health/ready; port 0 takes any
+    /// free one [default: off; 127.0.0.1:9645 if no address is named]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = DEFAULT_HTTP)]
+    http: Option<SocketAddr>,
     /// A TOML file with these settings, under the same names
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -65,6 +69,9 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N")]
     offsets_retention_minutes: Option<u64>,
 }
+
+/// Where metrics and health are served if no address is named.
+const DEFAULT_HTTP: &str = "127.0.0.1:9645";
 
 /// `--cores`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -126,6 +133,7 @@ impl Cores {
 struct File {
     data: Option<PathBuf>,
     listen: Option<SocketAddr>,
+    http: Option<SocketAddr>,
     shards: Option<usize>,
     cores: Option<Cores>,
     poll_us: Option<u64>,
@@ -145,6 +153,8 @@ pub struct Settings {
     pub data: PathBuf,
     /// Listening address.
     pub listen: SocketAddr,
+    /// Where metrics and health are served, if anywhere.
+    pub http: Option<SocketAddr>,
     /// Shards, at least 1.
     pub shards: usize,
     /// One per shard.
@@ -210,6 +220,7 @@ impl ServeArguments {
         Ok(Settings {
             data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from("ringlog-data")),
             listen: listen.unwrap_or(default_listen),
+            http: self.http.or(file.http),
             shards,
             cores,
             poll: Duration::from_micros(poll_us),
@@ -327,17 +338,18 @@ mod tests {
 
     #[test]
     fn arguments_over_file_over_defaults() {
-        let file = "data = '/f'\nlisten = '127.0.0.1:1'\npoll-us = 7\nrounds-in-flight = 3\ndsync-writes = 5\n\
-                    disk-profile = 'none'\nadvertise = 'f'\noffsets-partitions = 5\n\
+        let file = "data = '/f'\nlisten = '127.0.0.1:1'\nhttp = '127.0.0.1:3'\npoll-us = 7\nrounds-in-flight = 3\n\
+                    dsync-writes = 5\ndisk-profile = 'none'\nadvertise = 'f'\noffsets-partitions = 5\n\
                     offsets-retention-minutes = 6";
         let defaults = settings("", "", &[0]).unwrap();
-        assert_eq!(defaults.listen.to_string(), "127.0.0.1:9644");
+        assert_eq!((defaults.listen.to_string().as_str(), defaults.http), ("127.0.0.1:9644", None));
         assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, None));
         assert_eq!((defaults.dsync_writes, defaults.disk_profile), (None, ProfileSource::Auto));
         let from_file = settings("", file, &[0]).unwrap();
         let expect = Settings {
             data: "/f".into(),
             listen: "127.0.0.1:1".parse().unwrap(),
+            http: Some("127.0.0.1:3".parse().unwrap()),
             shards: 1,
             cores: None,
             poll: Duration::from_micros(7),
@@ -349,12 +361,13 @@ mod tests {
             producer_id_expiration: PRODUCER_ID_EXPIRATION_DEFAULT,
         };
         assert_eq!(from_file, expect);
-        let line = "--data /a --listen 127.0.0.1:2 --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
+        let line = "--data /a --listen 127.0.0.1:2 --http --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
                     --disk-profile /p --advertise a";
         let from_line = settings(line, file, &[0]).unwrap();
         let expect = Settings {
             data: "/a".into(),
             listen: "127.0.0.1:2".parse().unwrap(),
+            http: Some("127.0.0.1:9645".parse().unwrap()),
             poll: Duration::from_micros(8),
             rounds_in_flight: Some(4),
             dsync_writes: Some(0),
@@ -374,6 +387,7 @@ mod tests {
             ("", "producer-id-expiration-ms = 0", "at least 1"),
             ("--offsets-partitions 0", "", "1 to 1000"),
             ("--listen here", "", "invalid"),
+            ("--http here", "", "invalid"),
             ("", "port = 1", "unknown field"),
             ("", "listen = 'here'", "invalid"),
             ("", "shards = -1", "invalid"),

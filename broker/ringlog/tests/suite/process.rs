@@ -89,6 +89,18 @@ impl Broker {
         command
     }
 
+    /// Holds the whole process for `time`.
+    pub fn pause(&self, time: Duration) {
+        let signal = |number| {
+            // SAFETY: the process is ours and not waited for yet, so that its id is still its own.
+            assert_eq!(unsafe { libc::kill(self.child.id() as i32, number) }, 0);
+        };
+        signal(libc::SIGSTOP);
+        // The delay itself is what is planted; nothing is awaited.
+        std::thread::sleep(time);
+        signal(libc::SIGCONT);
+    }
+
     /// Stops it with a signal; how it exited, and what it said after `ready`.
     pub fn stop(mut self, signal: i32) -> (ExitStatus, Vec<String>) {
         // SAFETY: the process is ours and not waited for yet, so that its id is still its own.

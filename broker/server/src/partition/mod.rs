@@ -24,6 +24,7 @@ mod walk;
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
 use crate::storage::{OpenSegment, Storage, count, is_no_space, partition_directory, recover, split_write};
+use crate::traffic::Traffic;
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
 use logic::limits::BLOCK_BYTES;
 use logic::log::append::SegmentNeeded;
@@ -171,6 +172,8 @@ pub struct OpenReport {
 
 /// A partition.
 pub struct Partition<D: Disk> {
+    /// What went in and out.
+    pub traffic: Traffic,
     identity: LogIdentity,
     storage: Rc<Storage<D>>,
     directory: PathBuf,
@@ -226,6 +229,7 @@ impl<D: Disk> Partition<D> {
         let directory = partition_directory(storage.root(), &identity);
         let now_ms = storage.environment.now_ms();
         let partition = Rc::new(Self {
+            traffic: Traffic::default(),
             identity,
             directory,
             log: RefCell::new(Log::new(identity, settings.log, recovered.start)),

@@ -8,6 +8,7 @@ use crate::partition::Partition;
 use crate::partition::chunk_cache::{Chunk, ChunkCache, ChunkKey, Entry, load};
 use crate::partition::reader::ReadError;
 use crate::partition::tail_cache::Slice;
+use crate::stall;
 use crate::storage::OpenSegment;
 use crate::storage::disk::Disk;
 use logic::limits::{BLOCK_BYTES, READ_AHEAD_CHUNKS, READ_BYTES_MAX};
@@ -187,7 +188,7 @@ impl<'a, D: Disk> Walk<'a, D> {
         while let Some(next) = self.next_ahead(at) {
             self.cache.begin_ahead(next);
             let (partition, cache, file) = (self.partition.clone(), self.cache.clone(), file.clone());
-            glommio::spawn_local(async move {
+            stall::spawn("reading ahead", async move {
                 // An error shows again when the chunk is asked for.
                 let _ = load(&partition, &cache, &file, next).await;
             })

@@ -11,6 +11,7 @@
 
 use super::disk::Disk;
 use super::{Storage, topic_directory};
+use crate::stall;
 use crate::store::Store;
 use logic::ids::{PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::metadata::Image;
@@ -37,7 +38,7 @@ pub fn judge_in_background<D: Disk>(
     here: Here,
 ) {
     let store = store.clone();
-    glommio::spawn_local(async move {
+    stall::spawn("a look for leftover files", async move {
         if let Err(error) = judge_leftovers(&store, &at_start, newest, here).await {
             store.storage.notice(format!("directories of deleted topics cannot be looked for: {error}"));
         }

@@ -157,7 +157,7 @@ impl RingDisk {
         let ring = Rc::new(Ring { ring: RefCell::new(ring), operations: RefCell::new(slab::Slab::new()) });
         let pollable = PollableFd::new(descriptor).map_err(io::Error::from)?;
         let reaped = ring.clone();
-        glommio::spawn_local(async move {
+        crate::stall::spawn("completions of the disk", async move {
             loop {
                 if let Err(error) = pollable.readable().await {
                     crate::fatal(&format!("cannot wait for the storage ring: {error}"));

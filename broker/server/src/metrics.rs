@@ -1,0 +1,297 @@
+//! What a broker tells a metrics system: Prometheus' text format, version 0.0.4.
+//!
+//! A pure function from plain data to text, run on the thread that serves HTTP. Source of the format: Prometheus,
+//! "Exposition formats". Invariants: all lines of a metric follow each other, under one `HELP` and one `TYPE`;
+//! counters end in `_total`; times are seconds, sizes bytes; labels are escaped; the number of lines is bounded by
+//! shards, topics and [`METRICS_PARTITIONS_MAX`].
+//! Absent on purpose: quantiles computed here, which cannot be added over shards, and timestamps.
+
+use crate::histogram::{BOUNDS_US, HistogramReport};
+use crate::mailbox::ShardReport;
+use crate::observe::Observer;
+use crate::traffic::{PartitionReport, TopicReport};
+use logic::limits::METRICS_PARTITIONS_MAX;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Everything that one answer says.
+pub struct Seen<'a> {
+    /// For the names of topics.
+    pub observer: &'a Observer,
+    /// Since the broker's start.
+    pub uptime: Duration,
+    /// Of the shards that answered.
+    pub shards: &'a [ShardReport],
+    /// How many did not.
+    pub silent: usize,
+    /// Their partitions.
+    pub partitions: &'a [PartitionReport],
+}
+
+/// What `Content-Type` says.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a shard's counters mean, for people; by the names of [`ShardReport::counters`].
+const HELP: &[(&str, &str)] = &[
+    ("connections_open", "Connections of clients."),
+    ("connections_total", "Connections taken over by the shard."),
+    ("requests_total", "Requests handled."),
+    ("batches_total", "Batches appended."),
+    ("records_total", "Records appended."),
+    ("produced_bytes_total", "Bytes of batches appended."),
+    ("fetched_bytes_total", "Bytes of batches sent to consumers."),
+    ("fetches_from_memory_total", "Fetches served from memory."),
+    ("fetches_from_device_total", "Fetches that read the device."),
+    ("forwarded_requests_total", "Requests, or parts of them, sent on to another core."),
+    ("overloaded_total", "Requests refused because a queue or a budget was full."),
+    ("in_place_batches_total", "Batches received straight into the buffer that went to the device."),
+    ("invalid_frames_total", "Frames that were not this protocol."),
+    ("invalid_batches_total", "Batches refused."),
+    ("timed_out_connections_total", "Connections closed because their peer was too slow."),
+    ("late_requests_total", "Requests that were not done because their deadline had passed."),
+    ("duplicate_batches_total", "Batches that a producer had sent before, answered with their first offset."),
+    ("out_of_sequence_batches_total", "Batches refused for their producer's sequence or epoch."),
+    ("producers", "Producers whose last batches the shard remembers."),
+    ("partitions", "Partitions that the shard leads."),
+    ("flush_rounds_total", "Flush rounds."),
+    ("flush_groups_total", "Groups of batches written."),
+    ("flush_bytes_total", "Bytes written by flush rounds, padding included."),
+    ("flush_payload_bytes_total", "Bytes of batches written by flush rounds."),
+    ("device_flushes_total", "Flushes of the device's cache."),
+    ("durable_writes_total", "Writes that were durable by themselves."),
+    ("unprepared_groups_total", "Groups written to blocks that were not written before."),
+    ("rounds_in_flight", "Flush rounds under way."),
+    ("dirty_partitions", "Partitions that wait for a flush round."),
+    ("dirty_bytes", "Bytes that are appended and not durable."),
+    ("in_flight_bytes", "Bytes of requests that are not answered."),
+    ("reply_bytes", "Bytes of replies that are queued."),
+    ("reserved_reply_bytes", "Room reserved for replies under way, bytes."),
+    ("tail_cache_bytes", "Bytes of the newest groups kept in memory."),
+    ("buffer_bytes", "Bytes of buffers for the device."),
+    ("buffer_allocations_total", "Buffers that had to be allocated."),
+    ("parked_fetches", "Fetches that wait for records."),
+    ("zeroed_bytes_total", "Bytes of files written ahead with zeros."),
+    ("segments_created_total", "Segment files made."),
+    ("segments_recycled_total", "Segment files used again."),
+    ("device_reads_total", "Reads of the device."),
+    ("device_read_bytes_total", "Bytes read from the device."),
+    ("checkpoints_total", "Checkpoints written."),
+    ("mailbox_messages", "Messages of other cores that wait."),
+    ("mailbox_bytes", "Bytes carried by messages that wait."),
+    ("stalls_total", "Times that one task held the core for 50 ms or more."),
+    ("stalled_ms_total", "For how long, all together, milliseconds."),
+    ("longest_stall_ms", "The longest of them, milliseconds."),
+];
+
+const TIMED_HELP: [(&str, &str); 3] = [
+    ("round", "From the begin of a flush round until it was durable."),
+    ("produce", "From the first byte of a produce request to its answer."),
+    ("fetch", "From the last byte of a fetch request to its answer, the wait for records included."),
+];
+
+/// The answer to a scrape.
+pub fn text(seen: &Seen<'_>) -> String {
+    let mut out = Text::default();
+    out.metric("ringlog_build_info", "gauge", "The version, as a label.");
+    out.sample("ringlog_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    out.metric("ringlog_uptime_seconds", "gauge", "Since the broker's start.");
+    out.sample("ringlog_uptime_seconds", &[], seen.uptime.as_secs());
+    out.metric(
+        "ringlog_silent_shards",
+        "gauge",
+        "Shards that did not answer in time, and are missing below.",
+    );
+    out.sample("ringlog_silent_shards", &[], seen.silent as u64);
+    shards(&mut out, seen.shards);
+    timed(&mut out, seen.shards);
+    topics(&mut out, &seen.observer.by_topic(seen.partitions));
+    partitions(&mut out, seen);
+    out.0
+}
+
+fn shards(out: &mut Text, shards: &[ShardReport]) {
+    let Some(first) = shards.first() else { return };
+    for (name, _) in &first.counters {
+        // Those are in the histogram.
+        if name.starts_with("round_p") {
+            continue;
+        }
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let help = HELP.iter().find(|(known, _)| known == name).map_or("A figure of a shard.", |row| row.1);
+        let metric = format!("ringlog_{name}");
+        out.metric(&metric, kind, help);
+        for report in shards {
+            let value = report.counters.iter().find(|(other, _)| other == name);
+            if let Some((_, value)) = value {
+                out.sample(&metric, &[("shard", &report.shard.get().to_string())], *value);
+            }
+        }
+    }
+}
+
+fn timed(out: &mut Text, shards: &[ShardReport]) {
+    for (name, help) in TIMED_HELP {
+        let metric = format!("ringlog_{name}_seconds");
+        out.metric(&metric, "histogram", help);
+        for report in shards {
+            let found = report.timed.iter().find(|timed| timed.name == name);
+            if let Some(timed) = found {
+                out.histogram(&metric, &report.shard.get().to_string(), &timed.took);
+            }
+        }
+    }
+}
+
+type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
+
+fn topics(out: &mut Text, topics: &[TopicReport]) {
+    let figures: [Figure<TopicReport>; 7] = [
+        ("ringlog_topic_partitions", "Partitions of the topic.", |topic| u64::from(topic.partitions)),
+        ("ringlog_topic_produced_batches_total", "Batches appended to the topic.", |topic| {
+            topic.produced_batches
+        }),
+        ("ringlog_topic_produced_records_total", "Records appended to the topic.", |topic| {
+            topic.produced_records
+        }),
+        ("ringlog_topic_produced_bytes_total", "Bytes of batches appended to the topic.", |topic| {
+            topic.produced_bytes
+        }),
+        ("ringlog_topic_fetched_bytes_total", "Bytes of batches sent to consumers of the topic.", |topic| {
+            topic.fetched_bytes
+        }),
+        ("ringlog_topic_segments", "Segment files of the topic.", |topic| topic.segments),
+        ("ringlog_topic_log_bytes", "Bytes of the topic's logs on disk.", |topic| topic.log_bytes),
+    ];
+    for (metric, help, value) in figures {
+        out.figure(metric, help);
+        for topic in topics {
+            out.sample(metric, &[("topic", &topic.name)], value(topic));
+        }
+    }
+}
+
+fn partitions(out: &mut Text, seen: &Seen<'_>) {
+    let omitted = if seen.partitions.len() > METRICS_PARTITIONS_MAX { seen.partitions.len() } else { 0 };
+    let metric = "ringlog_partitions_omitted";
+    out.metric(metric, "gauge", "Partitions without lines of their own, because there are too many.");
+    out.sample(metric, &[], omitted as u64);
+    if omitted > 0 {
+        return;
+    }
+    let mut named: Vec<_> = (seen.partitions.iter())
+        .filter_map(|one| Some((seen.observer.topic_name(one.log.id.topic)?, one)))
+        .collect();
+    named.sort_by(|a, b| (&a.0, a.1.log.id.partition).cmp(&(&b.0, b.1.log.id.partition)));
+    let figures: [Figure<PartitionReport>; 7] = [
+        ("ringlog_partition_log_start_offset", "The first offset kept.", |one| one.log.log_start),
+        ("ringlog_partition_high_watermark", "The first offset that is not visible.", |one| {
+            one.log.high_watermark
+        }),
+        ("ringlog_partition_log_end_offset", "The offset of the next record.", |one| one.log.log_end),
+        ("ringlog_partition_log_bytes", "Bytes of the log on disk.", |one| one.log.bytes),
+        ("ringlog_partition_damaged", "1 if a range of offsets is damaged.", |one| {
+            u64::from(one.log.error.is_some())
+        }),
+        ("ringlog_partition_produced_records_total", "Records appended.", |one| one.produced_records),
+        ("ringlog_partition_fetched_bytes_total", "Bytes of batches sent to consumers.", |one| {
+            one.fetched_bytes
+        }),
+    ];
+    for (metric, help, value) in figures {
+        out.figure(metric, help);
+        for (topic, one) in &named {
+            let partition = one.log.id.partition.get().to_string();
+            out.sample(metric, &[("topic", topic), ("partition", &partition)], value(one));
+        }
+    }
+}
+
+/// The text as it grows.
+#[derive(Default)]
+struct Text(String);
+
+// Writing to a String cannot fail.
+impl Text {
+    fn metric(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// A counter or a gauge, as its name says.
+    fn figure(&mut self, name: &str, help: &str) {
+        self.metric(name, if name.ends_with("_total") { "counter" } else { "gauge" }, help);
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.0.push_str(name);
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let _ = write!(self.0, "{}{label}=\"", if at == 0 { '{' } else { ',' });
+            for letter in text.chars() {
+                match letter {
+                    '\\' => self.0.push_str("\\\\"),
+                    '"' => self.0.push_str("\\\""),
+                    '\n' => self.0.push_str("\\n"),
+                    letter => self.0.push(letter),
+                }
+            }
+            self.0.push('"');
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{end} {value}");
+    }
+
+    fn histogram(&mut self, name: &str, shard: &str, took: &HistogramReport) {
+        let bucket = format!("{name}_bucket");
+        let mut so_far = 0;
+        for (class, count) in took.counts.iter().enumerate() {
+            so_far += count;
+            let bound = BOUNDS_US.get(class).map_or("+Inf".to_owned(), |us| seconds(*us));
+            self.sample(&bucket, &[("shard", shard), ("le", &bound)], so_far);
+        }
+        let _ = writeln!(self.0, "{name}_sum{{shard=\"{shard}\"}} {}", seconds(took.sum_us));
+        self.sample(&format!("{name}_count"), &[("shard", shard)], so_far);
+    }
+}
+
+/// Microseconds as seconds, exactly.
+fn seconds(us: u64) -> String {
+    let text = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        let mut out = Text::default();
+        out.figure("a_total", "Help.");
+        out.sample("a_total", &[], 7);
+        out.figure("b", "Help.");
+        out.sample("b", &[("topic", "x\"y\\z\n"), ("partition", "3")], 1);
+        let expect = "# HELP a_total Help.\n# TYPE a_total counter\na_total 7\n# HELP b Help.\n# TYPE b gauge\n\
+                      b{topic=\"x\\\"y\\\\z\\n\",partition=\"3\"} 1\n";
+        assert_eq!(out.0, expect);
+    }
+
+    #[test]
+    fn a_histogram_cumulates_and_ends_with_all() {
+        let mut took = HistogramReport { sum_us: 1_500_050, ..HistogramReport::default() };
+        (took.counts[0], took.counts[1], took.counts[BOUNDS_US.len()]) = (2, 3, 1);
+        let mut out = Text::default();
+        out.histogram("h", "1", &took);
+        let lines: Vec<&str> = out.0.lines().collect();
+        assert_eq!(lines.len(), BOUNDS_US.len() + 3);
+        for (at, expect) in [
+            (0, "h_bucket{shard=\"1\",le=\"0.00005\"} 2"),
+            (1, "h_bucket{shard=\"1\",le=\"0.0001\"} 5"),
+            (13, "h_bucket{shard=\"1\",le=\"1\"} 5"),
+            (17, "h_bucket{shard=\"1\",le=\"30\"} 5"),
+            (18, "h_bucket{shard=\"1\",le=\"+Inf\"} 6"),
+            (19, "h_sum{shard=\"1\"} 1.50005"),
+            (20, "h_count{shard=\"1\"} 6"),
+        ] {
+            assert_eq!(lines[at], expect);
+        }
+    }
+}

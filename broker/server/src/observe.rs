@@ -1,0 +1,71 @@
+//! Looking at a running broker from a thread that is none of its shards'.
+//!
+//! An [`Observer`] asks shards through their mailboxes, as they ask each other, and waits for their answers; it
+//! shares no memory with them but the metadata's immutable image. Works on any executor. Lifecycle: made by
+//! [`Broker::observer`](crate::Broker::observer), cheap to clone; once the broker has stopped nobody answers.
+//! Absent on purpose: deadlines. A shard that is held does not answer; how long to wait is the asker's.
+
+use crate::histogram::HistogramReport;
+use crate::mailbox::{Mailboxes, Message, ShardReport};
+use crate::metadata::MetadataHandle;
+use crate::traffic::{PartitionReport, TopicReport, by_topic};
+use futures_channel::oneshot;
+use logic::ids::{ShardId, TopicId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Asks a broker's shards.
+#[derive(Clone)]
+pub struct Observer {
+    pub(crate) mailboxes: Mailboxes,
+    pub(crate) metadata: MetadataHandle,
+    pub(crate) shards: u16,
+    pub(crate) began: Instant,
+}
+
+impl Observer {
+    /// Numbers of its shards.
+    pub fn shards(&self) -> impl Iterator<Item = u16> + use<> {
+        0..self.shards
+    }
+
+    /// Since the start.
+    pub fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Counters, histograms and notices of a shard; `None` if it has stopped.
+    pub async fn counters(&self, shard: u16) -> Option<ShardReport> {
+        self.ask(shard, Message::Status).await
+    }
+
+    /// The partitions of a shard; `None` if it has stopped.
+    pub async fn partitions(&self, shard: u16) -> Option<Vec<PartitionReport>> {
+        self.ask(shard, Message::Traffic).await
+    }
+
+    /// Sums over topics, by name.
+    pub fn by_topic(&self, partitions: &[PartitionReport]) -> Vec<TopicReport> {
+        by_topic(partitions, &self.metadata.image())
+    }
+
+    /// The name of a topic, if it still exists.
+    pub fn topic_name(&self, id: TopicId) -> Option<Arc<str>> {
+        self.metadata.image().topic(id).map(|topic| topic.name.clone())
+    }
+
+    async fn ask<T>(&self, shard: u16, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.mailboxes.send(ShardId::new(shard), message(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// How long one kind of thing took on a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timed {
+    /// What: `round`, `produce`.
+    pub name: &'static str,
+    /// How often and how long.
+    pub took: HistogramReport,
+}
