@@ -3,7 +3,8 @@
 //! Opened once, before any shard, and held until the process ends. A directory that is not ours is
 //! refused, with the name of what is in the way: nothing in it is touched.
 
-use schema::checkpoint::{Checkpoint, CheckpointError, PartitionCheckpoint};
+use crate::storage::checkpoints::{CHECKPOINTS, CheckpointRefusal, shard_directory, usable_checkpoint};
+use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -46,24 +47,13 @@ pub enum DataDirectoryError {
         /// The file.
         path: PathBuf,
     },
-    /// It has a checkpoint of another one.
-    #[error(
-        "{path} belongs to another data directory: move it away, or restore the storage.uuid that it was written \
-         with"
-    )]
-    ForeignCheckpoint {
+    /// It has a checkpoint of another one, or in a newer format.
+    #[error("{path} {refusal}")]
+    Checkpoint {
         /// The file.
         path: PathBuf,
-    },
-    /// It has a checkpoint in a newer format.
-    #[error(
-        "{path} has format version {found}: a newer ringlog wrote it; start that one, or restore a backup"
-    )]
-    NewerCheckpoint {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u16,
+        /// What is wrong with it.
+        refusal: CheckpointRefusal,
     },
     /// Another broker has it.
     #[error(
@@ -151,7 +141,7 @@ impl DataDirectory {
         let found = self.read_checkpoints()?;
         if let Some(all) = merge(&found) {
             for shard in 0..shards {
-                let directory = self.path.join(format!("shard-{shard}"));
+                let directory = shard_directory(&self.path, shard);
                 self.replace_checkpoints(&directory, &all).map_err(unusable(&directory))?;
             }
         }
@@ -183,17 +173,13 @@ impl DataDirectory {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(unusable(&path, error)),
                 };
-                match Checkpoint::decode(&bytes) {
-                    Ok(checkpoint) if checkpoint.storage_uuid == self.uuid => checkpoints.push(checkpoint),
-                    // Neither is replaced; the shard's own start says the same.
-                    Ok(_) => return Err(DataDirectoryError::ForeignCheckpoint { path }),
-                    Err(CheckpointError::Version(found)) => {
-                        return Err(DataDirectoryError::NewerCheckpoint { path, found });
+                match usable_checkpoint(&bytes, self.uuid) {
+                    Ok(checkpoint) => checkpoints.push(checkpoint),
+                    Err(refusal @ CheckpointRefusal::Damaged(_)) => {
+                        tracing::warn!("checkpoint {} {refusal}", path.display());
                     }
-                    Err(error) => tracing::warn!(
-                        "checkpoint {} cannot be used ({error}): recovery reads more",
-                        path.display()
-                    ),
+                    // Not replaced; the shard's own start says the same.
+                    Err(refusal) => return Err(DataDirectoryError::Checkpoint { path, refusal }),
                 }
             }
             found.push((entry.path(), checkpoints));
@@ -212,9 +198,6 @@ impl DataDirectory {
         remove_checkpoints(directory, &CHECKPOINTS[1..])
     }
 }
-
-/// The names of a shard's two checkpoints.
-const CHECKPOINTS: [&str; 2] = ["checkpoint.a", "checkpoint.b"];
 
 /// The newest that any checkpoint says of each partition, with a generation above all of theirs; `None` if
 /// there are none.
@@ -337,7 +320,7 @@ mod tests {
         generation: u64,
         of: &[PartitionCheckpoint],
     ) {
-        let path = directory.path.join(format!("shard-{shard}"));
+        let path = shard_directory(&directory.path, shard);
         fs::create_dir_all(&path).unwrap();
         let storage_uuid = directory.uuid;
         let checkpoint = Checkpoint { generation, storage_uuid, clean: true, partitions: of.to_vec() };
@@ -345,7 +328,7 @@ mod tests {
     }
 
     fn read(directory: &DataDirectory, shard: usize, name: &str) -> Option<Checkpoint> {
-        let bytes = fs::read(directory.path.join(format!("shard-{shard}")).join(name)).ok()?;
+        let bytes = fs::read(shard_directory(&directory.path, shard).join(name)).ok()?;
         Some(Checkpoint::decode(&bytes).unwrap())
     }
 

@@ -16,6 +16,7 @@
 //! process ends with a message and recovers.
 
 pub mod buffer;
+pub mod checkpoints;
 pub mod disk;
 pub mod leftovers;
 pub mod read_files;
@@ -24,6 +25,7 @@ pub mod ring;
 pub mod zeroing_pace;
 
 use buffer::{Buffer, BufferPool};
+use checkpoints::{CHECKPOINTS, CheckpointRefusal, checkpoint_name, shard_directory, usable_checkpoint};
 use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
@@ -33,7 +35,7 @@ use logic::limits::{
 };
 use logic::log::{LogIdentity, SegmentName, append::SegmentNeeded};
 use read_files::ReadFiles;
-use schema::checkpoint::{Checkpoint, CheckpointError};
+use schema::checkpoint::Checkpoint;
 use schema::segment::{SegmentHeader, SegmentState};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -236,7 +238,7 @@ impl<D: Disk> Storage<D> {
         shard: ShardId,
         uuid: u128,
     ) -> io::Result<(Rc<Self>, Option<Checkpoint>)> {
-        let own = root.join(format!("shard-{shard}"));
+        let own = shard_directory(root, shard);
         for made in disk.make_directory(&own.join("spare")).await? {
             if let Some(parent) = made.parent() {
                 disk.sync_directory(parent).await?;
@@ -289,7 +291,7 @@ impl<D: Disk> Storage<D> {
     }
 
     fn own_directory(&self) -> PathBuf {
-        self.root.join(format!("shard-{}", self.shard))
+        shard_directory(&self.root, self.shard)
     }
 
     /// What people call a topic, for messages.
@@ -607,7 +609,7 @@ impl<D: Disk> Storage<D> {
     pub async fn remove_checkpoints(&self) -> io::Result<()> {
         let directory = self.own_directory();
         for (name, _) in self.disk.list(&directory).await? {
-            if name == "checkpoint.a" || name == "checkpoint.b" {
+            if CHECKPOINTS.contains(&name.as_str()) {
                 self.disk.remove(&directory.join(name)).await?;
             }
         }
@@ -622,11 +624,7 @@ impl<D: Disk> Storage<D> {
         let bytes = checkpoint.encode();
         let directory = self.own_directory();
         let temporary = directory.join("checkpoint.new");
-        let target = directory.join(if checkpoint.generation.is_multiple_of(2) {
-            "checkpoint.a"
-        } else {
-            "checkpoint.b"
-        });
+        let target = directory.join(checkpoint_name(checkpoint.generation));
         if self.disk.list(&directory).await?.iter().any(|(name, _)| name == "checkpoint.new") {
             self.disk.remove(&temporary).await?;
         }
@@ -648,38 +646,22 @@ impl<D: Disk> Storage<D> {
         let mut newest: Option<Checkpoint> = None;
         let mut damaged = false;
         for (name, length) in self.disk.list(&directory).await? {
-            if name != "checkpoint.a" && name != "checkpoint.b" {
+            if !CHECKPOINTS.contains(&name.as_str()) {
                 continue;
             }
             let path = directory.join(&name);
             let file = self.disk.open(&path).await?;
             let (buffer, read) = self.disk.read(&file, 0, self.pool.take(length as usize)).await?;
-            match Checkpoint::decode(&buffer[..read.min(length as usize)]) {
-                Ok(found) if found.storage_uuid != self.uuid => {
-                    return Err(io::Error::other(format!(
-                        "{} belongs to another data directory: move it away, or restore the storage.uuid that \
-                         it was written with",
-                        path.display()
-                    )));
-                }
+            match usable_checkpoint(&buffer[..read.min(length as usize)], self.uuid) {
                 Ok(found) if newest.as_ref().is_none_or(|newest| newest.generation < found.generation) => {
                     newest = Some(found);
                 }
                 Ok(_) => {}
-                Err(CheckpointError::Version(found)) => {
-                    return Err(io::Error::other(format!(
-                        "{} has format version {found}: a newer ringlog wrote it; start that one, or restore \
-                         a backup",
-                        path.display()
-                    )));
-                }
-                Err(error) => {
+                Err(refusal @ CheckpointRefusal::Damaged(_)) => {
                     damaged = true;
-                    self.notice(format!(
-                        "checkpoint {} cannot be used ({error}): recovery reads more",
-                        path.display()
-                    ));
+                    self.notice(format!("checkpoint {} {refusal}", path.display()));
                 }
+                Err(refusal) => return Err(io::Error::other(format!("{} {refusal}", path.display()))),
             }
         }
         // The unreadable one may have been the newer, and then something was written after an orderly end.
