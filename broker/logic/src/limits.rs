@@ -119,7 +119,8 @@ pub const PREWRITE_CHUNK_BYTES: usize = 128 * KIB;
 /// Zeroing in the background, bytes per second and shard; more only for a shard that appends fast.
 pub const PREWRITE_BYTES_PER_SECOND: u64 = 100_000_000;
 /// Partitions of a shard that have blocks written ahead at once. Their writes share the shard's pace, but the sync
-/// that ends each of them takes milliseconds, and many of them wait for one commit of the file system's journal.
+/// that ends each of them takes milliseconds, and many that wait together share what they wait for: a flush of the
+/// device, and a commit of the file system's journal where it has one.
 pub const PREPARING_PARTITIONS_MAX: usize = 32;
 /// Recycled segments kept by a shard.
 pub const SPARE_SEGMENTS_MAX: usize = 2;

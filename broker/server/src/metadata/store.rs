@@ -316,7 +316,7 @@ impl Store {
     /// Gives the reserve's blocks back to the file system; whether there were any.
     fn release_reserve(&mut self) -> bool {
         match std::fs::remove_file(self.reserve()) {
-            // The directory's sync commits the journal, and with it the freed blocks.
+            // Where the file system has a journal, blocks are free only after its commit, which this sync forces.
             Ok(()) => sync_directory(&self.directory).is_ok(),
             Err(_) => false,
         }

@@ -1,5 +1,5 @@
-//! Keeps blocks written ahead of the append position, so that a round costs a device flush and nothing
-//! of the file system's journal.
+//! Keeps blocks written ahead of the append position, so that a round costs a device flush and no
+//! metadata of the file system, nor its journal where it has one.
 //!
 //! State of one partition. A file is *published* up to where its blocks are written and its extents and
 //! length synced; writes below that may share one flush, writes behind it must be durable by themselves.

@@ -3,7 +3,7 @@
 //! All partitions take turns at one pace: [`PREWRITE_BYTES_PER_SECOND`], so that zeroing leaves the device
 //! to what is acknowledged; but four times what the shard appends if that is more, so that it is ahead soon.
 //! Many partitions that are slow one by one may together append faster than the pace, and every group
-//! behind the zeroed part of its file costs the journal of the file system what zeroing would have spared.
+//! behind the zeroed part of its file costs the file system the change of metadata that zeroing would have spared.
 
 use logic::limits::PREWRITE_BYTES_PER_SECOND;
 
