@@ -9,6 +9,7 @@
 
 mod key;
 mod lines;
+mod receipts;
 mod tally;
 
 use crate::client::BrokersArguments;
@@ -17,6 +18,7 @@ use crate::output::{FormatArguments, Output, counted};
 use indicatif::{ProgressBar, ProgressStyle};
 use key::KeyRule;
 use lines::Lines;
+use receipts::Receipts;
 use ringlog_client::{
     Acks, Client, ClientError, Compression, DeliveryFuture, ErrorCode, NewTopic, Producer, ProducerConfig,
     ProducerRecord,
@@ -57,7 +59,10 @@ pub struct ProduceArguments {
     /// Do without producer id and sequences: what is sent again after a lost answer can be there twice
     #[arg(long)]
     no_idempotence: bool,
-    /// Say where the time of the acknowledgements went
+    /// Print the receipt of every record as it comes: offset, durability reached, durable end, duplicate or not
+    #[arg(long)]
+    receipts: bool,
+    /// Say where the time of the acknowledgements went, and of each with --receipts
     #[arg(long)]
     explain: bool,
     /// Fail if the topic is missing
@@ -110,13 +115,19 @@ async fn produce(arguments: ProduceArguments, input: Lines, output: &mut Output)
     // Bounded by the producer's memory: a record is in this queue only while that memory is held, or
     // until the collector's next turn.
     let (deliveries, collector) = mpsc::unbounded_channel();
-    let tally = tokio::spawn(Tally::collect(collector));
-    let sent = send_lines(&arguments, input, &producer, &deliveries, &progress).await;
-    drop(deliveries);
-    // The failures of records are in the tally.
-    let _ = producer.close().await;
-    let tally = tally.await.map_err(|error| Failure::operation(error.to_string()))?;
+    let send = async {
+        let sent = send_lines(&arguments, input, &producer, &deliveries, &progress).await;
+        // The collector sees that no more will come.
+        drop(deliveries);
+        // The failures of records are in the tally.
+        let _ = producer.close().await;
+        sent
+    };
+    let receipts = arguments.receipts.then(Receipts::default);
+    let collect = Tally::collect(&arguments.topic, collector, receipts, output);
+    let (sent, tally) = tokio::join!(send, collect);
     progress.finish_and_clear();
+    let tally = tally?;
     tally.print(&arguments.topic, made, started.elapsed(), output)?;
     output.flush()?;
     if let Some(error) = &tally.first_error {
@@ -171,7 +182,7 @@ async fn send_lines(
                 ..ProducerRecord::default()
             };
             let future = producer.send(record).await?;
-            if deliveries.send(Delivery { future, bytes }).is_err() {
+            if deliveries.send(Delivery { future, line: line_number, bytes }).is_err() {
                 return Ok(());
             }
         }
@@ -181,6 +192,8 @@ async fn send_lines(
 /// A record on its way.
 struct Delivery {
     future: DeliveryFuture,
+    /// Counted from 1.
+    line: u64,
     /// Of the line.
     bytes: u64,
 }

@@ -1,9 +1,10 @@
 //! What was acknowledged: per partition, and where the time went.
 //!
-//! Owner: the collecting task of one `ringlog produce`, then its output. Deliveries are awaited in the order
+//! Owner: the collecting side of one `ringlog produce`, then its output. Deliveries are awaited in the order
 //! of sending; that is enough to count them and costs one queue.
 
 use super::Delivery;
+use super::receipts::Receipts;
 use crate::failure::Failure;
 use crate::output::{Output, Table, bytes, counted, duration_us, grouped};
 use hdrhistogram::Histogram;
@@ -24,7 +25,7 @@ struct Acknowledged {
 }
 
 /// The parts of an acknowledgement's time, in their order.
-const PARTS: [&str; 8] =
+pub const PARTS: [&str; 8] =
     ["client queue", "round trip", "receive", "core hop", "append", "device", "replicate", "acknowledge"];
 
 /// See the module.
@@ -44,8 +45,17 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Awaits all deliveries. After the first failure it takes no more: the sender sees the closed queue.
-    pub async fn collect(mut deliveries: mpsc::UnboundedReceiver<Delivery>) -> Self {
+    /// Awaits all deliveries; with `receipts` each is printed. After the first failure it takes no more: the
+    /// sender sees the closed queue.
+    ///
+    /// # Errors
+    /// Of the output.
+    pub async fn collect(
+        topic: &str,
+        mut deliveries: mpsc::UnboundedReceiver<Delivery>,
+        mut receipts: Option<Receipts>,
+        output: &mut Output,
+    ) -> Result<Self, Failure> {
         let mut tally = Self {
             acknowledged: 0,
             failed: 0,
@@ -55,17 +65,34 @@ impl Tally {
             partitions: BTreeMap::new(),
             parts_ns: Vec::new(),
         };
-        while let Some(delivery) = deliveries.recv().await {
-            match delivery.future.await {
-                Ok(receipt) => tally.note(&receipt, delivery.bytes),
+        while let Some(mut delivery) = deliveries.recv().await {
+            let delivered = tokio::select! {
+                biased;
+                delivered = &mut delivery.future => delivered,
+                // Who reads along has all there is before this waits.
+                () = std::future::ready(()) => {
+                    output.flush()?;
+                    delivery.future.await
+                }
+            };
+            match delivered {
+                Ok(receipt) => {
+                    tally.note(&receipt, delivery.bytes);
+                    if let Some(receipts) = &mut receipts {
+                        receipts.print(topic, delivery.line, &receipt, output)?;
+                    }
+                }
                 Err(error) => {
                     tally.failed += 1;
                     tally.first_error.get_or_insert(error);
                     deliveries.close();
                 }
             }
+            if deliveries.is_empty() {
+                output.flush()?;
+            }
         }
-        tally
+        Ok(tally)
     }
 
     fn note(&mut self, receipt: &Receipt, line_bytes: u64) {
@@ -194,7 +221,8 @@ impl Tally {
     }
 }
 
-fn parts(anatomy: &Anatomy) -> [u64; PARTS.len()] {
+/// In the order of [`PARTS`], nanoseconds.
+pub fn parts(anatomy: &Anatomy) -> [u64; PARTS.len()] {
     let broker = &anatomy.broker;
     [
         anatomy.client_queue_ns,
@@ -208,7 +236,8 @@ fn parts(anatomy: &Anatomy) -> [u64; PARTS.len()] {
     ]
 }
 
-fn durability(durability: Durability) -> &'static str {
+/// Its name in results.
+pub fn durability(durability: Durability) -> &'static str {
     match durability {
         Durability::None => "none",
         Durability::LeaderDevice => "leader-device",
