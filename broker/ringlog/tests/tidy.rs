@@ -1,11 +1,11 @@
 //! The repository's own rules, as a test: edges between crates, module headers, paths named in the
-//! documents, unfinished code, long files, and what the deciding crate must not touch.
+//! documents, tests named by the feature table, unfinished code, long files, and what the deciding crate must not touch.
 //!
 //! Each rule is a function from text to complaints, used twice: over the repository, where it must say
 //! nothing, and over a table of good and bad input in memory, where it must tell them apart.
 //! Absent on purpose: what rustc, clippy and rustfmt check better.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Which of our crates may name which, and no others. `ringlog`, the binary, may name all. An edge more is
@@ -163,6 +163,23 @@ fn broken_paths(file: &str, text: &str, folders: &[String], exists: &dyn Fn(&str
     }
     named.retain(|path| !exists(path));
     named.into_iter().map(|path| format!("{path} does not exist")).collect()
+}
+
+/// Tests that the last column of a table names and that are no function anywhere. A name is in backticks, of small
+/// letters, and has an underscore.
+fn missing_tests(table: &str, functions: &BTreeSet<String>) -> Vec<String> {
+    let is_name = |span: &str| {
+        span.contains('_') && span.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+    };
+    let columns = table.lines().filter_map(|line| line.strip_suffix('|')?.rsplit('|').next());
+    let names = columns.flat_map(|column| column.split('`').skip(1).step_by(2)).filter(|span| is_name(span));
+    names.filter(|name| !functions.contains(*name)).map(|name| format!("there is no test {name}")).collect()
+}
+
+/// The names of all functions of a source.
+fn functions(text: &str) -> Vec<String> {
+    let words = words(&code_only(text));
+    words.windows(2).filter(|pair| pair[0] == "fn").map(|pair| pair[1].clone()).collect()
 }
 
 fn is_path(span: &str, folders: &[String]) -> bool {
@@ -402,6 +419,13 @@ fn documents_name_only_what_exists() {
     demand_silence(complaints.collect());
 }
 
+#[test]
+fn the_feature_table_names_tests_that_exist() {
+    let table = std::fs::read_to_string(root().join("docs/FEATURES.md")).expect("it is there");
+    let functions = sources().iter().flat_map(|(_, text)| functions(text)).collect();
+    demand_silence(missing_tests(&table, &functions));
+}
+
 // ---- The rules themselves ----------------------------------------------------------------------------
 
 /// `rule` must complain about `text` with exactly these words in it; none of them: it must say nothing.
@@ -488,6 +512,23 @@ fn logic_that_does_more_than_decide_is_noticed() {
     check(undecided, "async fn f() { g().await }", &["async", "await"]);
     check(undecided, "fn f() { let r#async = 1; h(async move { 1 }) }", &["async"]);
     check(undecided, "let x = unsafe { *p };", &["unsafe"]);
+}
+
+#[test]
+fn a_test_that_does_not_exist_is_noticed() {
+    let source = "fn one_test() {}\n// fn in_a_comment() {}\n#[test]\nasync fn other_test() {}";
+    let functions: BTreeSet<String> = functions(source).into_iter().collect();
+    let rows: [(&str, &[&str]); 5] = [
+        ("| a | done | `broker/x.rs`: `one_test`, `other_test` |", &[]),
+        ("| a | done | `gone_test`, `one_test` |", &["gone_test"]),
+        ("| a | done | `in_a_comment` |", &["in_a_comment"]),
+        ("| `a_setting` | done: `a_flag` | words, `Receipt`, `--explain`, `x.y_z` |", &[]),
+        ("no table: `gone_test`", &[]),
+    ];
+    for (table, expect) in rows {
+        let expect: Vec<String> = expect.iter().map(|name| format!("there is no test {name}")).collect();
+        assert_eq!(missing_tests(table, &functions), expect, "{table}");
+    }
 }
 
 #[test]
