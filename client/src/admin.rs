@@ -40,7 +40,7 @@ pub struct ListedOffset {
 /// The administrator's handle; see [`crate::Client::admin`].
 #[derive(Clone)]
 pub struct Admin {
-    cluster: Arc<Cluster>,
+    pub(crate) cluster: Arc<Cluster>,
 }
 
 impl Admin {

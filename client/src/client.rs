@@ -11,6 +11,7 @@ use crate::admin::Admin;
 use crate::config::{ClientConfig, ConfigError};
 use crate::connection::{Connection, ConnectionError};
 use crate::consumer::{Consumer, ConsumerConfig};
+use crate::group_consumer::{GroupConfig, GroupConsumer, GroupError};
 use crate::producer::{Producer, ProducerConfig};
 use crate::reply::{BrokerEndpoint, BrokerError, Metadata, PartitionPlace, Reply};
 use crate::request::{Request, TopicId};
@@ -115,6 +116,16 @@ impl Client {
         Consumer::new(self.cluster.clone(), config)
     }
 
+    /// A new member of a consumer group; it joins at once.
+    ///
+    /// Must be called within a tokio runtime with IO and time.
+    ///
+    /// # Errors
+    /// [`GroupError::NoSubscription`].
+    pub fn group_consumer(&self, config: GroupConfig) -> Result<GroupConsumer, GroupError> {
+        GroupConsumer::new(self.cluster.clone(), config)
+    }
+
     /// The pooled connection to a shard of a broker; opened if need be. For load generators and tools:
     /// see [`Connection::send`].
     pub async fn connection(&self, broker: u32, shard: u32) -> Result<Connection, ClientError> {
@@ -196,7 +207,7 @@ impl Cluster {
         self.image.lock().unwrap_or_else(PoisonError::into_inner).topics.remove(name);
     }
 
-    fn brokers(&self) -> Arc<HashMap<u32, BrokerEndpoint>> {
+    pub(crate) fn brokers(&self) -> Arc<HashMap<u32, BrokerEndpoint>> {
         self.image.lock().unwrap_or_else(PoisonError::into_inner).brokers.clone()
     }
 

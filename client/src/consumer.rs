@@ -5,7 +5,8 @@
 //! Invariants: records of a partition come in the order of their offsets, each once per position; what
 //! was fetched before a seek is never handed out after it; prefetch is bounded in bytes. A batch is
 //! handed out as the memory that the socket filled, and its records are borrowed from it.
-//! A compressed batch is unpacked alone, when it is handed out. Absent on purpose: groups and committed offsets.
+//! A compressed batch is unpacked alone, when it is handed out. Absent on purpose: groups and committed offsets
+//! ([`crate::GroupConsumer`]).
 
 use crate::admin;
 use crate::client::{ClientError, Cluster};
@@ -366,6 +367,34 @@ impl Consumer {
             self.fetcher.seek(topic, partition, offset);
         }
         Ok(())
+    }
+
+    /// Reads one more partition, from `offset`; the others go on.
+    pub(crate) fn add(&mut self, topic: &crate::client::Topic, partition: u32, offset: u64) {
+        self.forget_unpacked(&topic.name, Some(partition));
+        self.fetcher.add(topic, partition, offset);
+    }
+
+    /// Reads one partition less.
+    pub(crate) fn remove(&mut self, topic: &str, partition: u32) {
+        self.forget_unpacked(topic, Some(partition));
+        self.fetcher.remove(topic, partition);
+    }
+
+    /// Stops a partition until it is sought.
+    pub(crate) fn halt(&mut self, topic: &Arc<str>, partition: u32) {
+        self.fetcher.halt(topic, partition);
+    }
+
+    /// Hands out nothing of a partition until [`Self::resume`]. What was fetched ahead of it is let go.
+    pub fn pause(&mut self, topic: &str, partition: u32) {
+        self.forget_unpacked(topic, Some(partition));
+        self.fetcher.set_paused(topic, partition, true);
+    }
+
+    /// Takes up a paused partition where it was.
+    pub fn resume(&mut self, topic: &str, partition: u32) {
+        self.fetcher.set_paused(topic, partition, false);
     }
 
     /// The offset after the last record that was handed out, or where reading starts; `None` if the

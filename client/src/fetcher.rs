@@ -72,6 +72,8 @@ struct Part {
     failures: u32,
     /// Stopped by an error, until it is sought.
     halted: bool,
+    /// Stopped by the application, until it says otherwise.
+    paused: bool,
 }
 
 struct Lane {
@@ -122,24 +124,7 @@ impl Fetcher {
         let mut state = self.shared.lock();
         state.remove_topic(&topic.name);
         for (partition, offset) in positions {
-            let Some(place) = topic.places.get(*partition as usize) else {
-                continue;
-            };
-            let home = Home { broker: place.broker, shard: place.shard };
-            let part = Part {
-                topic_id: topic.id,
-                leader_epoch: place.leader_epoch,
-                home,
-                generation: state.next_generation(),
-                fetch_offset: *offset,
-                position: *offset,
-                high_watermark: None,
-                retry_at: None,
-                failures: 0,
-                halted: false,
-            };
-            state.parts.insert((topic.name.clone(), *partition), part);
-            Shared::ensure_lane(&self.shared, &mut state, home);
+            Shared::add(&self.shared, &mut state, topic, *partition, *offset);
         }
         self.shared.changed();
     }
@@ -147,6 +132,38 @@ impl Fetcher {
     pub(crate) fn unassign(&self, topic: &str) {
         self.shared.lock().remove_topic(topic);
         self.shared.changed();
+    }
+
+    /// One more partition, the others go on.
+    pub(crate) fn add(&self, topic: &Topic, partition: u32, offset: u64) {
+        let mut state = self.shared.lock();
+        Shared::add(&self.shared, &mut state, topic, partition, offset);
+        state.drop_outdated();
+        self.shared.changed();
+    }
+
+    /// One partition less, and what is ready of it.
+    pub(crate) fn remove(&self, topic: &str, partition: u32) {
+        let mut state = self.shared.lock();
+        if state.parts.remove(&(Arc::from(topic), partition)).is_some() {
+            state.drop_outdated();
+            self.shared.changed();
+        }
+    }
+
+    /// Fetches nothing of the partition, and drops what is ready of it; or goes on.
+    pub(crate) fn set_paused(&self, topic: &str, partition: u32, paused: bool) {
+        let mut state = self.shared.lock();
+        let generation = state.next_generation();
+        if let Some(part) = state.parts.get_mut(&(Arc::from(topic), partition))
+            && part.paused != paused
+        {
+            part.paused = paused;
+            part.generation = generation;
+            part.fetch_offset = part.position;
+            state.drop_outdated();
+            self.shared.changed();
+        }
     }
 
     pub(crate) fn seek(&self, topic: &str, partition: u32, offset: u64) {
@@ -286,6 +303,28 @@ impl Shared {
         self.ready.notify_one();
     }
 
+    fn add(shared: &Arc<Self>, state: &mut State, topic: &Topic, partition: u32, offset: u64) {
+        let Some(place) = topic.places.get(partition as usize) else {
+            return;
+        };
+        let home = Home { broker: place.broker, shard: place.shard };
+        let part = Part {
+            topic_id: topic.id,
+            leader_epoch: place.leader_epoch,
+            home,
+            generation: state.next_generation(),
+            fetch_offset: offset,
+            position: offset,
+            high_watermark: None,
+            retry_at: None,
+            failures: 0,
+            halted: false,
+            paused: false,
+        };
+        state.parts.insert((topic.name.clone(), partition), part);
+        Self::ensure_lane(shared, state, home);
+    }
+
     fn ensure_lane(shared: &Arc<Self>, state: &mut State, home: Home) {
         state.lanes.entry(home).or_insert_with(|| {
             let room = Arc::new(Notify::new());
@@ -403,9 +442,10 @@ impl Worker {
         if lane.buffered_bytes > share / 2 {
             return Next::Wait(None);
         }
-        let retry_at = mine.iter().filter(|(_, part)| !part.halted).filter_map(|(_, part)| part.retry_at);
+        mine.retain(|(_, part)| !part.halted && !part.paused);
+        let retry_at = mine.iter().filter_map(|(_, part)| part.retry_at);
         let until = retry_at.filter(|at| *at > now).min();
-        mine.retain(|(_, part)| !part.halted && part.retry_at.is_none_or(|at| at <= now));
+        mine.retain(|(_, part)| part.retry_at.is_none_or(|at| at <= now));
         if mine.is_empty() {
             return Next::Wait(until);
         }

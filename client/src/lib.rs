@@ -1,4 +1,4 @@
-//! The async client of the Ringlog broker, for tokio: [`Producer`], [`Consumer`], [`Admin`].
+//! The async client of the Ringlog broker, for tokio: [`Producer`], [`Consumer`], [`GroupConsumer`], [`Admin`].
 //!
 //! ```no_run
 //! use ringlog_client::{Client, ClientConfig, ConsumerConfig, ProducerConfig, ProducerRecord, StartFrom};
@@ -24,11 +24,12 @@
 //! Owner: the application, inside one tokio runtime with IO and time. Lifecycle: a [`Client`] learns the
 //! cluster and lends its connections; producers and consumers have background tasks that end with them.
 //! Invariants: memory is bounded by `buffer_memory` and `prefetch_bytes`; dropping never blocks; each
-//! partition is reached on the core that owns it. Absent on purpose: transactions, groups,
-//! TLS (later issues); a synchronous interface.
+//! partition is reached on the core that owns it. Absent on purpose: transactions,
+//! TLS (a later issue); a synchronous interface.
 //!
 //! Code map: [`connection`] frames and pipelining; [`request`] and [`reply`] what can be said; `client`
-//! metadata and pool; `producer` → `accumulator` (rules) → `sender` (driver); `consumer` → `fetcher`.
+//! metadata and pool; `producer` → `accumulator` (rules) → `sender` (driver); `consumer` → `fetcher`;
+//! `group_consumer` → `coordinator` (who to ask), `consumer`.
 
 pub mod connection;
 pub mod group_request;
@@ -40,8 +41,11 @@ mod admin;
 mod client;
 mod config;
 mod consumer;
+mod coordinator;
 mod delivery;
 mod fetcher;
+mod group_admin;
+mod group_consumer;
 mod partitioner;
 mod producer;
 mod sender;
@@ -57,6 +61,11 @@ pub use consumer::{
     StartFrom,
 };
 pub use delivery::{Anatomy, BatchDelivery, BatchReceipt, DeliveryFuture, ProduceError, Receipt};
+pub use group_admin::{GroupLag, PartitionLag};
+pub use group_consumer::{
+    AssignedPartition, Assignor, CommitFuture, GroupConfig, GroupConsumer, GroupError, GroupPartition,
+    RebalanceListener, RevokedPartition,
+};
 pub use partitioner::{CustomPartitioner, Partitioner, kafka_hash};
 pub use producer::{BATCH_SIZE_MAX, Linger, Producer, ProducerConfig, ProducerRecord};
 pub use reply::{

@@ -1,11 +1,12 @@
-//! `ringlog consume`: prints records.
+//! `ringlog consume`: prints records; with `--group` as one of many workers ([`member`]).
 //!
 //! Lifecycle: connect → learn where each partition starts and, with `--until-end`, ends → read and print
 //! until enough, the end, SIGINT or SIGTERM. Without `--max` and `--until-end` it follows the topic.
 //! Invariants: output is flushed whenever nothing more is at hand, so that a follower sees a record at once;
 //! a partition that cannot be read is named on standard error, the others go on, and the exit status is 1.
-//! Absent on purpose: committed offsets; whoever consumes remembers where it was.
+//! Absent on purpose: committed offsets without a group; whoever consumes alone remembers where it was.
 
+mod member;
 mod record;
 mod start;
 
@@ -13,16 +14,27 @@ use crate::client::BrokersArguments;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, counted};
 use ringlog_client::{
-    AutoOffsetReset, Client, ConsumeError, Consumer, ConsumerConfig, FetchedBatch, OffsetSpec, StartFrom,
+    AutoOffsetReset, Client, ConsumeError, Consumer, ConsumerConfig, FetchedBatch, OffsetSpec, Record,
+    StartFrom,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// A place in a partition, as the user writes it.
+pub use start::parse as place;
 
 /// `ringlog consume`
 #[derive(clap::Args)]
 pub struct ConsumeArguments {
     /// The topic
-    topic: String,
+    #[arg(required_unless_present = "group")]
+    topic: Option<String>,
+    /// Be a member of this group: it shares the topics' partitions with its other members, begins where the group was, and
+    /// commits what it has printed
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["partition", "until_end"])]
+    group: Option<String>,
+    #[command(flatten)]
+    member: member::MemberArguments,
     /// earliest, latest, an offset, or @TIME: the first record at or after it (RFC 3339, or milliseconds
     /// since 1970)
     #[arg(long, visible_alias = "from", value_name = "PLACE", value_parser = start::parse, default_value = "earliest", allow_hyphen_values = true)]
@@ -45,6 +57,13 @@ pub struct ConsumeArguments {
     format: FormatArguments,
 }
 
+impl ConsumeArguments {
+    /// The topic; without a group there is one.
+    fn topic(&self) -> &str {
+        self.topic.as_deref().unwrap_or_default()
+    }
+}
+
 /// Runs it.
 pub fn run(arguments: &ConsumeArguments) -> Result<(), Failure> {
     let output = Output::new(arguments.format.format);
@@ -52,6 +71,9 @@ pub fn run(arguments: &ConsumeArguments) -> Result<(), Failure> {
 }
 
 async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Failure> {
+    if let Some(group) = &arguments.group {
+        return member::consume(group, arguments, output).await;
+    }
     let client = arguments.brokers.connect().await?;
     let partitions = partitions(&client, arguments).await?;
     let ends = match arguments.until_end {
@@ -75,7 +97,7 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
         ..ConsumerConfig::default()
     });
     let assigned: Vec<_> = partitions.iter().map(|partition| (*partition, arguments.offset)).collect();
-    consumer.assign(&arguments.topic, &assigned).await?;
+    consumer.assign(arguments.topic(), &assigned).await?;
     let mut printer = Printer { arguments, output, left: arguments.max, refused: false };
     let ended = tokio::select! {
         ended = printer.print_all(&mut consumer, ends.as_ref()) => ended,
@@ -90,7 +112,7 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
 }
 
 async fn partitions(client: &Client, arguments: &ConsumeArguments) -> Result<Vec<u32>, Failure> {
-    let known = client.admin().describe_topic(&arguments.topic).await?.partitions;
+    let known = client.admin().describe_topic(arguments.topic()).await?.partitions;
     Ok(match arguments.partition.is_empty() {
         true => known.iter().map(|place| place.partition).collect(),
         false => arguments.partition.clone(),
@@ -104,7 +126,7 @@ async fn ends(
     partitions: &[u32],
 ) -> Result<BTreeMap<u32, u64>, Failure> {
     let places: Vec<_> = partitions.iter().map(|partition| (*partition, OffsetSpec::Latest)).collect();
-    let listed = client.admin().list_offsets(&arguments.topic, &places).await?;
+    let listed = client.admin().list_offsets(arguments.topic(), &places).await?;
     Ok(listed.into_iter().map(|listed| (listed.partition, listed.offset)).collect())
 }
 
@@ -128,7 +150,7 @@ impl Printer<'_> {
         loop {
             let at_end = |(partition, end): (&u32, &u64)| {
                 stopped.contains(partition)
-                    || consumer.position(&self.arguments.topic, *partition).is_none_or(|at| at >= *end)
+                    || consumer.position(self.arguments.topic(), *partition).is_none_or(|at| at >= *end)
             };
             if self.left == Some(0) || ends.is_some_and(|ends| ends.iter().all(at_end)) {
                 return Ok(());
@@ -162,6 +184,7 @@ impl Printer<'_> {
         }
     }
 
+    /// Prints until the end or the limit.
     fn print(&mut self, fetched: &FetchedBatch, ends: Option<&BTreeMap<u32, u64>>) -> Result<(), Failure> {
         let end = ends.and_then(|ends| ends.get(&fetched.partition())).copied().unwrap_or(u64::MAX);
         for record in fetched.records() {
@@ -178,16 +201,19 @@ impl Printer<'_> {
             if record.offset >= end || self.left == Some(0) {
                 return Ok(());
             }
-            if self.output.is_json() {
-                self.output.json(&record::Json::of(fetched.topic(), fetched.partition(), &record))?;
-            } else if self.arguments.keys {
-                let key = record.key.unwrap_or(b"null");
-                self.output.bytes(&[key, b"\t", record.value.unwrap_or(b"null")])?;
-            } else {
-                self.output.bytes(&[record.value.unwrap_or(b"null")])?;
-            }
+            self.print_one(fetched, &record)?;
             self.left = self.left.map(|left| left - 1);
         }
         Ok(())
+    }
+    fn print_one(&mut self, fetched: &FetchedBatch, record: &Record<'_>) -> Result<(), Failure> {
+        let value = record.value.unwrap_or(b"null");
+        if self.output.is_json() {
+            self.output.json(&record::Json::of(fetched.topic(), fetched.partition(), record))
+        } else if self.arguments.keys {
+            self.output.bytes(&[record.key.unwrap_or(b"null"), b"\t", value])
+        } else {
+            self.output.bytes(&[value])
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Owner: whoever fails; `main` prints it once. Invariant: the text of a failure says what to do, or names
 //! what the user gave. Absent on purpose: kinds that nobody tells apart.
 
-use ringlog_client::{ClientError, ConfigError, ConsumeError, ProduceError};
+use ringlog_client::{ClientError, ConfigError, ConsumeError, GroupError, ProduceError};
 use std::process::ExitCode;
 
 /// The end of a command that did not do what was asked.
@@ -72,5 +72,14 @@ impl From<ProduceError> for Failure {
 impl From<ConsumeError> for Failure {
     fn from(error: ConsumeError) -> Self {
         Self::operation(error.to_string())
+    }
+}
+
+impl From<GroupError> for Failure {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::NoSubscription { .. } => Self::usage(error.to_string()),
+            error => Self::operation(error.to_string()),
+        }
     }
 }

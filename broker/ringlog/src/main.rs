@@ -14,6 +14,7 @@ mod demo;
 mod disk_profile;
 mod doctor;
 mod failure;
+mod group;
 mod interrupt;
 mod output;
 mod perf;
@@ -55,6 +56,8 @@ enum Command {
     Produce(produce::ProduceArguments),
     /// Print records
     Consume(consume::ConsumeArguments),
+    /// List, describe, reset and delete consumer groups: members, committed offsets, lag
+    Group(group::GroupArguments),
     /// What the broker is and does: counters of each core, and notices
     Status(status::StatusArguments),
     /// Cores and topics of a running broker, refreshed in place
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Topic(arguments) => topic::run(arguments),
         Command::Produce(arguments) => produce::run(arguments),
         Command::Consume(arguments) => consume::run(&arguments),
+        Command::Group(arguments) => group::run(arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Bench(arguments) => bench::run(*arguments),
