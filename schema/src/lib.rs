@@ -80,7 +80,11 @@ mod tests {
     fn coordinators_never_move() {
         let rows = [("", 16, 0), ("billing", 16, 8), ("billing", 1, 0), ("größe", 16, 7), ("a", 50, 26)];
         for (group, partitions, expected) in rows {
-            assert_eq!(super::coordinator_partition(group, partitions), expected, "{group:?} of {partitions}");
+            assert_eq!(
+                super::coordinator_partition(group, partitions),
+                expected,
+                "{group:?} of {partitions}"
+            );
         }
     }
 }

@@ -5,7 +5,7 @@
 //! committed after it was printed and the output flushed, so that it is printed at least once by some worker; which
 //! partitions come and go is said on standard error, one line each. Absent on purpose: other ways to commit.
 
-use super::{ConsumeArguments, Printer, terminated};
+use super::{ConsumeArguments, Printer};
 use crate::failure::Failure;
 use crate::output::Output;
 use ringlog_client::{
@@ -97,14 +97,10 @@ pub(super) async fn consume(
     let mut printer = Printer { arguments, output, left: arguments.max, refused: false };
     let ended = tokio::select! {
         ended = print_all(&mut printer, &mut consumer) => ended,
-        _ = tokio::signal::ctrl_c() => Ok(()),
-        () = terminated() => Ok(()),
+        () = crate::interrupt::interrupted() => Ok(()),
     };
-    let flushed = printer.output.flush();
-    if flushed.is_err() {
-        // Nobody has read it: it is not committed, and the session ends by itself.
-        return flushed;
-    }
+    // What nobody has read is not committed: then the session ends by itself.
+    printer.output.flush()?;
     let closed = consumer.close().await;
     ended?;
     closed?;
