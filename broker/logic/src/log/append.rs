@@ -599,6 +599,14 @@ impl Log {
         name.last < self.checkpointed_sequence
     }
 
+    /// Below this offset, which is the log's start at least, compaction has rewritten what there is.
+    pub fn rewritten_until(&self) -> Offset {
+        match self.segments.partition_point(|segment| segment.rewritten.is_some()) {
+            0 => self.log_start,
+            at => self.segments.get(at).map_or(self.log_start, |next| next.base.max(self.log_start)),
+        }
+    }
+
     /// How often segments have been replaced: a reader who finds another number than before plans again.
     pub fn replacements(&self) -> u64 {
         self.replacements

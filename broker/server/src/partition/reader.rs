@@ -50,9 +50,9 @@ pub enum ReadError {
 
 impl<D: Disk> Partition<D> {
     /// Serves `offset` from memory; `None` if it must be read from the device, or is below the log's start:
-    /// what retention has taken is gone although it may still be in memory.
+    /// what retention or compaction has taken is gone although it may still be in memory.
     pub fn read_tail(&self, offset: Offset, max_bytes: usize) -> Option<Vec<Slice>> {
-        if offset < self.with_log(|log| log.log_start()) {
+        if offset < self.with_log(|log| log.rewritten_until()) {
             return None;
         }
         let mut out = Vec::new();
