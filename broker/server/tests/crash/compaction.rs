@@ -204,7 +204,7 @@ async fn live(job: Job, plan: &Plan, report: &Rc<RefCell<Report>>) -> Vec<Job> {
                 let mut report = report.borrow_mut();
                 if end < expected.acknowledged
                     || start < expected.deleted_below
-                    || start > expected.start_seen.max(0)
+                    || start > expected.start_seen
                 {
                     report.fail(format!(
                         "found {start}..{end}, promised {}..{}, start seen {}: {found:?}",
