@@ -270,7 +270,8 @@ fn what_is_due() {
 #[test]
 fn segments_that_become_one() {
     let bytes = |list: &[u64]| list.iter().map(|bytes| (*bytes, 1, 0, 0)).collect::<Vec<_>>();
-    let rows: [(&[u64], u64, u64, &[&[u64]]); 5] = [
+    type Row<'a> = (&'a [u64], u64, u64, &'a [&'a [u64]]);
+    let rows: [Row<'_>; 5] = [
         (&[10, 10, 10, 10], 30, 100, &[&[0, 1, 2]]),
         (&[10, 10, 10, 10], 30, 20, &[&[0, 1], &[2]]),
         (&[10, 10, 10, 10], 15, 100, &[&[0, 1]]),
