@@ -242,13 +242,18 @@ fn check_group(history: &History, group: &str, verdict: &mut Verdict) {
     verdict.read_again += reads - read.len();
     check_commits(group, &holdings, &commits, verdict);
     for (partition, commits) in &commits {
+        // Offset → when the last of those below it was first read; `None` = one was not.
+        let mut read_below = vec![Some(0)];
+        for offset in 0..commits.iter().map(|commit| commit.offset).max().unwrap_or(0) {
+            let before = read_below[offset as usize];
+            let at = read.get(&(*partition, offset)).copied();
+            read_below.push(before.zip(at).map(|(before, at)| before.max(at)));
+        }
         for commit in commits {
             // What was read just before is written down before the commit is called.
-            let ahead = (0..commit.offset)
-                .rev()
-                .find(|offset| read.get(&(*partition, *offset)).is_none_or(|at| *at > commit.answered));
-            if let Some(offset) = ahead {
-                let what = format!("{group} {partition}: {} committed, {offset} not read", commit.offset);
+            let when = read_below[commit.offset as usize];
+            if when.is_none_or(|at| at > commit.answered) {
+                let what = format!("{group} {partition}: {} committed, not all below it read", commit.offset);
                 verdict.add(Anomaly::CommitAhead, what);
             }
         }
