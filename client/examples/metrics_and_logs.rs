@@ -39,9 +39,12 @@ pub async fn run(brokers: &str, out: &mut impl Write) -> Result<(), Box<dyn Erro
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as i64;
     report(&client, now_ms).await?;
 
-    // The last minute, without what was before.
+    // The last minute: from the first record that is young enough, without those behind it that are older all the
+    // same, because the clocks of hosts differ.
+    let since_ms = now_ms - 60_000;
     let mut loads: BTreeMap<Bytes, Vec<f64>> = BTreeMap::new();
-    for record in read(&client, "metrics", StartFrom::Timestamp(now_ms - 60_000)).await? {
+    let recent = read(&client, "metrics", StartFrom::Timestamp(since_ms)).await?;
+    for record in recent.into_iter().filter(|record| record.timestamp_ms >= since_ms) {
         let load = String::from_utf8_lossy(&record.value.unwrap_or_default()).parse()?;
         loads.entry(record.key.unwrap_or_default()).or_default().push(load);
     }
