@@ -49,6 +49,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The one broker there is until the cluster.
 const BROKER: BrokerId = BrokerId::new(0);
+/// Connections that may wait to be accepted by a shard; the host's somaxconn may be lower.
+const LISTEN_BACKLOG: i32 = 1024;
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
 const RETENTION_TICKS: u64 = 10;
 
@@ -459,8 +461,21 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), here);
     // Before the first produce: a start on a full disk serves reads only.
     look_at_space(&shard, low_space_bytes(&setup.root)).await;
-    let listener = TcpListener::bind(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;
+    let listener = listen(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;
     Ok((shard, listener))
+}
+
+/// One of the shards' listeners: they share the address. Connections inherit its options, and those that outlive a
+/// killed broker must not keep the address from the next one: the kernel remembers them for a minute.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(LISTEN_BACKLOG)?;
+    // SAFETY: the socket has just given its descriptor away, bound and listening.
+    Ok(unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) })
 }
 
 fn spawn_background(shard: &Rc<Shard>, setup: Setup) {

@@ -105,7 +105,9 @@ fn print_tables(lag: &GroupLag, output: &mut Output) -> Result<(), Failure> {
 }
 
 fn topics_text(topics: &[GroupTopic]) -> String {
-    let each = topics.iter().map(|topic| {
+    let mut by_name: Vec<&GroupTopic> = topics.iter().collect();
+    by_name.sort_by(|one, other| one.name.cmp(&other.name));
+    let each = by_name.into_iter().map(|topic| {
         let partitions: Vec<String> = topic.partitions.iter().map(u32::to_string).collect();
         format!("{}/{}", topic.name, partitions.join(","))
     });

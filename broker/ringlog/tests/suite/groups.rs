@@ -144,12 +144,14 @@ fn offsets_survive_kill_9_of_the_broker() {
     workers.wait_for_shares(&[2, 2]);
     produce(&broker, "jobs", 0, 100);
     seen_once(&workers, &[0, 1], 100);
+    // Whoever came first may have had all partitions for a moment, and given two back.
+    let before = workers.lines().len();
     broker.stop(libc::SIGKILL);
     let broker = start_again(data.path(), &address);
     // They go on where they were, without a rebalance.
     produce(&broker, "jobs", 100, 100);
     seen_once(&workers, &[0, 1], 200);
-    let lines = workers.lines();
+    let lines = &workers.lines()[before..];
     assert!(!lines.iter().any(|line| matches!(line.said, Said::Lost(_) | Said::Revoked(_))), "{lines:?}");
     assert!(workers.stop(0, libc::SIGTERM) && workers.stop(1, libc::SIGINT));
     broker.stop(libc::SIGKILL);

@@ -119,7 +119,6 @@ async fn once_and_in_order_through_a_bad_network() {
 }
 
 #[tokio::test]
-#[ignore = "a killed broker's port stays taken for a minute: its accepted sockets lack SO_REUSEADDR"]
 async fn once_and_in_order_over_kills() {
     const KILLS: u64 = 5;
     const RECORDS: u64 = 4_000;
@@ -147,7 +146,6 @@ async fn once_and_in_order_over_kills() {
 
 /// The broker has it, durably, its answer is lost, and so is the broker: the next one knows.
 #[tokio::test]
-#[ignore = "a killed broker's port stays taken for a minute: its accepted sockets lack SO_REUSEADDR"]
 async fn what_was_appended_before_a_kill_is_recognised_after_it() {
     let data = directory();
     let broker = serve(data.path(), "127.0.0.1:0", Some(proxy::HOST));
