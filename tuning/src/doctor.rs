@@ -185,7 +185,7 @@ pub fn examine(subject: &Subject) -> Vec<Finding> {
     let measured = Measured { wake_up: wake_up(&subject.usable_cores), ..Measured::quickly() };
     let facts = host_facts(&subject.data);
     let mut found = preflight_of(&facts, &subject.data, subject.shards);
-    found.extend(unusable_address(subject.listen, subject.listen_is_default));
+    found.extend(unusable_address(subject.listen, subject.listen_is_default, Duration::ZERO));
     // Without the directory the process can still be looked at.
     let facts = facts.map_err(|_| host_facts(&std::env::temp_dir()).ok());
     if let Err(Some(elsewhere)) = &facts {

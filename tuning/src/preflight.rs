@@ -10,6 +10,7 @@ use crate::sources::{bytes, counted};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Below it no executor of the runtime starts (glommio-ng 0.12, `Reactor::new`); not per executor.
 const LOCKED_MEMORY_BYTES_MIN: u64 = 512 << 10;
@@ -30,7 +31,7 @@ const FREE_BYTES_PER_SHARD_WANTED: u64 = 512 << 20;
 /// `listen`. The worst comes first; an empty list is a host without complaints.
 pub fn preflight(data_directory: &Path, listen: SocketAddr, shards: usize) -> Vec<Finding> {
     let mut found = preflight_of(&host_facts(data_directory), data_directory, shards);
-    found.extend(unusable_address(listen, false));
+    found.extend(unusable_address(listen, false, LET_GO));
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     found
 }
@@ -281,11 +282,23 @@ fn unusable_directory(data_directory: &Path, error: &io::Error) -> Finding {
     }
 }
 
-/// The complaint about `listen`, if there is one. A default that is taken is probably a broker: nobody has
+/// How long a process that has ended may keep its port: its rings hold the listeners until the kernel has put
+/// them away, some milliseconds after the process is gone.
+const LET_GO: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The complaint about `listen`, if it has one after `patience`. A default that is taken is probably a broker: nobody has
 /// asked for another one there.
-pub(crate) fn unusable_address(listen: SocketAddr, is_default: bool) -> Option<Finding> {
-    // Plain bind, without SO_REUSEPORT: the runtime always sets it, so that two brokers would both succeed.
-    let error = TcpListener::bind(listen).err()?;
+pub(crate) fn unusable_address(listen: SocketAddr, is_default: bool, patience: Duration) -> Option<Finding> {
+    let deadline = Instant::now() + patience;
+    let error = loop {
+        // Plain bind, without SO_REUSEPORT: the runtime always sets it, so that two brokers would both succeed.
+        let error = TcpListener::bind(listen).err()?;
+        if error.kind() != io::ErrorKind::AddrInUse || Instant::now() >= deadline {
+            break error;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    };
     let found = format!("cannot listen on {listen}: {error}");
     let fix = match error.kind() {
         io::ErrorKind::AddrInUse if is_default => {
@@ -443,11 +456,11 @@ mod tests {
         // Unless nobody has asked for that port: then it is taken to be a broker's.
         for (is_default, severity, part) in [(false, Fatal, "clients cannot"), (true, Note, "ringlog status")]
         {
-            let finding = unusable_address(taken.local_addr().unwrap(), is_default).unwrap();
+            let finding = unusable_address(taken.local_addr().unwrap(), is_default, Duration::ZERO).unwrap();
             assert_eq!(finding.severity, severity);
             assert!(finding.cost.contains(part) && finding.fix.contains("ss -ltnp"), "{finding:?}");
         }
-        assert_eq!(unusable_address("127.0.0.1:0".parse().unwrap(), true), None);
+        assert_eq!(unusable_address("127.0.0.1:0".parse().unwrap(), true, Duration::ZERO), None);
     }
 
     #[test]
