@@ -14,8 +14,9 @@
 use super::disk::CrashDisk;
 use super::image::{BLOCK, GroupNote, Image};
 use logic::ids::{LeaderEpoch, Offset};
+use logic::limits::PRODUCER_IN_FLIGHT_MAX;
 use logic::log::{LogIdentity, SegmentName};
-use logic::producer_state::Admission;
+use logic::producer_state::{Admission, ProducerError};
 use schema::record_batch::{self, Header};
 use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
@@ -206,7 +207,7 @@ pub async fn open_and_judge(
             tally.fail(format!("{id}: lost {:?} without damage", report.lost));
         }
         judge_tail(&partition, &slot, end, case, &mut tally);
-        judge_producers(&partition, &ledger.borrow().slots[at], &mut tally);
+        judge_producers(&partition, &ledger.borrow().slots[at], slot.acknowledged, &mut tally);
         if case.clean && report.bytes_read > 2 * BLOCK as u64 {
             tally.misjudged += 1;
             tally.fail(format!("{id}: {} bytes read after an orderly end", report.bytes_read));
@@ -219,20 +220,23 @@ pub async fn open_and_judge(
     partition
 }
 
-/// Whether the last five batches of every producer, and the last one that is there, are recognised where they are.
-fn judge_producers(partition: &Partition<CrashDisk>, slot: &Slot, tally: &mut Tally) {
+/// Whether what producers may send again is recognised where it is: whatever is there and was not acknowledged, and
+/// the newest. Older ones of the last five are recognised or said to be forgotten, and never appended anew: a
+/// checkpoint tells of durable batches alone, and those behind it that a crash took had pushed older ones out of the
+/// table. Their producers had been answered, or they would not have sent that many more.
+fn judge_producers(partition: &Partition<CrashDisk>, slot: &Slot, acknowledged: u64, tally: &mut Tally) {
     let id = slot.identity.partition;
     for producer in 0..PRODUCERS {
-        let there = |batch: &&Rc<Batch>| slot.batches.last().is_some_and(|last| batch.end <= last.end);
-        let resent = slot.to_send_again.iter().filter(|b| b.header().producer_id == producer as i64).count();
         let of_log = slot.batches.iter().filter(|batch| batch.header().producer_id == producer as i64);
-        let last = of_log.rev().take(5usize.saturating_sub(resent).max(1)).filter(there);
-        for batch in last {
+        for (age, batch) in of_log.rev().take(PRODUCER_IN_FLIGHT_MAX).enumerate() {
             match partition.admit_producer(&batch.header()) {
                 Ok(Admission::Duplicate(note))
                     if note.base.get() == batch.base && note.end().get() == batch.end =>
                 {
                     tally.add("batches sent again and recognised", 1);
+                }
+                Err(ProducerError::Forgotten { .. }) if age > 0 && batch.end <= acknowledged => {
+                    tally.add("acknowledged batches sent again and forgotten", 1);
                 }
                 other => {
                     tally.misjudged += 1;
