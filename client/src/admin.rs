@@ -188,16 +188,21 @@ impl Admin {
 
     /// What the broker is and does.
     pub async fn status(&self) -> Result<BrokerStatus, ClientError> {
-        self.ask_status(false).await
+        self.ask_status(false, false).await
     }
 
     /// The same, with what went in and out of each topic ([`BrokerStatus::topics`]): more work for the broker.
     pub async fn status_with_topics(&self) -> Result<BrokerStatus, ClientError> {
-        self.ask_status(true).await
+        self.ask_status(true, false).await
     }
 
-    async fn ask_status(&self, topics: bool) -> Result<BrokerStatus, ClientError> {
-        match self.cluster.ask(Request::Status { topics }).await? {
+    /// The same, with groups and how far they are behind ([`BrokerStatus::groups`]).
+    pub async fn status_in_full(&self) -> Result<BrokerStatus, ClientError> {
+        self.ask_status(true, true).await
+    }
+
+    async fn ask_status(&self, topics: bool, groups: bool) -> Result<BrokerStatus, ClientError> {
+        match self.cluster.ask(Request::Status { topics, groups }).await? {
             Reply::Status(status) => Ok(*status),
             _ => Err(ClientError::UnexpectedReply { request: "Status" }),
         }

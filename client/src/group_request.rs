@@ -420,7 +420,7 @@ pub(crate) fn fetched(reply: &wire::OffsetFetchResponse<'_>) -> Vec<CommittedOff
     offsets_of(reply.topics())
 }
 
-fn state(state: wire::GroupState) -> Result<GroupState, ReplyError> {
+pub(crate) fn state(state: wire::GroupState) -> Result<GroupState, ReplyError> {
     match state {
         wire::GroupState::Empty => Ok(GroupState::Empty),
         wire::GroupState::Reconciling => Ok(GroupState::Reconciling),

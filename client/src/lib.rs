@@ -69,8 +69,8 @@ pub use group_consumer::{
 pub use partitioner::{CustomPartitioner, Partitioner, kafka_hash};
 pub use producer::{BATCH_SIZE_MAX, Linger, Producer, ProducerConfig, ProducerRecord};
 pub use reply::{
-    BrokerAnatomy, BrokerError, BrokerStatus, ConfigValue, Durability, PartitionCompaction, PartitionLog,
-    PartitionPlace, ShardStatus, TopicStatus,
+    BrokerAnatomy, BrokerError, BrokerStatus, ConfigValue, Durability, GroupBehind, GroupStatus,
+    PartitionCompaction, PartitionLog, PartitionPlace, ShardStatus, TopicStatus,
 };
 pub use request::{Acks, NewTopic, OffsetSpec, TopicId};
 pub use schema::compression::UnpackError;

@@ -5,6 +5,7 @@
 //! violation, never a guess; bodies are slices of the one buffer that was read. Absent on purpose: the
 //! FlatBuffers types, which do not leave this module.
 
+use crate::group_request::GroupState;
 use crate::group_request::{
     self, CommitResult, CommittedOffset, GroupDescription, GroupOutcome, HeartbeatReply, ListedGroup,
 };
@@ -430,6 +431,33 @@ pub struct BrokerStatus {
     pub notices: Vec<String>,
     /// What went in and out of each topic, by name; empty unless it was asked for.
     pub topics: Vec<TopicStatus>,
+    /// Groups and how far they are behind, by name; empty unless it was asked for.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// A consumer group, seen from the broker that coordinates it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: String,
+    /// What it does.
+    pub state: GroupState,
+    /// How many.
+    pub members: u32,
+    /// Partitions that it has committed for or has a member on.
+    pub partitions: u32,
+    /// How far it is behind; `None` = the broker has too many groups and partitions to look at all of them.
+    pub lag: Option<GroupBehind>,
+}
+
+/// How far a group is behind, over all its partitions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupBehind {
+    /// Records not processed, of all partitions together.
+    pub records: u64,
+    /// Now, less the timestamp of the oldest record that is the first unread one of a partition; zero = everything is
+    /// read.
+    pub time: Duration,
 }
 
 /// What went in and out of a topic, since the broker took its partitions over.
@@ -602,6 +630,18 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
             segments: topic.segments(),
             log_bytes: topic.log_bytes(),
         };
+        let group = |group: wire::GroupStatus<'_>| {
+            let behind =
+                GroupBehind { records: group.lag_records(), time: Duration::from_millis(group.lag_ms()) };
+            Ok(GroupStatus {
+                group: text(group.group()),
+                state: group_request::state(group.state())?,
+                members: group.members(),
+                partitions: group.partitions(),
+                lag: group.lag_known().then_some(behind),
+            })
+        };
+        let groups = reply.groups().into_iter().flatten().map(group);
         return Ok(Reply::Status(Box::new(BrokerStatus {
             broker: reply.broker(),
             version: text(reply.version()),
@@ -610,6 +650,7 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
             shards: reply.shards().into_iter().flatten().map(shard).collect(),
             notices: reply.notices().into_iter().flatten().map(str::to_owned).collect(),
             topics: reply.topics().into_iter().flatten().map(topic).collect(),
+            groups: groups.collect::<Result<_, ReplyError>>()?,
         })));
     }
     decode_group_reply(response)

@@ -224,6 +224,8 @@ pub enum Request {
     Status {
         /// Also what went in and out of each topic.
         topics: bool,
+        /// Also how far groups are behind.
+        groups: bool,
     },
     /// A group member's sign of life.
     Heartbeat(Box<Heartbeat>),
@@ -457,8 +459,9 @@ impl Request {
                 let args = wire::DeleteRecordsRequestArgs { topics };
                 (Api::DeleteRecordsRequest, wire::DeleteRecordsRequest::create(b, &args).as_union_value())
             }
-            Request::Status { topics } => {
-                let api = wire::StatusRequest::create(b, &wire::StatusRequestArgs { topics: *topics });
+            Request::Status { topics, groups } => {
+                let args = wire::StatusRequestArgs { topics: *topics, groups: *groups };
+                let api = wire::StatusRequest::create(b, &args);
                 (Api::StatusRequest, api.as_union_value())
             }
             Request::Heartbeat(heartbeat) => heartbeat.encode(b),

@@ -276,6 +276,18 @@ pub const HTTP_HEAD_TIMEOUT_MS: u64 = 5_000;
 pub const HTTP_SHARD_TIMEOUT_MS: u64 = 2_000;
 /// Partitions that have lines of their own in the metrics; of more there are only sums over topics.
 pub const METRICS_PARTITIONS_MAX: usize = 1_000;
+/// Groups that have lines of their own in the metrics, and, together, partitions of theirs that have.
+pub const METRICS_GROUPS_MAX: usize = 1_000;
+/// Partitions of groups that the coordinators of one shard list at a time for lag; a group that does not fit is shown
+/// without.
+pub const LAG_PARTITIONS_MAX: usize = 10_000;
+/// Reads of the device by which one question about lag may look for timestamps; the rest is known with the next.
+pub const LAG_DEVICE_READS_MAX: usize = 16;
+/// Timestamps of first unread records that a shard remembers, so that a group that stands still costs no reads.
+pub const LAG_TIMESTAMPS_MAX: usize = 2 * LAG_PARTITIONS_MAX;
+/// What a compressed batch may unpack to for the timestamp of a record inside; of a larger one the batch's first
+/// timestamp stands for it, bytes.
+pub const LAG_UNPACKED_BYTES_MAX: usize = 4 * MIB;
 
 /// What one shard may hold in memory besides its partitions' state: the sum that `docs/OPERATIONS.md`
 /// states and a load with 1,000 partitions is measured against.
@@ -328,5 +340,8 @@ const _: () = {
     assert!(STALL_MS < HTTP_SHARD_TIMEOUT_MS && STALL_MS < FRAME_TIMEOUT_MS);
     // The largest head is read with one buffer of the library, whose least is 8 KiB.
     assert!(HTTP_HEAD_BYTES_MAX >= 8 * KIB);
+    // What a shard lists fits twice into what it remembers: one round of questions does not push itself out.
+    assert!(LAG_TIMESTAMPS_MAX >= 2 * LAG_PARTITIONS_MAX && METRICS_PARTITIONS_MAX <= LAG_PARTITIONS_MAX);
+    assert!(LAG_UNPACKED_BYTES_MAX <= UNPACKED_BATCH_BYTES_MAX);
     assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && PREWRITE_CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
 };

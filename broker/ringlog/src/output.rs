@@ -150,6 +150,18 @@ pub fn duration_us(us: f64) -> String {
     }
 }
 
+/// Milliseconds with the two units that matter.
+pub fn duration_ms(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0 => format!("{ms} ms"),
+        1..60 => format!("{}.{} s", seconds, ms % 1000 / 100),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
 /// Bytes with the unit that reads best, by 1000.
 pub fn bytes(count: u64) -> String {
     let value = count as f64;
@@ -182,7 +194,7 @@ mod tests {
 
     #[test]
     fn numbers_for_people() {
-        let rows: [(String, &str); 12] = [
+        let rows: [(String, &str); 18] = [
             (grouped(0), "0"),
             (grouped(999), "999"),
             (grouped(1000), "1,000"),
@@ -192,6 +204,12 @@ mod tests {
             (duration_us(12.4), "12 us"),
             (duration_us(1500.0), "1.50 ms"),
             (duration_us(2_500_000.0), "2.50 s"),
+            (duration_ms(0), "0 ms"),
+            (duration_ms(999), "999 ms"),
+            (duration_ms(1_250), "1.2 s"),
+            (duration_ms(61_000), "1 min 1 s"),
+            (duration_ms(7_260_000), "2 h 1 min"),
+            (duration_ms(604_800_000), "7 d 0 h"),
             (bytes(999), "999 B"),
             (bytes(1_500_000), "1.5 MB"),
             (bytes(2_000_000_000), "2.00 GB"),

@@ -1,4 +1,4 @@
-//! `ringlog top`: cores and topics of a running broker, refreshed in place.
+//! `ringlog top`: cores, topics and groups of a running broker, refreshed in place.
 //!
 //! Asks the broker for its counters again and again through the client library; what is shown are the differences
 //! of two answers, divided by the time between them. Owner: one command. Invariants: nothing is kept but the last
@@ -7,8 +7,10 @@
 
 use crate::client::BrokersArguments;
 use crate::failure::Failure;
-use crate::output::{Format, FormatArguments, Output, Table, bytes, counted, duration_us, grouped};
-use ringlog_client::{BrokerStatus, TopicStatus};
+use crate::output::{
+    Format, FormatArguments, Output, Table, bytes, counted, duration_ms, duration_us, grouped,
+};
+use ringlog_client::{BrokerStatus, GroupStatus, TopicStatus};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -24,6 +26,9 @@ pub struct TopArguments {
     /// How many topics, the busiest first
     #[arg(long, value_name = "N", default_value_t = 20)]
     topics: usize,
+    /// How many consumer groups, those furthest behind in time first
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    groups: usize,
     /// Look twice, print once, and end: for scripts
     #[arg(long)]
     once: bool,
@@ -53,7 +58,7 @@ async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
     let client = arguments.brokers.connect().await?;
     let admin = client.admin();
     let look = async || -> Result<Look, Failure> {
-        let status = admin.status_with_topics().await?;
+        let status = admin.status_in_full().await?;
         Ok(Look { at: Instant::now(), status })
     };
     let live = !arguments.once && arguments.format.format == Format::Text && std::io::stdout().is_terminal();
@@ -71,7 +76,7 @@ async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
         if live {
             output.bytes(&[Screen::HOME.as_bytes()])?;
         }
-        view.print(arguments.topics, &mut output)?;
+        view.print(arguments.topics, arguments.groups, &mut output)?;
         output.flush()?;
         if arguments.once {
             return Ok(());
@@ -114,6 +119,7 @@ struct View {
     seconds: f64,
     shards: Vec<ShardView>,
     topics: Vec<TopicView>,
+    groups: Vec<GroupView>,
     notices: usize,
     last_notice: Option<String>,
 }
@@ -146,6 +152,31 @@ struct TopicView {
     fetched_bytes_s: f64,
     records: u64,
     log_bytes: u64,
+}
+
+/// A consumer group.
+#[derive(Debug, PartialEq, serde::Serialize)]
+struct GroupView {
+    group: String,
+    state: &'static str,
+    members: u32,
+    partitions: u32,
+    /// Absent where the broker has too many to look at.
+    lag_records: Option<u64>,
+    lag_ms: Option<u64>,
+}
+
+impl GroupView {
+    fn of(group: &GroupStatus) -> Self {
+        Self {
+            group: group.group.clone(),
+            state: group.state.name(),
+            members: group.members,
+            partitions: group.partitions,
+            lag_records: group.lag.map(|lag| lag.records),
+            lag_ms: group.lag.map(|lag| lag.time.as_millis() as u64),
+        }
+    }
 }
 
 impl View {
@@ -194,6 +225,8 @@ impl View {
         let busy = |topic: &TopicView| topic.produced_bytes_s + topic.fetched_bytes_s;
         // The order of names where nothing tells them apart.
         topics.sort_by(|a, b| busy(b).total_cmp(&busy(a)));
+        let mut groups: Vec<GroupView> = after.status.groups.iter().map(GroupView::of).collect();
+        groups.sort_by_key(|group| std::cmp::Reverse((group.lag_ms, group.lag_records)));
         Self {
             broker: after.status.broker,
             version: after.status.version.clone(),
@@ -201,25 +234,29 @@ impl View {
             seconds,
             shards,
             topics,
+            groups,
             notices: after.status.notices.len(),
             last_notice: after.status.notices.last().cloned(),
         }
     }
 
-    fn print(&self, topics_max: usize, output: &mut Output) -> Result<(), Failure> {
+    fn print(&self, topics_max: usize, groups_max: usize, output: &mut Output) -> Result<(), Failure> {
+        let groups = &self.groups[..groups_max.min(self.groups.len())];
         let topics = &self.topics[..topics_max.min(self.topics.len())];
         if output.is_json() {
             return output.json(&json!({
                 "broker": self.broker, "version": self.version, "uptime_ms": self.uptime.as_millis() as u64,
-                "seconds": self.seconds, "shards": self.shards, "topics": topics, "notices": self.notices,
+                "seconds": self.seconds, "shards": self.shards, "topics": topics, "groups": groups,
+                "notices": self.notices,
             }));
         }
         output.line(&format!(
-            "broker {} {}, up {} s, {}, {}",
+            "broker {} {}, up {} s, {}, {}, {}",
             self.broker,
             self.version,
             grouped(self.uptime.as_secs()),
             counted(self.topics.len() as u64, "topic"),
+            counted(self.groups.len() as u64, "group"),
             counted(self.notices as u64, "notice"),
         ))?;
         if let Some(notice) = &self.last_notice {
@@ -277,16 +314,46 @@ impl View {
         }
         output.table(&table)?;
         match self.topics.len() - topics.len() {
+            0 => {}
+            more => output.line(&format!("and {} more (--topics N)", counted(more as u64, "topic")))?,
+        }
+        if groups.is_empty() {
+            return Ok(());
+        }
+        output.line("")?;
+        output.table(&group_table(groups))?;
+        match self.groups.len() - groups.len() {
             0 => Ok(()),
-            more => output.line(&format!("and {} more (--topics N)", counted(more as u64, "topic"))),
+            more => output.line(&format!("and {} more (--groups N)", counted(more as u64, "group"))),
         }
     }
+}
+
+fn group_table(groups: &[GroupView]) -> Table {
+    let mut table = Table::new(&["GROUP", "STATE", ">MEMBERS", ">PARTITIONS", ">LAG", ">BEHIND"]);
+    for group in groups {
+        let behind = match (group.lag_records, group.lag_ms) {
+            (Some(0), _) => "-".to_owned(),
+            (_, Some(ms)) => duration_ms(ms),
+            (_, None) => "?".to_owned(),
+        };
+        table.row([
+            group.group.clone(),
+            group.state.to_owned(),
+            group.members.to_string(),
+            group.partitions.to_string(),
+            group.lag_records.map_or("?".to_owned(), grouped),
+            behind,
+        ]);
+    }
+    table
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringlog_client::ShardStatus;
+    use ringlog_client::group_request::GroupState;
+    use ringlog_client::{GroupBehind, ShardStatus};
 
     fn look(at: Instant, requests: u64, topics: &[(&str, u64)]) -> Look {
         let counters = vec![("requests_total".to_owned(), requests), ("connections_open".to_owned(), 3)];
@@ -310,6 +377,29 @@ mod tests {
         assert_eq!(topics, [("new", 30.0), ("a", 10.0), ("b", 0.0)]);
         // The broker was started anew: no rate is negative.
         assert_eq!(View::between(&after, &before).shards[0].requests_s, 0.0);
+    }
+
+    #[test]
+    fn the_group_that_is_furthest_behind_is_first() {
+        let group = |name: &str, lag: Option<(u64, u64)>| GroupStatus {
+            group: name.to_owned(),
+            state: GroupState::Empty,
+            members: 0,
+            partitions: 1,
+            lag: lag.map(|(records, ms)| GroupBehind { records, time: Duration::from_millis(ms) }),
+        };
+        let now = Instant::now();
+        let mut after = look(now, 1, &[]);
+        after.status.groups =
+            vec![group("done", Some((0, 0))), group("late", Some((7, 61_000))), group("many", None)];
+        let view = View::between(&look(now, 1, &[]), &after);
+        let names: Vec<_> = view.groups.iter().map(|group| group.group.as_str()).collect();
+        assert_eq!(names, ["late", "done", "many"]);
+        let shown = group_table(&view.groups).to_string();
+        let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["late", "empty", "0", "1", "7", "1", "min", "1", "s"]);
+        assert_eq!(rows[2][4..], ["0", "-"]);
+        assert_eq!(rows[3][4..], ["?", "?"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub use delete_records::delete_records_here;
 
 use crate::connection::InFlight;
 use crate::error_code;
-use crate::group;
+use crate::group::{self, lag};
 use crate::mailbox::{DescribedLog, ListedOffset, Message, ShardReport};
 use crate::metadata::{MetadataError, new_topic_id};
 use crate::shard::{Location, Shard};
@@ -48,7 +48,7 @@ pub enum Request {
     /// Logs of topics.
     DescribeLogs(Vec<String>),
     /// The broker.
-    Status { topics: bool },
+    Status { topics: bool, groups: bool },
     /// A producer's id and epoch; what it has, or -1.
     InitProducer(i64, i16),
     /// Records that go: partition and the new start, by topic.
@@ -128,7 +128,10 @@ impl Request {
             Api::DescribeLogsRequest => {
                 Self::DescribeLogs(strings(request.api_as_describe_logs_request()?.topics()))
             }
-            Api::StatusRequest => Self::Status { topics: request.api_as_status_request()?.topics() },
+            Api::StatusRequest => {
+                let status = request.api_as_status_request()?;
+                Self::Status { topics: status.topics(), groups: status.groups() }
+            }
             Api::InitProducerRequest => {
                 let init = request.api_as_init_producer_request()?;
                 Self::InitProducer(init.producer_id(), init.producer_epoch())
@@ -176,7 +179,7 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
                 reply.one_outcome(outcome, wire::ResponseApi::CreatePartitionsResponse);
             }
             Request::DescribeLogs(names) => reply.describe_logs(&shard, names).await,
-            Request::Status { topics } => reply.status(&shard, topics).await,
+            Request::Status { topics, groups } => reply.status(&shard, topics, groups).await,
             Request::InitProducer(id, epoch) => reply.init_producer(&shard, id, epoch).await,
             Request::DeleteRecords(topics) => reply.delete_records(&shard, topics).await,
         }
@@ -588,7 +591,7 @@ impl Reply {
         });
     }
 
-    async fn status(&self, shard: &Rc<Shard>, topics: bool) {
+    async fn status(&self, shard: &Rc<Shard>, topics: bool, groups: bool) {
         let others = || (0..shard.identity.shards).map(ShardId::new).filter(|it| *it != shard.identity.shard);
         let topics = match topics {
             true => {
@@ -599,6 +602,7 @@ impl Reply {
             }
             false => Vec::new(),
         };
+        let groups = if groups { group_reports(shard).await } else { Vec::new() };
         let asked = others().map(|other| ask(shard, other, Message::Status));
         let mut reports: Vec<ShardReport> = join_all(asked).await.into_iter().flatten().collect();
         reports.push(shard.report());
@@ -641,7 +645,23 @@ impl Reply {
                     wire::TopicStatus::create(builder, &args)
                 })
                 .collect();
+            let groups: Vec<_> = groups
+                .iter()
+                .map(|group| {
+                    let args = wire::GroupStatusArgs {
+                        group: Some(builder.create_string(&group.group)),
+                        state: group::wire::state(group.state),
+                        members: group.members,
+                        partitions: group.partitions,
+                        lag_known: group.lags.is_some(),
+                        lag_records: group.records(),
+                        lag_ms: group.ms(),
+                    };
+                    wire::GroupStatus::create(builder, &args)
+                })
+                .collect();
             let topics = builder.create_vector(&topics);
+            let groups = builder.create_vector(&groups);
             let shards = builder.create_vector(&shards);
             let notices = builder.create_vector(&notices);
             let version = builder.create_string(env!("CARGO_PKG_VERSION"));
@@ -654,6 +674,7 @@ impl Reply {
                 shards: Some(shards),
                 notices: Some(notices),
                 topics: Some(topics),
+                groups: Some(groups),
             };
             wire::StatusResponse::create(builder, &args).as_union_value()
         });
@@ -705,6 +726,25 @@ pub async fn ask<T>(
     let (reply, answer) = oneshot::channel();
     shard.mailboxes.send(to, message(reply)).await.ok()?;
     answer.await.ok()
+}
+
+/// Every group of this broker, and how far it is behind.
+async fn group_reports(shard: &Rc<Shard>) -> Vec<lag::GroupReport> {
+    let own = shard.identity.shard;
+    let others = other_shards(shard).map(|other| ask(shard, other, Message::Progress));
+    let (here, others) = futures_util::join!(lag::gather(shard), join_all(others));
+    let all: Vec<lag::Gathered> = others.into_iter().flatten().chain([here]).collect();
+    let groups: Vec<_> = all.into_iter().flat_map(|gathered| gathered.groups).collect();
+    let image = shard.metadata.image();
+    let questions = lag::questions(&groups, &image, shard.identity.broker);
+    let answers = questions.into_iter().map(|(home, asked)| async move {
+        match home == own {
+            true => lag::answer(shard, asked).await,
+            false => ask(shard, home, |reply| Message::Lag(asked, reply)).await.unwrap_or_default(),
+        }
+    });
+    let answers = join_all(answers).await.into_iter().flatten().collect();
+    lag::reports(groups, answers, &image)
 }
 
 async fn describe_topic(shard: &Rc<Shard>, image: &Image, topic: &Topic) -> Vec<DescribedLog> {

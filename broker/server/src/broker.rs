@@ -215,8 +215,13 @@ impl Broker {
             threads.push(thread);
         }
         drop(ready);
-        let observer =
-            Observer { mailboxes: mailboxes.clone(), metadata: handle, shards: config.shards as u16, began };
+        let observer = Observer {
+            mailboxes: mailboxes.clone(),
+            metadata: handle,
+            broker: BROKER,
+            shards: config.shards as u16,
+            began,
+        };
         let mut broker =
             Self { address, mailboxes, observer, stop, threads, metadata, _directory: directory };
         for _ in 0..config.shards {
@@ -556,6 +561,20 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             let shard = shard.clone();
             stall::spawn("a look at all partitions", async move {
                 let _ = reply.send(traffic::gather(&shard).await);
+            })
+            .detach();
+        }
+        Message::Progress(reply) => {
+            let shard = shard.clone();
+            stall::spawn("a look at all groups", async move {
+                let _ = reply.send(group::lag::gather(&shard).await);
+            })
+            .detach();
+        }
+        Message::Lag(asked, reply) => {
+            let shard = shard.clone();
+            stall::spawn("a look at the lag of groups", async move {
+                let _ = reply.send(group::lag::answer(&shard, asked).await);
             })
             .detach();
         }

@@ -12,10 +12,10 @@
 //! it is durable, also an answer that changed nothing, because it may tell of what another request changed; every
 //! queue is bounded. The topic is made by the first request that needs it.
 //!
-//! Absent on purpose: decisions, which are `logic::group`'s; lag, which whoever asks computes from committed offsets
-//! and the ends of the logs.
+//! Absent on purpose: decisions, which are `logic::group`'s; lag, which is computed when somebody asks ([`lag`]).
 
-mod wire;
+pub mod lag;
+pub(crate) mod wire;
 
 use crate::admin;
 use crate::connection::InFlight;
@@ -118,6 +118,7 @@ pub type RemoteAnswer = Vec<(PartitionIndex, Answer)>;
 pub struct Groups {
     hosts: RefCell<BTreeMap<PartitionIndex, Rc<Host>>>,
     topic: Cell<Option<TopicId>>,
+    timestamps: RefCell<lag::Recent>,
 }
 
 impl Groups {

@@ -9,7 +9,7 @@ mod data_directory;
 mod dispatch;
 mod error_code;
 mod fetch;
-mod group;
+pub mod group;
 pub mod histogram;
 pub mod mailbox;
 pub mod metadata;

@@ -6,6 +6,7 @@
 //! for room. Absent on purpose: closures, shared state, blocking.
 
 use crate::fetch::{Found, RemoteFetch, RemoteWait};
+use crate::group::lag;
 use crate::group::{RemoteAnswer, RemoteAsk};
 use crate::observe::Timed;
 use crate::produce::{EntryResult, RemoteProduce};
@@ -45,6 +46,10 @@ pub enum Message {
     Status(oneshot::Sender<ShardReport>),
     /// What was produced to this shard's partitions and fetched from them, and what their logs are.
     Traffic(oneshot::Sender<Vec<PartitionReport>>),
+    /// How far the groups that this shard coordinates have come.
+    Progress(oneshot::Sender<lag::Gathered>),
+    /// How far places in this shard's partitions are from their ends.
+    Lag(Vec<lag::Question>, oneshot::Sender<Vec<lag::Behind>>),
 }
 
 impl Message {
@@ -65,7 +70,9 @@ impl Message {
             | Message::DeleteRecords(..)
             | Message::Settle(..)
             | Message::Status(_)
-            | Message::Traffic(_) => 0,
+            | Message::Traffic(_)
+            | Message::Progress(_) => 0,
+            Message::Lag(asked, _) => size_of_val(&asked[..]),
         }
     }
 }

@@ -3,14 +3,16 @@
 //! A pure function from plain data to text, run on the thread that serves HTTP. Source of the format: Prometheus,
 //! "Exposition formats". Invariants: all lines of a metric follow each other, under one `HELP` and one `TYPE`;
 //! counters end in `_total`; times are seconds, sizes bytes; labels are escaped; the number of lines is bounded by
-//! shards, topics and [`METRICS_PARTITIONS_MAX`].
+//! shards, topics, [`METRICS_PARTITIONS_MAX`] and [`METRICS_GROUPS_MAX`].
 //! Absent on purpose: quantiles computed here, which cannot be added over shards, and timestamps.
 
+use crate::group::lag::{GroupReport, PartitionLag};
 use crate::histogram::{BOUNDS_US, HistogramReport};
 use crate::mailbox::ShardReport;
 use crate::observe::Observer;
 use crate::traffic::{PartitionReport, TopicReport};
-use logic::limits::METRICS_PARTITIONS_MAX;
+use logic::group::request::GroupState;
+use logic::limits::{METRICS_GROUPS_MAX, METRICS_PARTITIONS_MAX};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -26,6 +28,10 @@ pub struct Seen<'a> {
     pub silent: usize,
     /// Their partitions.
     pub partitions: &'a [PartitionReport],
+    /// Groups, by name.
+    pub groups: &'a [GroupReport],
+    /// Coordinators whose groups are not known yet.
+    pub loading: u32,
 }
 
 /// What `Content-Type` says.
@@ -111,6 +117,7 @@ pub fn text(seen: &Seen<'_>) -> String {
     timed(&mut out, seen.shards);
     topics(&mut out, &seen.observer.by_topic(seen.partitions));
     partitions(&mut out, seen);
+    groups(&mut out, seen);
     out.0
 }
 
@@ -211,6 +218,97 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
     }
 }
 
+/// What a group does, by the word for it.
+const STATES: [(GroupState, &str); 3] =
+    [(GroupState::Empty, "empty"), (GroupState::Reconciling, "reconciling"), (GroupState::Stable, "stable")];
+
+fn groups(out: &mut Text, seen: &Seen<'_>) {
+    let metric = "ringlog_group_coordinators_loading";
+    out.metric(metric, "gauge", "Coordinators that read their groups still, which are missing below.");
+    out.sample(metric, &[], u64::from(seen.loading));
+    let metric = "ringlog_groups";
+    out.metric(metric, "gauge", "Consumer groups by what they do.");
+    for (state, word) in STATES {
+        let count = seen.groups.iter().filter(|group| group.state == state).count();
+        out.sample(metric, &[("state", word)], count as u64);
+    }
+    let omitted = if seen.groups.len() > METRICS_GROUPS_MAX { seen.groups.len() } else { 0 };
+    let metric = "ringlog_groups_omitted";
+    out.metric(metric, "gauge", "Groups without lines of their own, because there are too many.");
+    out.sample(metric, &[], omitted as u64);
+    if omitted > 0 {
+        return;
+    }
+    let metric = "ringlog_group_state";
+    out.metric(metric, "gauge", "1 for what the group does, 0 for what it does not.");
+    for group in seen.groups {
+        for (state, word) in STATES {
+            out.sample(metric, &[("group", &group.group), ("state", word)], u64::from(group.state == state));
+        }
+    }
+    let metric = "ringlog_group_members";
+    out.metric(metric, "gauge", "Members of the group.");
+    for group in seen.groups {
+        out.sample(metric, &[("group", &group.group)], u64::from(group.members));
+    }
+    group_lags(out, seen.groups);
+}
+
+/// How a lag is told.
+type Told = fn(&PartitionLag) -> Option<String>;
+
+fn group_lags(out: &mut Text, groups: &[GroupReport]) {
+    let lines: usize = groups.iter().map(|group| group.partitions as usize).sum();
+    let listed = lines <= METRICS_GROUPS_MAX && groups.iter().all(|group| group.lags.is_some());
+    let metric = "ringlog_group_partitions_omitted";
+    out.metric(
+        metric,
+        "gauge",
+        "Partitions of groups without lines of their own, because there are too many.",
+    );
+    out.sample(metric, &[], if listed { 0 } else { lines as u64 });
+    let known = || groups.iter().filter(|group| group.lags.is_some());
+    let metric = "ringlog_group_total_lag_records";
+    out.metric(metric, "gauge", "Records that the group has not processed, over all partitions.");
+    for group in known() {
+        out.sample(metric, &[("group", &group.group)], group.records());
+    }
+    let metric = "ringlog_group_max_lag_seconds";
+    out.metric(metric, "gauge", "Age of the oldest record that is the first unread one of a partition.");
+    for group in known() {
+        out.sample_text(metric, &[("group", &group.group)], &seconds(group.ms().saturating_mul(1000)));
+    }
+    if !listed {
+        return;
+    }
+    let figures: [(&str, &str, Told); 3] = [
+        (
+            "ringlog_group_committed_offset",
+            "The offset of the next record that the group processes.",
+            |lag| lag.behind.question.1.map(|offset| offset.to_string()),
+        ),
+        ("ringlog_group_lag_records", "Records that the group has not processed.", |lag| {
+            Some(lag.behind.records.to_string())
+        }),
+        ("ringlog_group_lag_seconds", "Age of the first record that the group has not processed.", |lag| {
+            lag.behind.ms.map(|ms| seconds(ms.saturating_mul(1000)))
+        }),
+    ];
+    for (metric, help, told) in figures {
+        out.metric(metric, "gauge", help);
+        for group in groups {
+            for lag in group.lags.iter().flatten() {
+                let partition = lag.behind.question.0.partition.get().to_string();
+                let labels =
+                    [("group", group.group.as_str()), ("topic", &lag.topic), ("partition", &partition)];
+                if let Some(value) = told(lag) {
+                    out.sample_text(metric, &labels, &value);
+                }
+            }
+        }
+    }
+}
+
 /// The text as it grows.
 #[derive(Default)]
 struct Text(String);
@@ -227,6 +325,10 @@ impl Text {
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        self.sample_text(name, labels, &value.to_string());
+    }
+
+    fn sample_text(&mut self, name: &str, labels: &[(&str, &str)], value: &str) {
         self.0.push_str(name);
         for (at, (label, text)) in labels.iter().enumerate() {
             let _ = write!(self.0, "{}{label}=\"", if at == 0 { '{' } else { ',' });

@@ -5,12 +5,14 @@
 //! [`Broker::observer`](crate::Broker::observer), cheap to clone; once the broker has stopped nobody answers.
 //! Absent on purpose: deadlines. A shard that is held does not answer; how long to wait is the asker's.
 
+use crate::group::lag;
 use crate::histogram::HistogramReport;
 use crate::mailbox::{Mailboxes, Message, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::traffic::{PartitionReport, TopicReport, by_topic};
 use futures_channel::oneshot;
-use logic::ids::{ShardId, TopicId};
+use logic::group::request::Progress;
+use logic::ids::{BrokerId, ShardId, TopicId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 pub struct Observer {
     pub(crate) mailboxes: Mailboxes,
     pub(crate) metadata: MetadataHandle,
+    pub(crate) broker: BrokerId,
     pub(crate) shards: u16,
     pub(crate) began: Instant,
 }
@@ -42,6 +45,27 @@ impl Observer {
     /// The partitions of a shard; `None` if it has stopped.
     pub async fn partitions(&self, shard: u16) -> Option<Vec<PartitionReport>> {
         self.ask(shard, Message::Traffic).await
+    }
+
+    /// The groups that a shard coordinates; `None` if it has stopped.
+    pub async fn groups(&self, shard: u16) -> Option<lag::Gathered> {
+        self.ask(shard, Message::Progress).await
+    }
+
+    /// What is to be asked about the lag of groups, by shard.
+    pub fn lag_questions(&self, groups: &[Progress]) -> Vec<(u16, Vec<lag::Question>)> {
+        let by_shard = lag::questions(groups, &self.metadata.image(), self.broker);
+        by_shard.into_iter().map(|(shard, asked)| (shard.get(), asked)).collect()
+    }
+
+    /// How far places in a shard's partitions are from their ends; `None` if it has stopped.
+    pub async fn lag(&self, shard: u16, asked: Vec<lag::Question>) -> Option<Vec<lag::Behind>> {
+        self.ask(shard, |reply| Message::Lag(asked, reply)).await
+    }
+
+    /// Groups with what was answered about them, by name.
+    pub fn group_reports(&self, groups: Vec<Progress>, answers: Vec<lag::Behind>) -> Vec<lag::GroupReport> {
+        lag::reports(groups, answers, &self.metadata.image())
     }
 
     /// Sums over topics, by name.

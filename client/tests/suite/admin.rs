@@ -1,8 +1,11 @@
 //! Every call of the administrator, and what a missing topic reads like.
 
 use crate::fake_broker::{Do, FakeBroker};
+use ringlog_client::group_request::GroupState;
 use ringlog_client::request::Request;
-use ringlog_client::{Client, ClientConfig, ClientError, ErrorCode, NewTopic, OffsetSpec, TopicStatus};
+use ringlog_client::{
+    Client, ClientConfig, ClientError, ErrorCode, GroupBehind, GroupStatus, NewTopic, OffsetSpec, TopicStatus,
+};
 use std::time::{Duration, Instant};
 
 #[tokio::test]
@@ -48,6 +51,14 @@ async fn every_call_round_trips() {
         log_bytes: 9,
     };
     assert_eq!(topics, [expect]);
+    let expect = GroupStatus {
+        group: "g".into(),
+        state: GroupState::Reconciling,
+        members: 2,
+        partitions: 3,
+        lag: Some(GroupBehind { records: 4, time: Duration::from_millis(5) }),
+    };
+    assert_eq!(admin.status_in_full().await.unwrap().groups, [expect]);
     let status = admin.status().await.unwrap();
     assert_eq!(
         (status.topics.len(), status.counter("flush_rounds_total"), status.counter("none")),

@@ -453,7 +453,7 @@ fn decode_admin(request: &wire::Request<'_>) -> Request {
         return Request::InitProducer { known };
     }
     let status = request.api_as_status_request().unwrap();
-    Request::Status { topics: status.topics() }
+    Request::Status { topics: status.topics(), groups: status.groups() }
 }
 
 type Builder = FlatBufferBuilder<'static>;
@@ -837,7 +837,7 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
             let api = wire::DescribeLogsResponse::create(b, &wire::DescribeLogsResponseArgs { topics });
             (wire::ResponseApi::DescribeLogsResponse, api.as_union_value())
         }
-        Request::Status { topics } => {
+        Request::Status { topics, groups } => {
             let name = Some(b.create_string("flush_rounds_total"));
             let counter = wire::Counter::create(b, &wire::CounterArgs { name, value: 9 });
             let counters = Some(b.create_vector(&[counter]));
@@ -855,8 +855,20 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
             };
             let topic = wire::TopicStatus::create(b, &topic);
             let topics = topics.then(|| b.create_vector(&[topic]));
+            let group = wire::GroupStatusArgs {
+                group: Some(b.create_string("g")),
+                state: wire::GroupState::Reconciling,
+                members: 2,
+                partitions: 3,
+                lag_known: true,
+                lag_records: 4,
+                lag_ms: 5,
+            };
+            let group = wire::GroupStatus::create(b, &group);
+            let groups = groups.then(|| b.create_vector(&[group]));
             let args = wire::StatusResponseArgs {
                 topics,
+                groups,
                 broker: 7,
                 version: Some(b.create_string("0")),
                 data_directory: Some(b.create_string("/data")),

@@ -9502,6 +9502,7 @@ impl<'a> ::flatbuffers::Follow<'a> for StatusRequest<'a> {
 
 impl<'a> StatusRequest<'a> {
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_GROUPS: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9513,6 +9514,7 @@ impl<'a> StatusRequest<'a> {
     args: &'args StatusRequestArgs
   ) -> ::flatbuffers::WIPOffset<StatusRequest<'bldr>> {
     let mut builder = StatusRequestBuilder::new(_fbb);
+    builder.add_groups(args.groups);
     builder.add_topics(args.topics);
     builder.finish()
   }
@@ -9525,6 +9527,13 @@ impl<'a> StatusRequest<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(StatusRequest::VT_TOPICS, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn groups(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(StatusRequest::VT_GROUPS, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusRequest<'_> {
@@ -9534,18 +9543,21 @@ impl ::flatbuffers::Verifiable for StatusRequest<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<bool>("topics", Self::VT_TOPICS, false)?
+     .visit_field::<bool>("groups", Self::VT_GROUPS, false)?
      .finish();
     Ok(())
   }
 }
 pub struct StatusRequestArgs {
     pub topics: bool,
+    pub groups: bool,
 }
 impl<'a> Default for StatusRequestArgs {
   #[inline]
   fn default() -> Self {
     StatusRequestArgs {
       topics: false,
+      groups: false,
     }
   }
 }
@@ -9558,6 +9570,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusRequestBuilder<'a, 'b, 
   #[inline]
   pub fn add_topics(&mut self, topics: bool) {
     self.fbb_.push_slot::<bool>(StatusRequest::VT_TOPICS, topics, false);
+  }
+  #[inline]
+  pub fn add_groups(&mut self, groups: bool) {
+    self.fbb_.push_slot::<bool>(StatusRequest::VT_GROUPS, groups, false);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusRequestBuilder<'a, 'b, A> {
@@ -9578,6 +9594,7 @@ impl ::core::fmt::Debug for StatusRequest<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("StatusRequest");
       ds.field("topics", &self.topics());
+      ds.field("groups", &self.groups());
       ds.finish()
   }
 }
@@ -10045,6 +10062,7 @@ impl<'a> StatusResponse<'a> {
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 12;
   pub const VT_NOTICES: ::flatbuffers::VOffsetT = 14;
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_GROUPS: ::flatbuffers::VOffsetT = 18;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -10057,6 +10075,7 @@ impl<'a> StatusResponse<'a> {
   ) -> ::flatbuffers::WIPOffset<StatusResponse<'bldr>> {
     let mut builder = StatusResponseBuilder::new(_fbb);
     builder.add_uptime_ms(args.uptime_ms);
+    if let Some(x) = args.groups { builder.add_groups(x); }
     if let Some(x) = args.topics { builder.add_topics(x); }
     if let Some(x) = args.notices { builder.add_notices(x); }
     if let Some(x) = args.shards { builder.add_shards(x); }
@@ -10116,6 +10135,13 @@ impl<'a> StatusResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicStatus>>>>(StatusResponse::VT_TOPICS, None)}
   }
+  #[inline]
+  pub fn groups(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<GroupStatus<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<GroupStatus>>>>(StatusResponse::VT_GROUPS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusResponse<'_> {
@@ -10131,6 +10157,7 @@ impl ::flatbuffers::Verifiable for StatusResponse<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ShardStatus>>>>("shards", Self::VT_SHARDS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("notices", Self::VT_NOTICES, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicStatus>>>>("topics", Self::VT_TOPICS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<GroupStatus>>>>("groups", Self::VT_GROUPS, false)?
      .finish();
     Ok(())
   }
@@ -10143,6 +10170,7 @@ pub struct StatusResponseArgs<'a> {
     pub shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardStatus<'a>>>>>,
     pub notices: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
     pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicStatus<'a>>>>>,
+    pub groups: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<GroupStatus<'a>>>>>,
 }
 impl<'a> Default for StatusResponseArgs<'a> {
   #[inline]
@@ -10155,6 +10183,7 @@ impl<'a> Default for StatusResponseArgs<'a> {
       shards: None,
       notices: None,
       topics: None,
+      groups: None,
     }
   }
 }
@@ -10193,6 +10222,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusResponseBuilder<'a, 'b,
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusResponse::VT_TOPICS, topics);
   }
   #[inline]
+  pub fn add_groups(&mut self, groups: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<GroupStatus<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusResponse::VT_GROUPS, groups);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusResponseBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatusResponseBuilder {
@@ -10217,6 +10250,7 @@ impl ::core::fmt::Debug for StatusResponse<'_> {
       ds.field("shards", &self.shards());
       ds.field("notices", &self.notices());
       ds.field("topics", &self.topics());
+      ds.field("groups", &self.groups());
       ds.finish()
   }
 }
@@ -11862,6 +11896,204 @@ impl ::core::fmt::Debug for OffsetFetchResponse<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("OffsetFetchResponse");
       ds.field("topics", &self.topics());
+      ds.finish()
+  }
+}
+pub enum GroupStatusOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct GroupStatus<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for GroupStatus<'a> {
+  type Inner = GroupStatus<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> GroupStatus<'a> {
+  pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_MEMBERS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_LAG_KNOWN: ::flatbuffers::VOffsetT = 12;
+  pub const VT_LAG_RECORDS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_LAG_MS: ::flatbuffers::VOffsetT = 16;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    GroupStatus { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args GroupStatusArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<GroupStatus<'bldr>> {
+    let mut builder = GroupStatusBuilder::new(_fbb);
+    builder.add_lag_ms(args.lag_ms);
+    builder.add_lag_records(args.lag_records);
+    builder.add_partitions(args.partitions);
+    builder.add_members(args.members);
+    if let Some(x) = args.group { builder.add_group(x); }
+    builder.add_lag_known(args.lag_known);
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn group(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(GroupStatus::VT_GROUP, None)}
+  }
+  #[inline]
+  pub fn state(&self) -> GroupState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<GroupState>(GroupStatus::VT_STATE, Some(GroupState::Empty)).unwrap()}
+  }
+  #[inline]
+  pub fn members(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(GroupStatus::VT_MEMBERS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn partitions(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(GroupStatus::VT_PARTITIONS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn lag_known(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(GroupStatus::VT_LAG_KNOWN, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn lag_records(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupStatus::VT_LAG_RECORDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn lag_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(GroupStatus::VT_LAG_MS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for GroupStatus<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("group", Self::VT_GROUP, false)?
+     .visit_field::<GroupState>("state", Self::VT_STATE, false)?
+     .visit_field::<u32>("members", Self::VT_MEMBERS, false)?
+     .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
+     .visit_field::<bool>("lag_known", Self::VT_LAG_KNOWN, false)?
+     .visit_field::<u64>("lag_records", Self::VT_LAG_RECORDS, false)?
+     .visit_field::<u64>("lag_ms", Self::VT_LAG_MS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct GroupStatusArgs<'a> {
+    pub group: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub state: GroupState,
+    pub members: u32,
+    pub partitions: u32,
+    pub lag_known: bool,
+    pub lag_records: u64,
+    pub lag_ms: u64,
+}
+impl<'a> Default for GroupStatusArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    GroupStatusArgs {
+      group: None,
+      state: GroupState::Empty,
+      members: 0,
+      partitions: 0,
+      lag_known: false,
+      lag_records: 0,
+      lag_ms: 0,
+    }
+  }
+}
+
+pub struct GroupStatusBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupStatusBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_group(&mut self, group: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupStatus::VT_GROUP, group);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: GroupState) {
+    self.fbb_.push_slot::<GroupState>(GroupStatus::VT_STATE, state, GroupState::Empty);
+  }
+  #[inline]
+  pub fn add_members(&mut self, members: u32) {
+    self.fbb_.push_slot::<u32>(GroupStatus::VT_MEMBERS, members, 0);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: u32) {
+    self.fbb_.push_slot::<u32>(GroupStatus::VT_PARTITIONS, partitions, 0);
+  }
+  #[inline]
+  pub fn add_lag_known(&mut self, lag_known: bool) {
+    self.fbb_.push_slot::<bool>(GroupStatus::VT_LAG_KNOWN, lag_known, false);
+  }
+  #[inline]
+  pub fn add_lag_records(&mut self, lag_records: u64) {
+    self.fbb_.push_slot::<u64>(GroupStatus::VT_LAG_RECORDS, lag_records, 0);
+  }
+  #[inline]
+  pub fn add_lag_ms(&mut self, lag_ms: u64) {
+    self.fbb_.push_slot::<u64>(GroupStatus::VT_LAG_MS, lag_ms, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupStatusBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    GroupStatusBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<GroupStatus<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for GroupStatus<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("GroupStatus");
+      ds.field("group", &self.group());
+      ds.field("state", &self.state());
+      ds.field("members", &self.members());
+      ds.field("partitions", &self.partitions());
+      ds.field("lag_known", &self.lag_known());
+      ds.field("lag_records", &self.lag_records());
+      ds.field("lag_ms", &self.lag_ms());
       ds.finish()
   }
 }

@@ -20,7 +20,7 @@ use super::assignor::{Assignor, Counts, Subscriber, assign};
 use super::member::{AWAY_EPOCH, Holding, Member};
 use super::offsets::{Offsets, to_record};
 use super::records::KnownGroup;
-use super::request::{Description, GroupState, Listed, MemberDescription};
+use super::request::{Description, GroupState, Listed, MemberDescription, Progress};
 use super::rules::{Rule, holds};
 use super::{Now, Topics};
 use crate::ids::TopicPartition;
@@ -477,6 +477,25 @@ impl Group {
             members: self.members.len() as u32,
             offsets: self.offsets.len() as u32,
             assignor: self.assignor.name(),
+        }
+    }
+
+    pub fn progress(&self, room: &mut usize) -> Progress {
+        let held = || self.members.values().flat_map(Member::held);
+        let bound = self.offsets.len() + held().count();
+        let positions = (bound <= *room).then(|| {
+            let mut positions: BTreeMap<TopicPartition, Option<u64>> = held().map(|id| (id, None)).collect();
+            positions.extend(self.offsets.iter().map(|(id, value)| (id, Some(value.offset))));
+            positions.into_iter().collect::<Vec<_>>()
+        });
+        let partitions = positions.as_ref().map_or(bound, Vec::len);
+        *room -= positions.as_ref().map_or(0, Vec::len);
+        Progress {
+            group: self.id.clone(),
+            state: self.state(),
+            members: self.members.len() as u32,
+            partitions: partitions as u32,
+            positions,
         }
     }
 

@@ -41,7 +41,7 @@ use crate::limits::{
 };
 use crate::metadata::Image;
 use group::Group;
-use request::{Commit, FetchOffsets, GroupState, LEAVE_EPOCH};
+use request::{Commit, FetchOffsets, GroupState, LEAVE_EPOCH, Progress};
 use rules::{Rule, holds};
 use schema::error_code::ErrorCode;
 use schema::group_record::{GroupRecord, OffsetValue};
@@ -184,6 +184,12 @@ impl Coordinator {
             let state = group.state();
             group.offsets.iter().map(move |(id, value)| (group.id.as_str(), state, id, value))
         })
+    }
+
+    /// Every group with how far it has come, for lag. At most `room` partitions are listed, and `room` shrinks by
+    /// them: a group that does not fit comes without.
+    pub fn progress(&self, room: &mut usize) -> Vec<Progress> {
+        self.groups.values().map(|group| group.progress(room)).collect()
     }
 
     // ---- Offsets -------------------------------------------------------------------------------------

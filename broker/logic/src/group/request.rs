@@ -188,6 +188,21 @@ pub struct Listed {
     pub assignor: &'static str,
 }
 
+/// How far a group has come, for lag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The group.
+    pub group: String,
+    /// What it does.
+    pub state: GroupState,
+    /// How many.
+    pub members: u32,
+    /// How many partitions it has committed for or has a member on; an upper bound where they are not listed.
+    pub partitions: u32,
+    /// Those partitions with the committed offset, if there is one. `None` = too many to be listed.
+    pub positions: Option<Vec<(TopicPartition, Option<u64>)>>,
+}
+
 /// Why a request has no effect. Messages are for the person whose client sent it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {

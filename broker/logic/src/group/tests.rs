@@ -1,7 +1,7 @@
 //! Scripted steps of one coordinator: each is what a story of the protocol says, and every bug that the simulation
 //! has found.
 
-use super::request::{Commit, FetchOffsets, Heartbeat, HeartbeatReply};
+use super::request::{Commit, FetchOffsets, GroupState, Heartbeat, HeartbeatReply};
 use super::rules::{Rule, delete};
 use super::*;
 use std::collections::BTreeMap;
@@ -144,6 +144,28 @@ fn a_partition_moves_when_it_is_let_go() {
     assert_eq!((gained.epoch, holds(&gained), gained.interval_ms), (3, Some(vec![1]), 1_000));
     assert_eq!(bench.committed(), [(1, 5)]);
     assert_eq!(bench.beat("two", 1, Some(&[])), Err(ErrorCode::FencedMemberEpoch));
+}
+
+#[test]
+fn how_far_a_group_has_come() {
+    let mut bench = Bench::new(2);
+    bench.beat("one", 0, None).unwrap();
+    bench.beat("one", 1, Some(&[0, 1])).unwrap();
+    assert_eq!(bench.commit("one", 1, 1, 5), None);
+    let seen = |bench: &Bench, mut room: usize| {
+        let groups = bench.coordinator.progress(&mut room);
+        let group = groups.into_iter().next().unwrap();
+        let positions = group.positions.map(|positions| {
+            positions.into_iter().map(|(id, offset)| (id.partition.get(), offset)).collect::<Vec<_>>()
+        });
+        (group.state, group.members, group.partitions, positions, room)
+    };
+    let both = Some(vec![(0, None), (1, Some(5))]);
+    assert_eq!(seen(&bench, 10), (GroupState::Stable, 1, 2, both, 8));
+    // No room: an upper bound of how many there are.
+    assert_eq!(seen(&bench, 2), (GroupState::Stable, 1, 3, None, 2));
+    bench.beat("one", -1, None).unwrap();
+    assert_eq!(seen(&bench, 1), (GroupState::Empty, 0, 1, Some(vec![(1, Some(5))]), 0));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What `ringlog group describe` prints: the group, its members, and each partition with its lag.
 
 use crate::failure::Failure;
-use crate::output::{Output, Table, grouped};
+use crate::output::{Output, Table, duration_ms, grouped};
 use ringlog_client::group_request::{GroupTopic, MemberDescription};
 use ringlog_client::{GroupLag, PartitionLag};
 use serde_json::{Value, json};
@@ -123,7 +123,7 @@ fn member_row(member: &MemberDescription) -> [String; 7] {
         instance,
         member.client_id.clone(),
         epoch,
-        format!("{} ago", duration(member.silent.as_millis() as u64)),
+        format!("{} ago", duration_ms(member.silent.as_millis() as u64)),
         topics_text(&member.assignment),
         topics_text(&member.revoking),
     ]
@@ -133,7 +133,7 @@ fn partition_row(one: &PartitionLag) -> [String; 8] {
     let overtaken = match one.overtaken_in_ms {
         _ if one.overtaken > 0 => format!("{} lost", grouped(one.overtaken)),
         Some(0) => "now".to_owned(),
-        Some(ms) => duration(ms),
+        Some(ms) => duration_ms(ms),
         None => "-".to_owned(),
     };
     [
@@ -142,40 +142,8 @@ fn partition_row(one: &PartitionLag) -> [String; 8] {
         one.committed.map_or("-".to_owned(), |offset| offset.to_string()),
         one.log_end.to_string(),
         grouped(one.records),
-        if one.records == 0 { "-".to_owned() } else { duration(one.behind_ms) },
+        if one.records == 0 { "-".to_owned() } else { duration_ms(one.behind_ms) },
         overtaken,
         one.member_id.clone().unwrap_or_else(|| "-".to_owned()),
     ]
-}
-
-/// Milliseconds with the two units that matter.
-fn duration(ms: u64) -> String {
-    let seconds = ms / 1000;
-    match seconds {
-        0 => format!("{ms} ms"),
-        1..60 => format!("{}.{} s", seconds, ms % 1000 / 100),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_for_people() {
-        let rows = [
-            (0, "0 ms"),
-            (999, "999 ms"),
-            (1_250, "1.2 s"),
-            (61_000, "1 min 1 s"),
-            (7_260_000, "2 h 1 min"),
-            (604_800_000, "7 d 0 h"),
-        ];
-        for (ms, expect) in rows {
-            assert_eq!(duration(ms), expect);
-        }
-    }
 }

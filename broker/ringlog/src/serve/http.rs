@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use logic::limits::{HTTP_CONNECTIONS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEAD_TIMEOUT_MS, HTTP_SHARD_TIMEOUT_MS};
 use server::Observer;
+use server::group::lag::GroupReport;
 use server::metrics::{self, Seen};
 use std::convert::Infallible;
 use std::future::Future;
@@ -162,13 +163,27 @@ async fn scrape(observer: &Observer) -> String {
     let silent = counters.iter().filter(|report| report.is_none()).count();
     let shards: Vec<_> = counters.into_iter().flatten().collect();
     let partitions: Vec<_> = partitions.into_iter().flatten().flatten().collect();
+    let (groups, loading) = groups(observer).await;
     metrics::text(&Seen {
         observer,
         uptime: observer.uptime(),
         shards: &shards,
         silent,
         partitions: &partitions,
+        groups: &groups,
+        loading,
     })
+}
+
+/// Groups and how far they are behind, as far as shards answer in time; and how many coordinators load still.
+async fn groups(observer: &Observer) -> (Vec<GroupReport>, u32) {
+    let gathered = ask_all(observer.shards().map(|shard| observer.groups(shard))).await;
+    let gathered: Vec<_> = gathered.into_iter().flatten().collect();
+    let loading = gathered.iter().map(|gathered| gathered.loading).sum();
+    let groups: Vec<_> = gathered.into_iter().flat_map(|gathered| gathered.groups).collect();
+    let questions = observer.lag_questions(&groups).into_iter();
+    let answers = ask_all(questions.map(|(shard, asked)| observer.lag(shard, asked))).await;
+    (observer.group_reports(groups, answers.into_iter().flatten().flatten().collect()), loading)
 }
 
 #[cfg(test)]

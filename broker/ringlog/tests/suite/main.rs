@@ -11,6 +11,7 @@ mod errors;
 mod examples;
 mod first_message;
 mod group_client;
+mod group_lag;
 mod group_protocol;
 mod groups;
 mod history;

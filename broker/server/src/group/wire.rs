@@ -190,7 +190,7 @@ fn group_offsets(
     b.create_vector(&topics)
 }
 
-fn state(state: GroupState) -> wire::GroupState {
+pub(crate) fn state(state: GroupState) -> wire::GroupState {
     match state {
         GroupState::Empty => wire::GroupState::Empty,
         GroupState::Reconciling => wire::GroupState::Reconciling,
