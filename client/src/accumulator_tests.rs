@@ -45,8 +45,13 @@ fn check(config: ProducerConfig, steps: &[Step]) {
     let mut now = start;
     let mut accumulator = Accumulator::new(&config);
     let place = |partition| PartitionPlace { partition, broker: 1, shard: 0, leader_epoch: 0 };
-    let topic =
-        Topic { name: "t".into(), id: TopicId(1), places: (0..4).map(place).collect(), learnt_at: now };
+    let topic = Topic {
+        name: "t".into(),
+        id: TopicId(1),
+        places: (0..4).map(place).collect(),
+        compacted: false,
+        learnt_at: now,
+    };
     let index = accumulator.learn(Arc::new(topic));
     accumulator.opened(HOME, 1 << 20);
     let budget = Arc::new(Semaphore::new(0));

@@ -13,7 +13,7 @@ use crate::connection::{Connection, ConnectionError};
 use crate::consumer::{Consumer, ConsumerConfig};
 use crate::group_consumer::{GroupConfig, GroupConsumer, GroupError};
 use crate::producer::{Producer, ProducerConfig};
-use crate::reply::{BrokerEndpoint, BrokerError, Metadata, PartitionPlace, Reply};
+use crate::reply::{BrokerEndpoint, BrokerError, Metadata, PartitionPlace, Reply, TopicMetadata};
 use crate::request::{Request, TopicId};
 use schema::error_code::{Class, ErrorCode};
 use std::collections::HashMap;
@@ -152,6 +152,8 @@ pub(crate) struct Topic {
     pub id: TopicId,
     /// Position = partition.
     pub places: Vec<PartitionPlace>,
+    /// Whether records must have keys.
+    pub compacted: bool,
     pub learnt_at: Instant,
 }
 
@@ -253,7 +255,8 @@ impl Cluster {
             let whole = topic.partitions.iter().zip(0u32..).all(|(place, at)| place.partition == at);
             if topic.error.is_none() && whole && !topic.partitions.is_empty() {
                 let name: Arc<str> = topic.name.into();
-                let topic = Topic { name: name.clone(), id: topic.id, places: topic.partitions, learnt_at };
+                let TopicMetadata { id, partitions: places, compacted, .. } = topic;
+                let topic = Topic { name: name.clone(), id, places, compacted, learnt_at };
                 image.topics.insert(name, Arc::new(topic));
             }
         }

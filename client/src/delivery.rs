@@ -75,6 +75,14 @@ pub enum ProduceError {
         /// `buffer_memory`, or what a batch's length field can say.
         limit: usize,
     },
+    /// The topic keeps the latest record of each key, and the record has none. From `send` itself: it was not taken.
+    #[error(
+        "topic '{topic}' keeps the latest record of each key (cleanup.policy has compact): every record needs a key"
+    )]
+    KeyRequired {
+        /// The topic.
+        topic: Arc<str>,
+    },
     /// [`crate::Producer::send_encoded`] was given something that is not one record batch.
     #[error("not one record batch: {0}")]
     InvalidBatch(BatchError),
@@ -101,6 +109,7 @@ impl ProduceError {
             | ProduceError::Refused { .. }
             | ProduceError::Connection(_)
             | ProduceError::RecordTooLarge { .. }
+            | ProduceError::KeyRequired { .. }
             | ProduceError::InvalidBatch(_) => false,
         }
     }

@@ -23,6 +23,8 @@ use tokio::sync::{Notify, Semaphore};
 
 /// The largest `batch_size`, the default of the broker's `max.message.bytes`.
 pub const BATCH_SIZE_MAX: usize = 1 << 20;
+/// For how long a topic is believed to be compacted before a record is refused for it.
+const COMPACTED_BELIEVED: Duration = Duration::from_secs(1);
 /// A single record may be larger than a batch, but not than a batch's length field can say.
 const RECORD_BYTES_MAX: usize = i32::MAX as usize - 1024;
 
@@ -263,7 +265,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`ProduceError::Client`] for an unknown topic or partition, [`ProduceError::RecordTooLarge`],
-    /// [`ProduceError::Closed`]. All else comes from the future.
+    /// [`ProduceError::KeyRequired`], [`ProduceError::Closed`]. All else comes from the future.
     pub async fn send(&self, record: ProducerRecord) -> Result<DeliveryFuture, ProduceError> {
         let headers: Vec<(&str, Option<&[u8]>)> =
             record.headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
@@ -273,6 +275,9 @@ impl Producer {
         let memory = shared.reserve(bytes_max).await?;
         let now = Instant::now();
         let (index, topic) = shared.topic_with(&record.topic, record.partition, now).await?;
+        if key.is_none() && topic.compacted {
+            self.take_without_key(&record.topic).await?;
+        }
         let partition = record.partition.or_else(|| {
             shared.config.partitioner.choose(&record.topic, key, value, topic.places.len() as u32)
         });
@@ -283,6 +288,19 @@ impl Producer {
             shared.wake.notify_one();
         }
         Ok(DeliveryFuture::new(appended.outcome, appended.index, timestamp_ms))
+    }
+
+    /// Whether a topic that was compacted, as far as is known, takes records without a key by now.
+    async fn take_without_key(&self, topic: &str) -> Result<(), ProduceError> {
+        let shared = &self.handle.shared;
+        // Many that are refused in a row cost few questions.
+        let young = Instant::now().checked_sub(COMPACTED_BELIEVED).unwrap_or_else(Instant::now);
+        let topic = shared.cluster.refresh(topic, young).await?;
+        shared.lock().learn(topic.clone());
+        match topic.compacted {
+            true => Err(ProduceError::KeyRequired { topic: topic.name.clone() }),
+            false => Ok(()),
+        }
     }
 
     /// Takes one encoded record batch (uncompressed or not) for one partition, without copying it; waits

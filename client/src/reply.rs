@@ -215,6 +215,8 @@ pub struct TopicMetadata {
     pub partitions: Vec<PartitionPlace>,
     /// Whether it is the broker's own: readable, not writable.
     pub internal: bool,
+    /// Whether the latest record of each key is kept: records must have keys.
+    pub compacted: bool,
 }
 
 /// Where a partition is served.
@@ -704,6 +706,7 @@ fn metadata(reply: &wire::MetadataResponse<'_>) -> Result<Metadata, ReplyError> 
             error: code(topic.error())?,
             partitions,
             internal: topic.internal(),
+            compacted: topic.compacted(),
         });
     }
     Ok(Metadata { version: reply.version(), brokers, topics })

@@ -120,6 +120,8 @@ error_codes! {
     InvalidProducerEpoch = 30, "INVALID_PRODUCER_EPOCH", Fatal, "another producer has taken over this id; make a new producer";
     /// The batch was appended, longer ago than its offset is remembered.
     DuplicateSequence = 31, "DUPLICATE_SEQUENCE", Fatal, "the record is in the log already; do not send it again";
+    /// A record without a key, for a topic that keeps the latest record of each key. Nothing of its batch is in the log.
+    InvalidRecord = 32, "INVALID_RECORD", Fatal, "the topic keeps the latest record of each key (cleanup.policy has compact): give every record a key";
     /// Another broker coordinates the group.
     NotCoordinator = 40, "NOT_COORDINATOR", RefreshAndRetry, "nothing: clients find the coordinator by themselves";
     /// The group's coordinator reads its state.

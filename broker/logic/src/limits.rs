@@ -238,6 +238,9 @@ pub const MEMBERS_PER_GROUP_MAX: usize = 1000;
 pub const OFFSETS_PER_GROUP_MAX: usize = 100_000;
 /// Committed offsets of one coordinator.
 pub const OFFSETS_PER_COORDINATOR_MAX: usize = 1_000_000;
+/// `segment.bytes` of the offsets topic when it is made, bytes. Below the physical size of a segment, because what is
+/// appended to is never compacted, and every coordinator reads all of its partition when it starts.
+pub const OFFSETS_TOPIC_SEGMENT_BYTES: u64 = 64 * MIB as u64;
 /// Silence after which a member is out unless it says otherwise, milliseconds.
 pub const SESSION_TIMEOUT_MS_DEFAULT: u32 = 45_000;
 /// The shortest that it may say, milliseconds.
@@ -298,6 +301,7 @@ pub const SHARD_MEMORY_BYTES_MAX: usize = IN_FLIGHT_BYTES_PER_SHARD_MAX
     + TAIL_CACHE_BYTES_PER_SHARD
     + READ_AHEAD_BYTES_PER_SHARD
     + COMPACTION_MAP_BYTES_MAX
+    // Who looks into a batch does so in one go: compaction keeps one at most while somebody else looks into another.
     + 2 * UNPACKED_BATCH_BYTES_MAX
     + BUFFER_POOL_BYTES
     + RECEIVE_SCRATCH_BYTES;

@@ -20,8 +20,8 @@ use key::KeyRule;
 use lines::Lines;
 use receipts::Receipts;
 use ringlog_client::{
-    Acks, Client, ClientError, Compression, DeliveryFuture, ErrorCode, NewTopic, Producer, ProducerConfig,
-    ProducerRecord,
+    Acks, Client, ClientError, Compression, DeliveryFuture, ErrorCode, NewTopic, ProduceError, Producer,
+    ProducerConfig, ProducerRecord,
 };
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -181,7 +181,12 @@ async fn send_lines(
                 value: Some(value),
                 ..ProducerRecord::default()
             };
-            let future = producer.send(record).await?;
+            let future = producer.send(record).await.map_err(|error| match error {
+                error @ ProduceError::KeyRequired { .. } => Failure::operation(format!(
+                    "line {line_number}: {error}; --key-separator S or --key-field N take it from the line"
+                )),
+                error => error.into(),
+            })?;
             if deliveries.send(Delivery { future, line: line_number, bytes }).is_err() {
                 return Ok(());
             }

@@ -19,6 +19,7 @@ use futures_channel::oneshot;
 use futures_util::future::join_all;
 use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::limits::TOPICS_PER_REQUEST_MAX;
+use logic::metadata::topic_config::CleanupPolicy;
 use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, Topic, topic_config};
 use schema::error_code::ErrorCode;
 use schema::wire;
@@ -713,6 +714,7 @@ fn encode_topic<'f>(
             error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
             partitions: Some(places),
             internal: topic.is_some_and(|topic| topic.is_internal()),
+            compacted: topic.is_some_and(|topic| topic.config.cleanup_policy != CleanupPolicy::Delete),
         },
     )
 }

@@ -1,7 +1,9 @@
 //! Inner errors to wire codes, in one place, exhaustively: nothing unknown ever leaves the broker.
 
 use crate::partition::reader::ReadError;
+use logic::log::compaction::NotCompactable;
 use logic::producer_state::ProducerError;
+use schema::compression::UnpackError;
 use schema::error_code::ErrorCode;
 use schema::frame::FrameError;
 use schema::record_batch::BatchError;
@@ -23,6 +25,18 @@ pub fn of_batch(error: &BatchError) -> ErrorCode {
         BatchError::TooLarge { .. } => ErrorCode::BatchTooLarge,
         damage if damage.is_damage() => ErrorCode::CorruptBatch,
         _ => ErrorCode::InvalidBatch,
+    }
+}
+
+/// The code for a batch that a compacted topic does not take.
+pub fn of_keys(error: &NotCompactable) -> ErrorCode {
+    match error {
+        NotCompactable::WithoutKey(_) => ErrorCode::InvalidRecord,
+        NotCompactable::Records(_)
+        | NotCompactable::Packed(UnpackError::Batch(_) | UnpackError::Damaged { .. }) => {
+            ErrorCode::InvalidBatch
+        }
+        NotCompactable::Packed(UnpackError::TooLarge { .. }) => ErrorCode::BatchTooLarge,
     }
 }
 

@@ -33,7 +33,7 @@ use logic::group::{Coordinator, Effects, Event, GroupError, Now, Replay, Reply, 
 use logic::ids::{Offset, PartitionIndex, TopicId, TopicPartition};
 use logic::limits::{
     GROUP_BATCH_BYTES_MAX, GROUP_REQUESTS_WAITING_MAX, OFFSETS_RETENTION_MINUTES_DEFAULT,
-    OFFSETS_TOPIC_PARTITIONS_DEFAULT, READ_BYTES_MAX,
+    OFFSETS_TOPIC_PARTITIONS_DEFAULT, OFFSETS_TOPIC_SEGMENT_BYTES, READ_BYTES_MAX,
 };
 use logic::metadata::{Image, NewTopic};
 use schema::error_code::ErrorCode;
@@ -419,21 +419,24 @@ pub async fn ensure_topic(shard: &Rc<Shard>) -> Result<(), Refusal> {
     if image.topic_by_name(OFFSETS_TOPIC).is_some() {
         return Ok(());
     }
-    let new = |configs: &[(&str, &str)]| NewTopic {
+    let segment_bytes = OFFSETS_TOPIC_SEGMENT_BYTES.to_string();
+    let new = |policy: (&str, &str)| NewTopic {
         id: new_topic_id(),
         name: OFFSETS_TOPIC.to_owned(),
         partitions: shard.identity.groups.partitions,
         replication_factor: 1,
-        configs: configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        configs: [policy, ("segment.bytes", &segment_bytes)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
     };
     let refused = |error: &dyn std::fmt::Display, code| Refusal { code, message: error.to_string() };
     // Only the latest record of a key is needed; none may ever go for its age.
-    let compacted = image.create_topic(new(&[("cleanup.policy", "compact")]));
+    let compacted = image.create_topic(new(("cleanup.policy", "compact")));
     let command = compacted.and_then(|command| image.apply(&command).map(|_| command));
     let command = match command {
         Ok(command) => command,
         Err(_) => {
-            let kept = image.create_topic(new(&[("retention.ms", "-1")]));
+            let kept = image.create_topic(new(("retention.ms", "-1")));
             kept.map_err(|error| refused(&error, error.error_code()))?
         }
     };

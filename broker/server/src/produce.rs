@@ -19,6 +19,7 @@ use crate::storage::count;
 use futures_channel::oneshot;
 use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::limits::{DIRTY_BYTES_PER_SHARD_MAX, TOPICS_PER_REQUEST_MAX};
+use logic::log::compaction;
 use logic::producer_state::Admission;
 use schema::error_code::ErrorCode;
 use schema::record_batch::{self, CRC_START, HEADER_BYTES, Header};
@@ -251,7 +252,9 @@ impl Job {
         }
         match record_batch::validate_produced(batch, partition.settings().max_message_bytes) {
             Ok(header) => {
-                if self.comes_next(partition, token, &header) {
+                if self.has_keys(partition, token, &header, batch)
+                    && self.comes_next(partition, token, &header)
+                {
                     let appended = partition.append_copy(batch, &header);
                     self.appended(partition, token, &header, appended);
                 }
@@ -262,6 +265,19 @@ impl Job {
                 self.refuse(token, error_code::of_batch(&error));
             }
         }
+    }
+
+    /// Whether a compacted topic can take a batch; if not, that is its answer. Costs nothing in any other topic: only
+    /// there somebody looks into records.
+    fn has_keys(&self, partition: &Partition, token: usize, header: &Header, batch: &[u8]) -> bool {
+        if partition.settings().compaction.is_none() {
+            return true;
+        }
+        let Err(error) = compaction::check_keys(batch, header) else { return true };
+        count(&self.shard.counters.invalid_batches, 1);
+        tracing::debug!("partition {}: batch refused: {error}", partition.id());
+        self.refuse(token, error_code::of_keys(&error));
+        false
     }
 
     /// Whether a batch is to be appended. One that is there already is answered when it is durable, one that
@@ -577,7 +593,10 @@ impl InPlaceProduce {
             Ok(header) => {
                 count(&shard.counters.in_place_batches, 1);
                 job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
-                if !job.comes_next(&self.partition, 0, &header) {
+                let batch = &self.buffer[IN_PLACE_START..IN_PLACE_START + self.length];
+                if !job.has_keys(&self.partition, 0, &header, batch)
+                    || !job.comes_next(&self.partition, 0, &header)
+                {
                     return;
                 }
                 let appended = self.partition.append_in_place(self.buffer, &header);

@@ -739,6 +739,7 @@ fn metadata(id: u64, state: &State, names: Option<&[String]>, port: u16) -> Vec<
                 error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
                 partitions,
                 internal: false,
+                compacted: false,
             };
             topics.push(wire::TopicMetadata::create(b, &args));
         }

@@ -5624,6 +5624,7 @@ impl<'a> TopicMetadata<'a> {
   pub const VT_ERROR: ::flatbuffers::VOffsetT = 8;
   pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 10;
   pub const VT_INTERNAL: ::flatbuffers::VOffsetT = 12;
+  pub const VT_COMPACTED: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5639,6 +5640,7 @@ impl<'a> TopicMetadata<'a> {
     if let Some(x) = args.id { builder.add_id(x); }
     if let Some(x) = args.name { builder.add_name(x); }
     builder.add_error(args.error);
+    builder.add_compacted(args.compacted);
     builder.add_internal(args.internal);
     builder.finish()
   }
@@ -5679,6 +5681,13 @@ impl<'a> TopicMetadata<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(TopicMetadata::VT_INTERNAL, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn compacted(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(TopicMetadata::VT_COMPACTED, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TopicMetadata<'_> {
@@ -5692,6 +5701,7 @@ impl ::flatbuffers::Verifiable for TopicMetadata<'_> {
      .visit_field::<u16>("error", Self::VT_ERROR, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionPlace>>>("partitions", Self::VT_PARTITIONS, false)?
      .visit_field::<bool>("internal", Self::VT_INTERNAL, false)?
+     .visit_field::<bool>("compacted", Self::VT_COMPACTED, false)?
      .finish();
     Ok(())
   }
@@ -5702,6 +5712,7 @@ pub struct TopicMetadataArgs<'a> {
     pub error: u16,
     pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionPlace>>>,
     pub internal: bool,
+    pub compacted: bool,
 }
 impl<'a> Default for TopicMetadataArgs<'a> {
   #[inline]
@@ -5712,6 +5723,7 @@ impl<'a> Default for TopicMetadataArgs<'a> {
       error: 0,
       partitions: None,
       internal: false,
+      compacted: false,
     }
   }
 }
@@ -5742,6 +5754,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicMetadataBuilder<'a, 'b, 
     self.fbb_.push_slot::<bool>(TopicMetadata::VT_INTERNAL, internal, false);
   }
   #[inline]
+  pub fn add_compacted(&mut self, compacted: bool) {
+    self.fbb_.push_slot::<bool>(TopicMetadata::VT_COMPACTED, compacted, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicMetadataBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicMetadataBuilder {
@@ -5764,6 +5780,7 @@ impl ::core::fmt::Debug for TopicMetadata<'_> {
       ds.field("error", &self.error());
       ds.field("partitions", &self.partitions());
       ds.field("internal", &self.internal());
+      ds.field("compacted", &self.compacted());
       ds.finish()
   }
 }

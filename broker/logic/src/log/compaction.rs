@@ -12,8 +12,8 @@
 //! `delete.retention.ms` after the pass that first met it, and while something older could still be hidden
 //! in a batch that cannot be unpacked); offsets never change; the last batch of each producer stays, if
 //! only as a header, because it says where the producer's sequence is; the active segment, and the last record
-//! of the log, are never touched. Keys are told apart by 128 bits of a seeded hash. Records without a key go:
-//! in such a log they mean nothing. Control batches stay. Absent on purpose: files, time, pace.
+//! of the log, are never touched. Keys are told apart by 128 bits of a seeded hash. Records without a key are
+//! refused ([`check_keys`]); those that came before the log was compacted go. Control batches stay. Absent on purpose: files, time, pace.
 
 use crate::ids::Offset;
 use crate::limits::{COMPACTION_MAP_BYTES_MAX, COMPACTION_PRODUCERS_MAX, UNPACKED_BATCH_BYTES_MAX};
@@ -378,6 +378,39 @@ enum Stays {
     Superseded,
     Expired,
     WithoutKey,
+}
+
+/// Why a batch is not for a compacted log.
+#[derive(Debug, thiserror::Error)]
+pub enum NotCompactable {
+    /// A record has no key.
+    #[error("the record at {0} has no key")]
+    WithoutKey(u64),
+    /// Its records are not what its header says.
+    #[error(transparent)]
+    Records(#[from] BatchError),
+    /// It cannot be unpacked.
+    #[error(transparent)]
+    Packed(#[from] compression::UnpackError),
+}
+
+/// Whether every record of `batch` has a key, so that a log can be compacted by it. Walks all records, and unpacks them
+/// if need be: for batches of compacted topics alone.
+///
+/// # Errors
+/// [`NotCompactable`].
+pub fn check_keys(batch: &[u8], header: &Header) -> Result<(), NotCompactable> {
+    if header.attributes.is_control() {
+        return Ok(());
+    }
+    let plain = Plain::of(batch, header)?;
+    for record in record_batch::records(plain.bytes(batch))? {
+        let record = record?;
+        if record.key.is_none() {
+            return Err(NotCompactable::WithoutKey(record.offset));
+        }
+    }
+    Ok(())
 }
 
 /// A batch's records, unpacked if need be.

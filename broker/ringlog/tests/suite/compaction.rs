@@ -2,7 +2,9 @@
 
 use crate::process::{Broker, directory, file};
 use crate::retention::{eventually, partitions};
-use ringlog_client::{Client, ClientConfig, ProducerConfig, ProducerRecord};
+use ringlog_client::{Client, ClientConfig, ErrorCode, ProduceError, ProducerConfig, ProducerRecord};
+use schema::compression;
+use schema::record_batch::{self, BatchBuilder, Compression};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -153,6 +155,89 @@ fn compact_and_delete() {
     broker.run(&["topic", "alter", "both", "--set", "cleanup.policy=delete"]).ok();
     assert!(log()["compaction"].is_null());
     assert_eq!(consume(&broker, "both").last().map(number), Some(6999));
+}
+
+/// Refused at once by whoever knows the topic, and by the broker whatever the client believes: plain and compressed,
+/// small and received in place. What stands beside it in a batch is not appended either.
+#[test]
+fn records_without_a_key_are_refused() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    create(&broker, "state", &["cleanup.policy=compact"]);
+    create(&broker, "both", &["cleanup.policy=compact,delete"]);
+    create(&broker, "plain", &[]);
+    for topic in ["state", "both"] {
+        let ran = broker.run_with(&["produce", topic], b"no key\n");
+        ran.failed(1, &["line 1", "keeps the latest record of each key", "--key-separator"]);
+        broker.run_with(&["produce", topic, "--key-separator", "="], b"k=v\n").ok();
+        assert_eq!(consume(&broker, topic).len(), 1);
+    }
+    broker.run_with(&["produce", "plain"], b"no key\n").ok();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = Client::connect(ClientConfig::new(broker.address.clone()).unwrap()).await.unwrap();
+        let producer = client.producer(ProducerConfig::default());
+        let error = producer.send(ProducerRecord::new("state", "no key")).await.unwrap_err();
+        assert!(matches!(&error, ProduceError::KeyRequired { topic } if &**topic == "state"), "{error}");
+        assert!(!error.outcome_unknown());
+        // The record that stands between others, in batches that the client does not look into.
+        for (codec, bytes) in [
+            (Compression::None, 10),
+            (Compression::None, 90_000),
+            (Compression::Lz4, 10),
+            (Compression::Zstd, 90_000),
+            (Compression::Gzip, 10),
+            (Compression::Snappy, 90_000),
+        ] {
+            for (keyed, topic) in [(false, "state"), (true, "state"), (false, "plain")] {
+                let mut builder = BatchBuilder::new();
+                builder.append(1, Some(b"a"), Some(b"1"), &[]);
+                builder.append(2, keyed.then_some(&b""[..]), Some(&vec![7; bytes]), &[]);
+                builder.append(3, Some(b"b"), None, &[]);
+                let batch = compression::compress(builder.finish(), codec);
+                let sent = producer.send_encoded(topic, 0, batch.into()).await.unwrap().await;
+                match (sent, keyed || topic == "plain") {
+                    (Ok(_), true) => {}
+                    (Err(error), false) => {
+                        assert_eq!(
+                            error.code(),
+                            Some(ErrorCode::InvalidRecord),
+                            "{codec:?} {bytes}: {error}"
+                        );
+                        assert!(error.to_string().contains("give every record a key"), "{error}");
+                    }
+                    (sent, _) => panic!("{codec:?} {bytes} {keyed} {topic}: {sent:?}"),
+                }
+            }
+        }
+        // Records that cannot be unpacked can be compacted no more than those without a key.
+        let mut builder = BatchBuilder::new();
+        builder.append(1, Some(b"a"), Some(&[b'x'; 2000]), &[]);
+        let mut batch = compression::compress(builder.finish(), Compression::Zstd);
+        let last = batch.len() - 1;
+        batch[record_batch::HEADER_BYTES] ^= 1;
+        batch[last] ^= 1;
+        let crc = crc32c::crc32c(&batch[record_batch::CRC_START..]);
+        batch[record_batch::CRC_START - 4..record_batch::CRC_START].copy_from_slice(&crc.to_be_bytes());
+        let error = producer.send_encoded("state", 0, batch.into()).await.unwrap().await.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::InvalidBatch), "{error}");
+        // A producer goes on after a refusal, and the topic may be another one by then.
+        let sent = producer.send(ProducerRecord::new("state", "v").with_key("k")).await.unwrap();
+        sent.await.unwrap();
+        let policy = |policy: &str| [("cleanup.policy".to_owned(), policy.to_owned())];
+        client.admin().alter_configs("state", &policy("delete"), &[]).await.unwrap();
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while let Err(error) = producer.send(ProducerRecord::new("state", "no key")).await {
+            assert!(matches!(error, ProduceError::KeyRequired { .. }), "{error}");
+            assert!(std::time::Instant::now() < patience, "the topic is not compacted any more");
+        }
+        // Whoever does not know that it is compacted again is told by the broker.
+        client.admin().alter_configs("state", &policy("compact"), &[]).await.unwrap();
+        let sent = producer.send(ProducerRecord::new("state", "no key")).await.unwrap().await;
+        assert_eq!(sent.unwrap_err().code(), Some(ErrorCode::InvalidRecord));
+        producer.send(ProducerRecord::new("state", "v").with_key("k")).await.unwrap().await.unwrap();
+        producer.close().await.unwrap_err();
+    });
 }
 
 #[test]

@@ -207,6 +207,10 @@ fn what_the_commands_say() {
         broker.run(&words).ok().json()
     };
     assert!(broker.run(&["group", "list"]).ok().text().contains("no groups"));
+    // Segments of what keeps offsets are small enough to be compacted soon.
+    let settings = json_of("topic describe __consumer_offsets");
+    let text = settings.iter().map(Value::to_string).collect::<String>();
+    assert!(text.contains("67108864") && text.contains("compact"), "{text}");
     let says = ["there is no group 'g'", "ringlog group list"];
     broker.run(&["group", "describe", "g"]).failed(1, &says);
     broker.run(&["group", "reset", "g", "--to", "earliest"]).failed(1, &says);
