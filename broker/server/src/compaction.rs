@@ -97,13 +97,21 @@ impl<D: Disk> Store<D> {
             Ok(()) => state = CompactionState { last_pass_ms: now_ms, retry_after_ms: 0 },
             Err(Stopped::Closed) => {}
             Err(Stopped::Changed) => state.retry_after_ms = now_ms + COMPACTION_LOOK_MS as i64,
-            Err(Stopped::Device(error)) if is_no_space(&error) => {}
             Err(_) if partition.is_closed() => {}
-            Err(error) => self.storage.notice(format!(
-                "{}: compaction gives up for {} s: {error}; what is stored is served as it is",
-                self.storage.label(partition.id()),
-                COMPACTION_RETRY_MS / 1000
-            )),
+            Err(error) => {
+                count(&self.storage.counters.compaction_given_up, 1);
+                let reason = match &error {
+                    Stopped::Device(error) if is_no_space(error) => {
+                        format!("no space for a rewritten segment ({error})")
+                    }
+                    error => error.to_string(),
+                };
+                self.storage.notice(format!(
+                    "{}: compaction gives up for {} s: {reason}; what is stored is served as it is",
+                    self.storage.label(partition.id()),
+                    COMPACTION_RETRY_MS / 1000
+                ));
+            }
         }
         partition.end_compaction(state);
         true
@@ -301,7 +309,7 @@ impl<'a, D: Disk> Job<'a, D> {
         Ok(())
     }
 
-    /// From here on there is no way back: the name, then the log, then the sources.
+    /// Once the name is there, there is no way back: then the log follows, then the sources go.
     async fn put_in_place(
         &mut self,
         path: &Path,
@@ -313,9 +321,22 @@ impl<'a, D: Disk> Job<'a, D> {
             return Err(Stopped::Closed);
         }
         let (name, bytes) = (segment.name(), segment.end_position);
-        if let Err(error) = self.storage.give_name(path, &self.partition.identity(), name).await {
+        let identity = self.partition.identity();
+        let failed = |error: io::Error| -> ! {
+            self.storage.fail("naming a compacted segment", Some(self.partition.id()), &error)
+        };
+        match self.storage.give_name(path, &identity, name).await {
+            Ok(()) => {}
+            // The log is as it was, and a file without a name in it is nobody's.
+            Err(error) if is_no_space(&error) => {
+                let _ = self.storage.reclaim(path, 0, u64::MAX).await;
+                return Err(error.into());
+            }
+            Err(error) => failed(error),
+        }
+        if let Err(error) = self.storage.sync_names(&identity).await {
             // Whether the name is there after a crash is unknown, and what comes next depends on it.
-            self.storage.fail("naming a compacted segment", Some(self.partition.id()), &error);
+            failed(error);
         }
         let nonces: Vec<u64> = sources.iter().map(|source| source.nonce).collect();
         if self.partition.replace_segments(&nonces, segment) {

@@ -83,6 +83,10 @@ const HELP: &[(&str, &str)] = &[
     ("device_read_bytes_total", "Bytes read from the device."),
     ("checkpoints_total", "Checkpoints written."),
     ("compaction_passes_total", "Passes over a partition that ended."),
+    (
+        "compaction_given_up_total",
+        "Passes that came to no end: damage, the device, no space; tried again later.",
+    ),
     ("compaction_read_bytes_total", "Bytes that passes have read."),
     ("compaction_written_bytes_total", "Bytes that passes have written."),
     ("compaction_removed_records_total", "Records that passes have left out."),

@@ -519,6 +519,7 @@ impl Shard {
             ("device_read_bytes_total", storage.read_bytes.get()),
             ("checkpoints_total", storage.checkpoints.get()),
             ("compaction_passes_total", storage.compaction_passes.get()),
+            ("compaction_given_up_total", storage.compaction_given_up.get()),
             ("compaction_read_bytes_total", storage.compaction_read_bytes.get()),
             ("compaction_written_bytes_total", storage.compaction_written_bytes.get()),
             ("compaction_removed_records_total", storage.compaction_removed_records.get()),

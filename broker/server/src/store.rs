@@ -189,8 +189,8 @@ impl<D: Disk> Store<D> {
             Err(error) if is_no_space(&error) => {
                 self.storage.notice("no space for a checkpoint: the next start reads more".into());
                 match was_clean {
-                    // A clean one that stays would be believed.
-                    true => self.storage.remove_checkpoints().await,
+                    // A clean one that stays as it is would be believed.
+                    true => self.storage.revoke_orderly_end().await,
                     // What this one attests stays true.
                     false => Ok(()),
                 }

@@ -13,6 +13,7 @@ use crash::scripts::{self, Script};
 use logic::limits::PREWRITE_BYTES_PER_SECOND;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 /// Lines appear in a plain `cargo test` too: written past the capture of the harness.
 fn print(line: &str) {
@@ -261,6 +262,103 @@ fn rolls_survive_a_rotten_segment_header() {
         let script = Script::start(&image, 0).await.expect("it starts");
         assert_eq!(script.append(1).await, 5);
         assert_eq!(script.read_each().await, ".....");
+        script.end().await;
+    });
+}
+
+/// A pass that meets the end of the disk, wherever, is given up: the log is as it was, nothing is left behind, and
+/// once there is room the next one does it.
+#[test]
+fn no_space_for_a_rewritten_segment() {
+    scripts::run(async {
+        // (room for blocks, room for names)
+        for (blocks, names) in [(true, false), (false, true), (false, false)] {
+            let script = Script::start_compacted(&Image::fresh(&root())).await.expect("it starts");
+            assert_eq!(script.append(6).await, 6);
+            script.checkpoint().await;
+            script.set_full(!blocks);
+            script.set_no_names(!names);
+            assert!(script.compact().await, "there was nothing to do");
+            let case = format!("blocks {blocks}, names {names}");
+            assert_eq!(script.passes(), (0, 1), "{case}");
+            let told = script.notices().iter().any(|notice| {
+                notice.contains("compaction gives up for 60 s: no space for a rewritten segment")
+            });
+            assert!(told, "{case}: {:?}", script.notices());
+            assert!(!script.compact().await, "{case}: not at once again");
+            let (named, unnamed) = scripts::rewritten(&script.image());
+            assert!(named.is_empty() && unnamed.is_empty(), "{case}: {named:?} {unnamed:?}");
+            assert_eq!(script.offsets().await, [0, 1, 2, 3, 4, 5], "{case}");
+            script.set_full(false);
+            script.pass(Duration::from_secs(61));
+            assert!(script.compact().await, "{case}: not tried again");
+            assert_eq!(script.passes(), (1, 1), "{case}");
+            let left = script.offsets().await;
+            assert!(left.len() < 6 && left.ends_with(&[3, 4, 5]), "{case}: {left:?}");
+            let image = script.image();
+            script.end().await;
+            let script = Script::start_compacted(&image).await.expect("it starts");
+            assert_eq!(script.offsets().await, left, "{case}: after a crash");
+            script.end().await;
+        }
+    });
+}
+
+/// A rewritten segment's header that has rotted costs nothing: its groups say what they are, whether a checkpoint has
+/// seen the file or not.
+#[test]
+fn rewritten_segments_survive_rotten_headers() {
+    scripts::run(async {
+        for (known, at) in [(false, 20), (false, 150), (true, 20), (true, 150)] {
+            let script = Script::start_compacted(&Image::fresh(&root())).await.expect("it starts");
+            assert_eq!(script.append(6).await, 6);
+            assert!(script.compact().await);
+            if known {
+                script.checkpoint().await;
+            }
+            let left = script.offsets().await;
+            assert!(left.len() < 6 && left.ends_with(&[3, 4, 5]), "{left:?}");
+            let mut image = script.image();
+            script.end().await;
+            let (named, _) = scripts::rewritten(&image);
+            assert_eq!(named.len(), 1, "{named:?}");
+            image.flip(&named[0], &[(at, 1)]);
+            // Twice: what the first start said of it must not be held against it by the second.
+            for start in 0..2 {
+                let script = Script::start_compacted(&image).await.expect("it starts");
+                let case = format!("known {known}, byte {at}, start {start}");
+                assert_eq!(script.offsets().await, left, "{case}");
+                assert!(script.partition.report().lost.is_empty(), "{case}: {:?}", script.partition.report());
+                image = script.image();
+                script.end().await;
+            }
+        }
+    });
+}
+
+/// On a full disk the start after an orderly end cannot write a checkpoint. What the last one says of deleted records is
+/// true all the same, and what it says of an orderly end is not believed again.
+#[test]
+fn deleted_records_stay_deleted_over_a_start_on_a_full_disk() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert_eq!(script.append(6).await, 6);
+        script.delete_before(4).await;
+        script.shut_down().await;
+        let mut image = script.image();
+        script.end().await;
+        for start in 0..3 {
+            let script = Script::start_full(&image).await.expect("it starts");
+            assert!(script.notices().iter().any(|notice| notice.contains("no space for a checkpoint")));
+            let expect: Vec<u64> = (4..6 + start).collect();
+            assert_eq!(script.offsets().await, expect, "start {start}");
+            // There are blocks ahead for this much; a start that trusts the clean end would not find it.
+            assert_eq!(script.append(1).await, 7 + start);
+            image = script.image();
+            script.end().await;
+        }
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        assert_eq!(script.offsets().await, [4, 5, 6, 7, 8]);
         script.end().await;
     });
 }

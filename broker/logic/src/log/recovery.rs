@@ -20,7 +20,8 @@
 //! What the scan passes over is folded into the table of producers, behind the checkpoint's summary.
 //!
 //! Segments that compaction has rewritten stand for others (`segment_name` says which count). Behind a checkpoint
-//! only their headers are read; without one their groups are scanned like any other, and where they end the chain
+//! only their headers are read, or, where those have rotted before a checkpoint knew the file, the headers of their
+//! groups, which say the same; without one their groups are scanned like any other, and where they end the chain
 //! goes on as their header says.
 //!
 //! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
@@ -110,6 +111,16 @@ struct File {
     rewritten: Option<RewrittenHeader>,
     /// The header of its first group, if the segment's own cannot be read.
     first: Option<GroupHeader>,
+    /// What its groups say, if its headers and the checkpoint say nothing.
+    walked: Option<Walked>,
+}
+
+/// How far the headers of a segment's groups lead.
+#[derive(Clone, Copy, Debug)]
+struct Walked {
+    position: u64,
+    offset: u64,
+    max_timestamp_ms: i64,
 }
 
 /// Where the scan stands: everything before it is sound.
@@ -128,6 +139,7 @@ struct Cursor {
 #[derive(Debug)]
 enum Phase {
     Rewritten { next: usize },
+    Groups { next: usize, position: u64 },
     Headers { next: usize },
     Scan { bytes: usize },
     Window { file: usize, position: u64, budget: u64 },
@@ -193,7 +205,7 @@ impl Recovery {
         let mut kept = Vec::new();
         let (mut behind, mut numbers) = (Vec::new(), BTreeSet::new());
         for file in files.iter().filter(counts) {
-            let read = File { file: *file, header: None, rewritten: None, first: None };
+            let read = File { file: *file, header: None, rewritten: None, first: None, walked: None };
             match start {
                 // Sealed before the checkpoint: known without reading, if the checkpoint lists it. What has
                 // been rewritten since says itself what it is.
@@ -265,6 +277,9 @@ impl Recovery {
             Phase::Rewritten { next } => {
                 Some(ReadRequest { name: self.behind[next].file.name, position: 0, bytes: HEAD_BYTES })
             }
+            Phase::Groups { next, position } => {
+                Some(ReadRequest { name: self.behind[next].file.name, position, bytes: BLOCK_BYTES })
+            }
             Phase::Headers { next } => {
                 Some(ReadRequest { name: self.files[next].file.name, position: 0, bytes: HEAD_BYTES })
             }
@@ -295,17 +310,41 @@ impl Recovery {
         match self.phase {
             Phase::Rewritten { next } => {
                 self.behind[next].read_head(&self.identity, bytes);
-                match next + 1 < self.behind.len() {
-                    true => self.phase = Phase::Rewritten { next: next + 1 },
-                    false => self.begin_headers(),
+                match self.behind[next].first.filter(|first| !self.is_known(first.nonce)) {
+                    Some(first) => {
+                        let (offset, max_timestamp_ms) = (first.base_offset, -1);
+                        self.behind[next].walked = Some(Walked { position: BLOCK, offset, max_timestamp_ms });
+                        self.phase = Phase::Groups { next, position: BLOCK };
+                    }
+                    None => self.next_behind(next + 1),
                 }
             }
+            Phase::Groups { next, .. } => match self.behind[next].walk(bytes) {
+                Some(position) => self.phase = Phase::Groups { next, position },
+                None => self.next_behind(next + 1),
+            },
             Phase::Headers { next } => self.feed_header(next, bytes),
             Phase::Scan { .. } => self.feed_scan(bytes),
             Phase::Window { file, position, budget } => self.feed_window(file, position, budget, bytes),
             Phase::Resync { file, position, bytes: asked } => self.feed_resync(file, position, asked, bytes),
             Phase::Done => {}
         }
+    }
+
+    fn next_behind(&mut self, next: usize) {
+        match next < self.behind.len() {
+            true => self.phase = Phase::Rewritten { next },
+            false => self.begin_headers(),
+        }
+    }
+
+    /// Whether the checkpoint describes the segment of this nonce.
+    fn is_known(&self, nonce: u64) -> bool {
+        self.checkpoint.iter().flat_map(|c| &c.segments).any(|segment| segment.nonce == nonce)
+    }
+
+    fn lose(&mut self, from: Option<u64>, until: u64) {
+        self.lost.extend(from.filter(|from| *from < until).map(|from| from..until));
     }
 
     fn start_from_checkpoint(&mut self) {
@@ -322,10 +361,10 @@ impl Recovery {
                 }
                 match self.behind[at].describe(summary) {
                     Some(segment) => {
-                        if let Some(from) = expected.take() {
-                            self.lost.push(from..segment.base.get());
-                        }
+                        self.lose(expected.take(), segment.base.get());
                         self.segments.push(segment);
+                        // Where its groups lead no further, the rest is lost.
+                        expected = self.behind[at].walked.map(|walked| walked.offset);
                     }
                     None => drop(expected.get_or_insert(summary.base_offset)),
                 }
@@ -339,14 +378,10 @@ impl Recovery {
                 expected.get_or_insert(summary.base_offset);
                 continue;
             }
-            if let Some(from) = expected.take() {
-                self.lost.push(from..summary.base_offset);
-            }
+            self.lose(expected.take(), summary.base_offset);
             self.segments.push(summary_segment(summary, summary.end_position));
         }
-        if let Some(from) = expected.take() {
-            self.lost.push(from..active.base_offset);
-        }
+        self.lose(expected.take(), active.base_offset);
         let first = self.segments.first().map_or(active.base_offset, |segment| segment.base.get());
         self.log_start = self.log_start.max(first);
         let mut segment = summary_segment(active, checkpoint.position);
@@ -848,8 +883,28 @@ impl File {
         }
     }
 
+    /// Takes the block of the next group's header; where the one behind it is, if there is one.
+    fn walk(&mut self, bytes: &[u8]) -> Option<u64> {
+        let (first, walked) = (self.first?, self.walked.as_mut()?);
+        let header = GroupHeader::decode(bytes).ok().filter(|header| {
+            (header.nonce, header.topic_id, header.partition)
+                == (first.nonce, first.topic_id, first.partition)
+                && header.base_offset == walked.offset
+        })?;
+        let end = walked.position + header.disk_bytes();
+        if header.disk_bytes() > GROUP_BYTES_MAX as u64 || end > self.file.bytes {
+            return None;
+        }
+        *walked = Walked {
+            position: end,
+            offset: header.end_offset,
+            max_timestamp_ms: walked.max_timestamp_ms.max(header.max_timestamp_ms),
+        };
+        (end + BLOCK <= self.file.bytes).then_some(end)
+    }
+
     /// A rewritten segment by its headers; if they have rotted, by what the checkpoint says of it, provided
-    /// that it means this very file.
+    /// that it means this very file, or by its groups.
     fn describe(&self, summary: &SegmentSummary) -> Option<Segment> {
         let name = self.file.name;
         if let (Some(header), Some(second)) = (self.header, self.rewritten) {
@@ -867,6 +922,22 @@ impl File {
                 opened_ms: header.opened_ms,
                 index: None,
                 rewritten: Some(rewritten),
+            });
+        }
+        if let (Some(first), Some(walked)) = (self.first, self.walked) {
+            return (walked.position > BLOCK).then(|| Segment {
+                sequence: name.first,
+                nonce: first.nonce,
+                base: Offset::new(first.base_offset),
+                end_position: walked.position,
+                max_timestamp_ms: walked.max_timestamp_ms,
+                opened_ms: first.append_time_ms,
+                index: None,
+                rewritten: Some(Rewritten {
+                    last: name.last,
+                    revision: name.revision,
+                    clean_until: Offset::new(first.base_offset),
+                }),
             });
         }
         let same = self.first.is_some_and(|first| first.nonce == summary.nonce);

@@ -91,6 +91,8 @@ pub struct StorageCounters {
     pub checkpoints: Cell<u64>,
     /// Passes of compaction that have come to their end.
     pub compaction_passes: Cell<u64>,
+    /// Passes that came to no end: damage, the device, no space.
+    pub compaction_given_up: Cell<u64>,
     /// Bytes that compaction has read.
     pub compaction_read_bytes: Cell<u64>,
     /// Bytes that compaction has written.
@@ -482,11 +484,20 @@ impl<D: Disk> Storage<D> {
         Ok((path, file))
     }
 
-    /// Gives a file that is whole and synced its name in a log, durably.
+    /// Gives a file that is whole and synced its name in a log; durable with [`Self::sync_names`].
+    ///
+    /// # Errors
+    /// The file has the name that it had.
     pub async fn give_name(&self, path: &Path, identity: &LogIdentity, name: SegmentName) -> io::Result<()> {
-        let directory = partition_directory(&self.root, identity);
-        self.disk.rename(path, &directory.join(name.to_string())).await?;
-        self.disk.sync_directory(&directory).await?;
+        self.disk.rename(path, &partition_directory(&self.root, identity).join(name.to_string())).await
+    }
+
+    /// Makes a name that was given durable.
+    ///
+    /// # Errors
+    /// Whether the name is there after a crash is unknown.
+    pub async fn sync_names(&self, identity: &LogIdentity) -> io::Result<()> {
+        self.disk.sync_directory(&partition_directory(&self.root, identity)).await?;
         self.disk.sync_directory(&self.own_directory().join("spare")).await
     }
 
@@ -543,13 +554,19 @@ impl<D: Disk> Storage<D> {
         if recycle {
             let number = self.spare_number.replace(self.spare_number.get() + 1);
             let spare = self.own_directory().join("spare").join(format!("spare-{number}"));
-            self.disk.rename(path, &spare).await?;
-            if let Some(directory) = path.parent() {
-                // The old name must be gone for good before the header is written anew.
-                self.disk.sync_directory(directory).await?;
+            match self.disk.rename(path, &spare).await {
+                Ok(()) => {
+                    if let Some(directory) = path.parent() {
+                        // The old name must be gone for good before the header is written anew.
+                        self.disk.sync_directory(directory).await?;
+                    }
+                    self.spares.borrow_mut().push(Spare { path: spare, bytes: published_end });
+                    return Ok(());
+                }
+                // Not even for a name: its blocks are what the disk needs.
+                Err(error) if is_no_space(&error) => {}
+                Err(error) => return Err(error),
             }
-            self.spares.borrow_mut().push(Spare { path: spare, bytes: published_end });
-            return Ok(());
         }
         let file = self.disk.open(path).await?;
         let mut length = self.disk.length(&file)?;
@@ -605,15 +622,44 @@ impl<D: Disk> Storage<D> {
             && self.disk.sync_directory(&directory).await.is_ok()
     }
 
-    /// Removes the checkpoints, because they say what will not be true any more and cannot be replaced.
-    pub async fn remove_checkpoints(&self) -> io::Result<()> {
+    /// Takes back, where it stands, what checkpoints say of an orderly end: for a start on a disk that has no room for
+    /// another checkpoint. All else that they attest stays true and is needed: where logs start above all, which
+    /// stands nowhere else once records have been deleted.
+    ///
+    /// # Errors
+    /// One cannot be read, or not be written over: then a start must not go on, because the next one would believe it.
+    pub async fn revoke_orderly_end(&self) -> io::Result<()> {
         let directory = self.own_directory();
-        for (name, _) in self.disk.list(&directory).await? {
-            if CHECKPOINTS.contains(&name.as_str()) {
-                self.disk.remove(&directory.join(name)).await?;
+        for (name, length) in self.disk.list(&directory).await? {
+            if !CHECKPOINTS.contains(&name.as_str()) {
+                continue;
             }
+            let file = self.disk.open(&directory.join(&name)).await?;
+            let (mut buffer, read) = self.disk.read(&file, 0, self.pool.take(length as usize)).await?;
+            let read = read.min(length as usize);
+            // One that is damaged has been told of, and is not believed.
+            let Ok(checkpoint) = usable_checkpoint(&buffer[..read], self.uuid) else { continue };
+            if !checkpoint.clean {
+                continue;
+            }
+            let bytes = Checkpoint { clean: false, ..checkpoint }.encode();
+            assert!(
+                bytes.len() == read && bytes[BLOCK_BYTES..] == buffer[BLOCK_BYTES..read],
+                "checkpoint {name} differs behind its header from what it says"
+            );
+            // The header alone changes, and it stands in one sector: after a crash it is the old one or this one.
+            buffer[..BLOCK_BYTES].copy_from_slice(&bytes[..BLOCK_BYTES]);
+            let write = Write {
+                file: file.clone(),
+                buffer: Rc::new(buffer),
+                range: 0..BLOCK_BYTES,
+                position: 0,
+                durable: false,
+            };
+            self.disk.write(vec![write]).await?;
+            self.disk.sync(&file).await?;
         }
-        self.disk.sync_directory(&directory).await
+        Ok(())
     }
 
     /// Writes a checkpoint: temporary file, sync, rename over the older of the two, sync of the

@@ -3,7 +3,8 @@
 //! One per life; handles share it. What it promises is what `server::storage::disk` documents, and not a
 //! bit more: a write in flight or not flushed may be there, be gone, or be there in some sectors of 512
 //! bytes; a length that was not synced may be anything between; a name that was not synced may be the old
-//! or the new one, each by itself. A full disk refuses blocks that a file does not have. Virtual time passes only when the driver says so.
+//! or the new one, each by itself. A full disk refuses blocks that a file does not have, and
+//! half of the time names that a directory does not have. Virtual time passes only when the driver says so.
 //!
 //! After [`CrashDisk::die`] nothing completes any more and nobody is remembered, so that what was running
 //! on it is freed.
@@ -117,6 +118,8 @@ struct World {
     epoch_ms: i64,
     /// No file gets blocks that it does not have.
     full: bool,
+    /// No directory has room for a name that it does not have.
+    no_names: bool,
     dead: bool,
     /// Bytes of files that the device refuses to read.
     unreadable: Vec<(u64, Range<u64>)>,
@@ -458,6 +461,7 @@ impl CrashDisk {
             clock_ns: 0,
             epoch_ms: image.now_ms,
             full: false,
+            no_names: false,
             dead: false,
             unreadable: Vec::new(),
         })))
@@ -511,7 +515,14 @@ impl CrashDisk {
 
     /// Takes all space away, or gives it back.
     pub fn set_full(&self, full: bool) {
-        self.0.borrow_mut().full = full;
+        let mut world = self.0.borrow_mut();
+        world.full = full;
+        world.no_names = full && world.dice.chance(50);
+    }
+
+    /// Takes the room for names in directories away, or gives it back: files get blocks all the same.
+    pub fn set_no_names(&self, no_names: bool) {
+        self.0.borrow_mut().no_names = no_names;
     }
 
     /// Refuses from now on to read these bytes of a file.
@@ -747,6 +758,9 @@ impl Disk for CrashDisk {
     async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.pause().await;
         let mut world = self.0.borrow_mut();
+        if world.no_names && world.lookup(to).is_none() {
+            return Err(no_space());
+        }
         let node = world.lookup(from).ok_or_else(|| not_found(from))?;
         world.change(to, Some(node))?;
         world.change(from, None)

@@ -7,8 +7,9 @@ use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
 use super::image::{Entry, Image};
 use super::life::{root, settle};
 use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::log::compaction::CompactionSettings;
 use logic::log::retention::RetentionSettings;
-use logic::log::{LogIdentity, LogSettings};
+use logic::log::{LogIdentity, LogSettings, SegmentName};
 use schema::record_batch::{self, BatchBuilder};
 use schema::segment::BLOCK_BYTES;
 use server::partition::reader::ReadError;
@@ -48,8 +49,34 @@ pub struct Script {
 impl Script {
     /// Starts over an image; every group gets a segment of its own if `segment_ms` is 0.
     pub async fn start(image: &Image, segment_ms: i64) -> io::Result<Self> {
+        Self::start_with(image, segment_ms, None, false).await
+    }
+
+    /// The same with a compacted log.
+    pub async fn start_compacted(image: &Image) -> io::Result<Self> {
+        let settings = CompactionSettings {
+            min_dirty_millionths: 0,
+            min_lag_ms: 0,
+            max_lag_ms: i64::MAX,
+            delete_retention_ms: 0,
+        };
+        Self::start_with(image, 0, Some(settings), false).await
+    }
+
+    /// The same on a disk that is full already.
+    pub async fn start_full(image: &Image) -> io::Result<Self> {
+        Self::start_with(image, i64::MAX, None, true).await
+    }
+
+    async fn start_with(
+        image: &Image,
+        segment_ms: i64,
+        compaction: Option<CompactionSettings>,
+        full: bool,
+    ) -> io::Result<Self> {
         let habits = Habits { one_flush_covers_all_files: true, eager_percent: 100 };
         let disk = CrashDisk::new(image, habits, 1);
+        disk.set_full(full);
         let environment = CrashEnvironment::new(&disk, image.next_file);
         let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
         let (storage, checkpoint) =
@@ -58,7 +85,7 @@ impl Script {
         let settings = PartitionSettings {
             log: LogSettings { segment_bytes: 1 << 20, segment_ms },
             retention: RetentionSettings { retention_ms: -1, retention_bytes: -1 },
-            compaction: None,
+            compaction,
             max_message_bytes: 1 << 20,
             log_append_time: false,
         };
@@ -71,7 +98,8 @@ impl Script {
     pub async fn append(&self, batches: u64) -> u64 {
         for _ in 0..batches {
             let mut builder = BatchBuilder::new();
-            builder.append(1_700_000_000_000, None, Some(&[7; 1000]), &[]);
+            let key = self.partition.with_log(|log| log.log_end().get() % 3) as u8;
+            builder.append(1_700_000_000_000, Some(&[key]), Some(&[7; 1000]), &[]);
             let bytes = builder.finish();
             let header = record_batch::validate_produced(&bytes, 1 << 20).expect("a sound batch");
             let end = self.partition.append_copy(&bytes, &header).end;
@@ -152,6 +180,79 @@ impl Script {
         self.disk.set_unreadable(&segment(sequence), bytes);
     }
 
+    /// Looks for something to compact; whether there was something.
+    pub async fn compact(&self) -> bool {
+        // Nothing is compacted before its index is written.
+        self.store.tick().await;
+        settle().await;
+        let found = Rc::new(Cell::new(None));
+        let (store, done) = (self.store.clone(), found.clone());
+        glommio::spawn_local(async move { done.set(Some(store.compact().await)) }).detach();
+        for _ in 0..100_000 {
+            settle().await;
+            if let Some(found) = found.get() {
+                // The sources go behind it.
+                self.pass_a_second().await;
+                return found;
+            }
+            self.disk.pass(Duration::from_millis(1));
+        }
+        panic!("compaction does not end");
+    }
+
+    /// Passes that came to their end, and that did not.
+    pub fn passes(&self) -> (u64, u64) {
+        let counters = &self.store.storage.counters;
+        (counters.compaction_passes.get(), counters.compaction_given_up.get())
+    }
+
+    pub fn set_full(&self, full: bool) {
+        self.disk.set_full(full);
+    }
+
+    pub fn set_no_names(&self, no_names: bool) {
+        self.disk.set_no_names(no_names);
+    }
+
+    pub fn pass(&self, time: Duration) {
+        self.disk.pass(time);
+    }
+
+    pub fn notices(&self) -> Vec<String> {
+        self.store.storage.notices()
+    }
+
+    pub async fn checkpoint(&self) {
+        self.store.checkpoint(false).await.expect("there is room");
+    }
+
+    /// Moves the log's start, durably.
+    pub async fn delete_before(&self, offset: u64) {
+        assert_eq!(self.partition.delete_before(Some(Offset::new(offset))), Some(Offset::new(offset)));
+        assert!(self.store.checkpoint_now().await.expect("there is room"));
+    }
+
+    /// The offsets of all records that are there; what is damaged is left out.
+    pub async fn offsets(&self) -> Vec<u64> {
+        let (mut at, end) = self.partition.with_log(|log| (log.log_start(), log.high_watermark()));
+        let mut offsets = Vec::new();
+        while at < end {
+            match self.partition.read(&self.store.chunks, at, 1).await {
+                Ok(slices) => {
+                    let Some(first) = slices.first() else { break };
+                    let records = record_batch::records(first.bytes()).expect("a sound batch");
+                    let next = Offset::new(records.header().end_offset());
+                    assert!(next > at, "the log leads nowhere at {at}");
+                    offsets.extend(records.map(|record| record.expect("a sound record").offset));
+                    at = next;
+                }
+                Err(ReadError::Damaged { until, .. }) => at = until,
+                Err(error) => panic!("{at}: {error}"),
+            }
+        }
+        offsets
+    }
+
     /// What is on the device now.
     pub fn image(&self) -> Image {
         self.disk.crash(Mode::Drop, &mut Dice::new(1))
@@ -189,6 +290,15 @@ impl Script {
 /// The path of a segment.
 pub fn segment(sequence: u64) -> PathBuf {
     partition_directory(&root(), &IDENTITY).join(segment_name(sequence))
+}
+
+/// The files that compaction has made: those that have a name in the log, and those that have not.
+pub fn rewritten(image: &Image) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let name = |path: &PathBuf| path.file_name().expect("a file").to_string_lossy().into_owned();
+    let named = |path: &PathBuf| SegmentName::parse(&name(path)).is_some_and(|name| name.is_rewritten());
+    let files = image.files().map(|(path, _)| path);
+    let made = files.filter(|path| named(path) || name(path).starts_with("rewrite-"));
+    made.partition(named)
 }
 
 /// The place of the payload of the group in a block.
