@@ -9,8 +9,17 @@ use crate::process::{Broker, directory};
 #[path = "../../../../client/examples/activity.rs"]
 mod activity;
 #[expect(dead_code, reason = "its main is not run here")]
+#[path = "../../../../client/examples/change_log.rs"]
+mod change_log;
+#[expect(dead_code, reason = "its main is not run here")]
 #[path = "../../../../client/examples/metrics_and_logs.rs"]
 mod metrics_and_logs;
+#[expect(dead_code, reason = "its main is not run here")]
+#[path = "../../../../client/examples/notifications.rs"]
+mod notifications;
+#[expect(dead_code, reason = "its main is not run here")]
+#[path = "../../../../client/examples/work_queue.rs"]
+mod work_queue;
 
 /// Runs `$example` against a broker of its own; its lines.
 macro_rules! lines_of {
@@ -45,4 +54,34 @@ async fn metrics_by_time_and_logs_by_level() {
         "db-1: disk is full",
     ];
     assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn the_change_log_gives_state_and_stream() {
+    let lines = lines_of!(change_log);
+    let expected = [
+        "state: 17 is cem, house 999",
+        "state: 19 is eve, Oslo",
+        "live: 20 is fay, Rome",
+        "live: 17 is gone",
+        "rows now: 19, 20",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn notifications_reach_every_group() {
+    let lines = lines_of!(notifications);
+    let expected = ["audit", "email", "push"]
+        .map(|service| format!("{service}: 30 delivered, the last to ann 27, bob 28, cem 29"));
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn a_queue_shares_jobs() {
+    let mut lines = lines_of!(work_queue);
+    assert_eq!(lines.pop().as_deref(), Some("40 jobs, 0 of them twice"));
+    // The first worker goes home after five; the others do the rest, each some of it.
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(lines[0], "worker 0 did 5 jobs");
 }
