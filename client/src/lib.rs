@@ -50,6 +50,7 @@ mod partitioner;
 mod producer;
 mod sender;
 mod sequencer;
+mod settings;
 
 pub use admin::{Admin, ListedOffset, TopicDescription};
 pub use client::{Client, ClientError};
@@ -76,3 +77,4 @@ pub use request::{Acks, NewTopic, OffsetSpec, TopicId};
 pub use schema::compression::UnpackError;
 pub use schema::error_code::ErrorCode;
 pub use schema::record_batch::{BatchError, Compression, Headers, Record};
+pub use settings::SettingError;

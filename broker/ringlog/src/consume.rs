@@ -10,7 +10,7 @@ mod member;
 mod record;
 mod start;
 
-use crate::client::BrokersArguments;
+use crate::client::{BrokersArguments, setting};
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, counted};
 use ringlog_client::{
@@ -48,6 +48,10 @@ pub struct ConsumeArguments {
     /// End where the topic ended when the command began
     #[arg(long)]
     until_end: bool,
+    /// A setting of the consumer by its usual name, as fetch.max.wait.ms=100, auto.offset.reset=latest,
+    /// enable.auto.commit=false; may be repeated, and wins over the other options
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
     /// Text: print the key and a tab before each value
     #[arg(long)]
     keys: bool,
@@ -74,6 +78,17 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
     if let Some(group) = &arguments.group {
         return member::consume(group, arguments, output).await;
     }
+    let mut config = ConsumerConfig {
+        // An offset that is not there is the user's mistake, not to be guessed away.
+        auto_offset_reset: match arguments.offset {
+            StartFrom::Offset(_) => AutoOffsetReset::Error,
+            _ => AutoOffsetReset::Earliest,
+        },
+        ..ConsumerConfig::default()
+    };
+    for (name, value) in &arguments.set {
+        config.set(name, value)?;
+    }
     let client = arguments.brokers.connect().await?;
     let partitions = partitions(&client, arguments).await?;
     let ends = match arguments.until_end {
@@ -81,6 +96,7 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
         false => None,
     };
     if let (StartFrom::Offset(offset), Some(ends)) = (arguments.offset, &ends)
+        && config.auto_offset_reset == AutoOffsetReset::Error
         && ends.values().all(|end| *end < offset)
     {
         let last = ends.values().max().copied().unwrap_or(0);
@@ -88,15 +104,21 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
             "offset {offset} is not there yet: the topic ends at {last}"
         )));
     }
-    let mut consumer = client.consumer(ConsumerConfig {
-        // An offset that is not there is the user's mistake, not to be guessed away.
-        auto_offset_reset: match arguments.offset {
-            StartFrom::Offset(_) => AutoOffsetReset::Error,
-            _ => AutoOffsetReset::Earliest,
-        },
-        ..ConsumerConfig::default()
-    });
-    let assigned: Vec<_> = partitions.iter().map(|partition| (*partition, arguments.offset)).collect();
+    // Where the end is known, so is what lies behind it: the consumer would reset it, and its position then says too late
+    // whether there is anything to wait for.
+    let place = |partition: &u32| match (arguments.offset, config.auto_offset_reset) {
+        (StartFrom::Offset(offset), AutoOffsetReset::Earliest | AutoOffsetReset::Latest)
+            if ends.as_ref().and_then(|ends| ends.get(partition)).is_some_and(|end| *end < offset) =>
+        {
+            match config.auto_offset_reset {
+                AutoOffsetReset::Latest => StartFrom::Latest,
+                _ => StartFrom::Earliest,
+            }
+        }
+        (place, _) => place,
+    };
+    let assigned: Vec<_> = partitions.iter().map(|partition| (*partition, place(partition))).collect();
+    let mut consumer = client.consumer(config);
     consumer.assign(arguments.topic(), &assigned).await?;
     let mut printer = Printer { arguments, output, left: arguments.max, refused: false };
     let ended = tokio::select! {
@@ -206,6 +228,7 @@ impl Printer<'_> {
         }
         Ok(())
     }
+
     fn print_one(&mut self, fetched: &FetchedBatch, record: &Record<'_>) -> Result<(), Failure> {
         let value = record.value.unwrap_or(b"null");
         if self.output.is_json() {

@@ -3,7 +3,7 @@
 //! Owner: whoever fails; `main` prints it once. Invariant: the text of a failure says what to do, or names
 //! what the user gave. Absent on purpose: kinds that nobody tells apart.
 
-use ringlog_client::{ClientError, ConfigError, ConsumeError, GroupError, ProduceError};
+use ringlog_client::{ClientError, ConfigError, ConsumeError, GroupError, ProduceError, SettingError};
 use std::process::ExitCode;
 
 /// The end of a command that did not do what was asked.
@@ -50,6 +50,12 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Self {
         Self::usage(error.to_string())
     }
 }

@@ -1,18 +1,19 @@
-//! `ringlog produce`: each line of a file or of standard input becomes a record.
+//! `ringlog produce`: each line of a file or of standard input becomes a record; with `--input json` each object.
 //!
 //! Lifecycle: connect → make the topic where it is missing (and say so) → read lines, send, collect
 //! acknowledgements as they come → print what was acknowledged. SIGINT ends the reading; what was read is
 //! still sent and reported.
 //! Invariants: memory is bounded by the client's and by a few chunks of lines; a line is sent unchanged,
 //! without its end; every record is acknowledged or counted as failed before the command ends.
-//! Absent on purpose: other input formats.
+//! Absent on purpose: records over several lines.
 
+mod json;
 mod key;
 mod lines;
 mod receipts;
 mod tally;
 
-use crate::client::BrokersArguments;
+use crate::client::{BrokersArguments, setting};
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, counted};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,6 +39,10 @@ pub struct ProduceArguments {
     /// Read lines from here instead of standard input
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
+    /// What a line is: lines = the value; json = an object as consume --format json prints it, with key, value, headers,
+    /// timestamp_ms, partition, each optional
+    #[arg(long, value_enum, default_value = "lines", value_name = "lines|json")]
+    input: Input,
     /// The key is this field of a CSV line, counted from 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "key_separator")]
     key_field: Option<u32>,
@@ -65,6 +70,10 @@ pub struct ProduceArguments {
     /// Say where the time of the acknowledgements went, and of each with --receipts
     #[arg(long)]
     explain: bool,
+    /// A setting of the producer by its usual name, as linger.ms=5, batch.size=256KiB, partitioner=modulo; may be
+    /// repeated, and wins over the options above
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    set: Vec<(String, String)>,
     /// Fail if the topic is missing
     #[arg(long)]
     no_create: bool,
@@ -72,6 +81,15 @@ pub struct ProduceArguments {
     brokers: BrokersArguments,
     #[command(flatten)]
     format: FormatArguments,
+}
+
+/// `--input`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Input {
+    /// A value, perhaps with a key in it.
+    Lines,
+    /// An object with everything that a record has.
+    Json,
 }
 
 /// `--acks`
@@ -87,6 +105,7 @@ pub fn acks(text: &str) -> Result<Acks, String> {
 /// Runs it.
 pub fn run(arguments: ProduceArguments) -> Result<(), Failure> {
     let mut output = Output::new(arguments.format.format);
+    let config = config(&arguments)?;
     let input = match &arguments.file {
         Some(path) => Lines::of_file(path),
         None => Ok(Lines::of_standard_input()),
@@ -95,13 +114,11 @@ pub fn run(arguments: ProduceArguments) -> Result<(), Failure> {
         let path = arguments.file.clone().unwrap_or_default();
         Failure::usage(format!("cannot read {}: {error}", path.display()))
     })?;
-    crate::block_on(produce(arguments, input, &mut output))
+    crate::block_on(produce(arguments, config, input, &mut output))
 }
 
-async fn produce(arguments: ProduceArguments, input: Lines, output: &mut Output) -> Result<(), Failure> {
-    let client = arguments.brokers.connect().await?;
-    let made = ensure_topic(&client, &arguments).await?;
-    let producer = client.producer(ProducerConfig {
+fn config(arguments: &ProduceArguments) -> Result<ProducerConfig, Failure> {
+    let mut config = ProducerConfig {
         acks: arguments.acks,
         compression: arguments.compression,
         enable_idempotence: !arguments.no_idempotence,
@@ -109,7 +126,28 @@ async fn produce(arguments: ProduceArguments, input: Lines, output: &mut Output)
         // A person waits.
         delivery_timeout: Duration::from_secs(30),
         ..ProducerConfig::default()
-    });
+    };
+    for (name, value) in &arguments.set {
+        config.set(name, value)?;
+    }
+    let has_rule = arguments.key_field.is_some() || arguments.key_separator.is_some() || arguments.header;
+    if arguments.input == Input::Json && has_rule {
+        return Err(Failure::usage(
+            "with --input json the key is a field of the object, and there is no heading",
+        ));
+    }
+    Ok(config)
+}
+
+async fn produce(
+    arguments: ProduceArguments,
+    config: ProducerConfig,
+    input: Lines,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let client = arguments.brokers.connect().await?;
+    let made = ensure_topic(&client, &arguments).await?;
+    let producer = client.producer(config);
     let progress = progress(&input, &arguments);
     let started = Instant::now();
     // Bounded by the producer's memory: a record is in this queue only while that memory is held, or
@@ -171,16 +209,17 @@ async fn send_lines(
                 continue;
             }
             let bytes = line.len() as u64;
-            let (key, value) = rule
-                .split(line)
-                .map_err(|error| Failure::operation(format!("line {line_number}: {error}")))?;
-            let record = ProducerRecord {
-                topic: topic.clone(),
-                partition: arguments.partition,
-                key,
-                value: Some(value),
-                ..ProducerRecord::default()
+            let failed =
+                |error: &dyn std::error::Error| Failure::operation(format!("line {line_number}: {error}"));
+            let record = match arguments.input {
+                Input::Json => json::record(&line).map_err(|error| failed(&error))?,
+                Input::Lines => {
+                    let (key, value) = rule.split(line).map_err(|error| failed(&error))?;
+                    ProducerRecord { key, value: Some(value), ..ProducerRecord::default() }
+                }
             };
+            let partition = arguments.partition.or(record.partition);
+            let record = ProducerRecord { topic: topic.clone(), partition, ..record };
             let future = producer.send(record).await.map_err(|error| match error {
                 error @ ProduceError::KeyRequired { .. } => Failure::operation(format!(
                     "line {line_number}: {error}; --key-separator S or --key-field N take it from the line"

@@ -81,6 +81,9 @@ fn config(group: &str, arguments: &ConsumeArguments) -> Result<GroupConfig, Fail
             )));
         }
     };
+    for (name, value) in &arguments.set {
+        config.set(name, value)?;
+    }
     Ok(config)
 }
 

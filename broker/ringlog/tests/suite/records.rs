@@ -194,6 +194,60 @@ fn bytes_acks_and_anatomy() {
 }
 
 #[test]
+fn everything_that_a_record_has_goes_in_and_out_as_json() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    for topic in ["from", "to"] {
+        broker.run(&["topic", "create", topic, "--partitions", "3"]).ok();
+    }
+    let header = |name: &str, value: Value| json!({ "name": name, "value": value });
+    let sent = [
+        json!({ "partition": 0, "timestamp_ms": 1000, "key": "k", "value": "v", "headers": [
+            header("b", json!("1")), header("a", json!(null)), header("b", json!("")),
+        ] }),
+        json!({ "partition": 1, "timestamp_ms": 0, "key": "gone", "value": null, "headers": [] }),
+        json!({ "partition": 2, "timestamp_ms": 1_357_034_400_000_i64, "key": null, "value": "", "headers": [] }),
+        json!({ "partition": 2, "timestamp_ms": 5, "key_base64": "/w==", "value_base64": "/v8=", "headers": [
+            { "name": "raw", "value_base64": "gA==" },
+        ] }),
+    ];
+    let lines: String = sent.iter().map(|record| format!("{record}\n")).collect();
+    broker.run_with(&["produce", "from", "--input", "json"], lines.as_bytes()).ok();
+    let stored = all(&broker, "from");
+    // What was printed is what is sent on.
+    let printed: String = stored.iter().map(|record| format!("{record}\n")).collect();
+    broker.run_with(&["produce", "to", "--input", "json", "--compression", "zstd"], printed.as_bytes()).ok();
+    for (topic, records) in [("from", stored), ("to", all(&broker, "to"))] {
+        let mut records = records;
+        for record in &mut records {
+            let fields = record.as_object_mut().expect("an object");
+            assert_eq!(fields.remove("topic"), Some(json!(topic)));
+            assert!(fields.remove("offset").is_some() && fields.remove("timestamp").is_some());
+        }
+        records.sort_by_key(|record| record["partition"].as_u64());
+        assert_eq!(records, sent, "{topic}");
+    }
+    // Without a partition the key decides, and without a time it is now.
+    broker.run_with(&["produce", "to", "--input", "json"], br#"{"key":"foobar"}"#).ok();
+    let place = broker.run_with(&["produce", "to", "--key-separator", "="], b"foobar=x").ok();
+    let after: Vec<Value> =
+        all(&broker, "to").into_iter().filter(|record| record["key"] == "foobar").collect();
+    assert_eq!(after.len(), 2, "{}", place.text());
+    assert_eq!(after[0]["partition"], after[1]["partition"]);
+    assert_eq!(after[0]["value"], Value::Null);
+    assert!(after[0]["timestamp_ms"].as_u64() > Some(1_700_000_000_000), "{}", after[0]);
+
+    for (line, says) in [
+        ("{}\n{\"vaule\":\"v\"}\n", &["line 2", "unknown field `vaule`"][..]),
+        ("hello\n", &["line 1", "write an object as"]),
+        ("{\"partition\":7}\n", &["no partition 7"]),
+    ] {
+        broker.run_with(&["produce", "to", "--input", "json"], line.as_bytes()).failed(1, says);
+    }
+    broker.run(&["produce", "to", "--input", "json", "--key-field", "1"]).failed(2, &["--input json"]);
+}
+
+#[test]
 fn compressed_batches_are_stored_as_sent() {
     let data = directory();
     let broker = Broker::start(data.path());
