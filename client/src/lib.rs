@@ -1,31 +1,96 @@
 //! The async client of the Ringlog broker, for tokio: [`Producer`], [`Consumer`], [`GroupConsumer`], [`Admin`].
 //!
+//! ## Produce
+//! Every acknowledgement is a receipt: where the record is, and which durability was reached.
 //! ```no_run
-//! use ringlog_client::{Client, ClientConfig, ConsumerConfig, ProducerConfig, ProducerRecord, StartFrom};
+//! use ringlog_client::{Client, ClientConfig, ProducerConfig, ProducerRecord};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::connect(ClientConfig::new("127.0.0.1:9644")?).await?;
 //! let producer = client.producer(ProducerConfig::default());
 //! let receipt = producer.send(ProducerRecord::new("events", "hello").with_key("k")).await?.await?;
 //! println!("offset {} of partition {}: {:?}", receipt.offset, receipt.partition, receipt.durability);
-//!
-//! let mut consumer = client.consumer(ConsumerConfig::default());
-//! consumer.assign("events", &[(receipt.partition, StartFrom::Earliest)]).await?;
-//! if let Some(fetched) = consumer.next_batch().await {
-//!     for record in fetched?.records() {
-//!         println!("{:?}", record?.value);
-//!     }
+//! // Many at once: whatever fails is told by `flush` or `close`.
+//! for number in 0..1000 {
+//!     drop(producer.send(ProducerRecord::new("events", number.to_string())).await?);
 //! }
 //! producer.close().await?;
 //! # Ok(())
 //! # }
 //! ```
 //!
+//! ## Consume
+//! Partitions of one's own choice, from a place of one's own choice: earliest, latest, an offset, a time.
+//! ```no_run
+//! use ringlog_client::{Client, ClientConfig, ConsumerConfig, StartFrom};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(ClientConfig::new("127.0.0.1:9644")?).await?;
+//! let mut consumer = client.consumer(ConsumerConfig::default());
+//! consumer.assign("events", &[(0, StartFrom::Earliest)]).await?;
+//! while let Some(record) = consumer.next().await {
+//!     let record = record?;
+//!     println!("{} {:?} {:?}", record.offset, record.key, record.value);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//! [`Consumer::next_batch`] hands out the same without a copy.
+//!
+//! ## Share the work: groups
+//! Each partition has one member of the group; who comes, goes or dies changes who has which.
+//! ```no_run
+//! use ringlog_client::{Client, ClientConfig, GroupConfig};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(ClientConfig::new("127.0.0.1:9644")?).await?;
+//! let mut worker = client.group_consumer(GroupConfig::new("workers").with_topic("events"))?;
+//! for _ in 0..100 {
+//!     let record = worker.next().await?;
+//!     println!("{} {:?}", record.offset, record.value);
+//!     // To ask for the next says that this one is done: it is committed by itself, every five seconds.
+//! }
+//! worker.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## Topics, groups, the broker: [`Admin`]
+//! ```no_run
+//! use ringlog_client::{Client, ClientConfig, NewTopic, OffsetSpec};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(ClientConfig::new("127.0.0.1:9644")?).await?;
+//! let admin = client.admin();
+//! let configs = vec![("retention.ms".to_owned(), "30d".to_owned())];
+//! admin.create_topic(&NewTopic { partitions: 8, configs, ..NewTopic::named("events") }).await?;
+//! for end in admin.list_offsets("events", &[(0, OffsetSpec::Latest)]).await? {
+//!     println!("partition {} ends at {}", end.partition, end.offset);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ## Settings
+//! Fields of [`ProducerConfig`], [`ConsumerConfig`] and [`GroupConfig`]; or by the names that the field uses, as text:
+//! ```
+//! use ringlog_client::{ConsumerConfig, Linger, ProducerConfig};
+//!
+//! let mut producer = ProducerConfig::default();
+//! producer.set("linger.ms", "5")?;
+//! producer.set("batch.size", "256KiB")?;
+//! assert_eq!(producer.linger, Linger::Fixed(std::time::Duration::from_millis(5)));
+//! let mut consumer = ConsumerConfig::default();
+//! let error = consumer.set("fetch.wait", "1").unwrap_err().to_string();
+//! assert!(error.contains("fetch.max.wait.ms"));
+//! # Ok::<(), ringlog_client::SettingError>(())
+//! ```
+//!
 //! Owner: the application, inside one tokio runtime with IO and time. Lifecycle: a [`Client`] learns the
 //! cluster and lends its connections; producers and consumers have background tasks that end with them.
 //! Invariants: memory is bounded by `buffer_memory` and `prefetch_bytes`; dropping never blocks; each
-//! partition is reached on the core that owns it. Absent on purpose: transactions,
-//! TLS (a later issue); a synchronous interface.
+//! partition is reached on the core that owns it. Absent on purpose: transactions, TLS (a later issue); a synchronous
+//! interface.
 //!
 //! Code map: [`connection`] frames and pipelining; [`request`] and [`reply`] what can be said; `client`
 //! metadata and pool; `producer` → `accumulator` (rules) → `sender` (driver); `consumer` → `fetcher`;

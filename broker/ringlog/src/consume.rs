@@ -92,7 +92,7 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
     let client = arguments.brokers.connect().await?;
     let partitions = partitions(&client, arguments).await?;
     let ends = match arguments.until_end {
-        true => Some(ends(&client, arguments, &partitions).await?),
+        true => Some(limits(&client, arguments, &partitions, OffsetSpec::Latest).await?),
         false => None,
     };
     if let (StartFrom::Offset(offset), Some(ends)) = (arguments.offset, &ends)
@@ -104,18 +104,24 @@ async fn consume(arguments: &ConsumeArguments, output: Output) -> Result<(), Fai
             "offset {offset} is not there yet: the topic ends at {last}"
         )));
     }
-    // Where the end is known, so is what lies behind it: the consumer would reset it, and its position then says too late
-    // whether there is anything to wait for.
-    let place = |partition: &u32| match (arguments.offset, config.auto_offset_reset) {
-        (StartFrom::Offset(offset), AutoOffsetReset::Earliest | AutoOffsetReset::Latest)
-            if ends.as_ref().and_then(|ends| ends.get(partition)).is_some_and(|end| *end < offset) =>
-        {
-            match config.auto_offset_reset {
-                AutoOffsetReset::Latest => StartFrom::Latest,
-                _ => StartFrom::Earliest,
-            }
+    // With an end to come to, a place outside of what is kept is reset here and now: the consumer does it with its first
+    // fetch, and whoever waits for records until then may wait for ever.
+    let reset = match (config.auto_offset_reset, arguments.offset, &ends) {
+        (AutoOffsetReset::Earliest, StartFrom::Offset(offset), Some(ends)) => {
+            Some((offset, StartFrom::Earliest, ends))
         }
-        (place, _) => place,
+        (AutoOffsetReset::Latest, StartFrom::Offset(offset), Some(ends)) => {
+            Some((offset, StartFrom::Latest, ends))
+        }
+        _ => None,
+    };
+    let starts = match reset {
+        Some(_) => limits(&client, arguments, &partitions, OffsetSpec::Earliest).await?,
+        None => BTreeMap::new(),
+    };
+    let place = |partition: &u32| match reset {
+        Some((offset, to, ends)) if offset < starts[partition] || offset > ends[partition] => to,
+        _ => arguments.offset,
     };
     let assigned: Vec<_> = partitions.iter().map(|partition| (*partition, place(partition))).collect();
     let mut consumer = client.consumer(config);
@@ -141,13 +147,14 @@ async fn partitions(client: &Client, arguments: &ConsumeArguments) -> Result<Vec
     })
 }
 
-/// Where each partition ends now.
-async fn ends(
+/// Where each partition ends, or begins, now.
+async fn limits(
     client: &Client,
     arguments: &ConsumeArguments,
     partitions: &[u32],
+    which: OffsetSpec,
 ) -> Result<BTreeMap<u32, u64>, Failure> {
-    let places: Vec<_> = partitions.iter().map(|partition| (*partition, OffsetSpec::Latest)).collect();
+    let places: Vec<_> = partitions.iter().map(|partition| (*partition, which)).collect();
     let listed = client.admin().list_offsets(arguments.topic(), &places).await?;
     Ok(listed.into_iter().map(|listed| (listed.partition, listed.offset)).collect())
 }

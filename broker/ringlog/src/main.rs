@@ -1,7 +1,8 @@
 //! The one binary `ringlog`: subcommands, and nothing else.
 //!
 //! Each subcommand has a file of its own: its arguments, what it does, what it prints. What they share:
-//! [`client`] (how a broker is reached), [`output`] (tables and JSON), [`failure`] (errors and exit status).
+//! [`client`] (how a broker is reached), [`output`] (tables and JSON), [`failure`] (errors and exit status), [`manual`]
+//! (examples).
 //! Exit status: 0 done, 1 the operation failed, 2 wrong usage or a broker that cannot start.
 //! Invariants: standard output carries results only; progress, warnings, logs and errors go to standard
 //! error; every error says what to do. A reader that hangs up (`| head`) is no error.
@@ -16,6 +17,7 @@ mod doctor;
 mod failure;
 mod group;
 mod interrupt;
+mod manual;
 mod output;
 mod perf;
 mod place;
@@ -26,7 +28,7 @@ mod top;
 mod topic;
 mod tune;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use failure::Failure;
 use std::process::ExitCode;
 
@@ -74,7 +76,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let matches = manual::with_examples(Arguments::command()).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     start_logging(matches!(arguments.command, Command::Serve(_)));
     let done = match arguments.command {
         Command::Serve(arguments) => serve::run(arguments),
@@ -126,7 +129,6 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_are_consistent() {

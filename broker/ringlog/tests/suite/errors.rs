@@ -73,4 +73,13 @@ fn unknown_things_are_named() {
     broker.run_with(&["produce", "t"], &large).failed(1, &["1 of 1 record", "max.message.bytes"]);
     broker.run_with(&["produce", "t"], b"small\n").ok();
     assert_eq!(broker.run(&["consume", "t", "--until-end"]).ok().text(), "small\n");
+    // The bound is the topic's, and may change.
+    broker.run(&["topic", "alter", "t", "--set", "max.message.bytes=4MiB"]).ok();
+    broker.run_with(&["produce", "t"], &large).ok();
+    broker.run(&["topic", "alter", "t", "--set", "max.message.bytes=1KiB"]).ok();
+    broker.run_with(&["produce", "t"], &large[..2000]).failed(1, &["max.message.bytes"]);
+    assert_eq!(
+        broker.run(&["consume", "t", "--until-end"]).ok().stdout.len(),
+        "small\n".len() + large.len() + 1
+    );
 }

@@ -218,3 +218,42 @@ async fn a_member_that_does_not_poll_leaves_and_comes_back() {
     assert_eq!(next(&mut one).await, (0, 2));
     one.close().await.unwrap();
 }
+
+/// Two topics of two partitions, two members: `range` gives partitions of equal numbers to one member, `uniform` as many
+/// to each.
+#[tokio::test]
+async fn assignors_by_name() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let client = client_of(&broker).await;
+    for topic in ["left", "right"] {
+        client.admin().create_topic(&NewTopic { partitions: 2, ..NewTopic::named(topic) }).await.unwrap();
+    }
+    for assignor in ["range", "uniform"] {
+        let group = format!("by-{assignor}");
+        let member = || {
+            let mut config = GroupConfig::new(&group).with_topic("left").with_topic("right");
+            config.set("group.remote.assignor", assignor).unwrap();
+            client.group_consumer(config).unwrap()
+        };
+        let (mut one, mut two) = (member(), member());
+        let until = Instant::now() + LIMIT;
+        while one.assignment().len() != 2 || two.assignment().len() != 2 {
+            tokio::join!(nothing(&mut one), nothing(&mut two));
+            assert!(Instant::now() < until, "{assignor}: {:?}, {:?}", one.assignment(), two.assignment());
+        }
+        let all: BTreeSet<String> =
+            one.assignment().iter().chain(&two.assignment()).map(ToString::to_string).collect();
+        assert_eq!(all.len(), 4, "each partition has one member: {all:?}");
+        if assignor == "range" {
+            for consumer in [&one, &two] {
+                let numbers: BTreeSet<u32> = consumer.assignment().iter().map(|one| one.partition).collect();
+                assert_eq!(numbers.len(), 1, "{:?}", consumer.assignment());
+            }
+        }
+        let described = broker.run(&["group", "describe", &group, "--format", "json"]).ok().text();
+        assert!(described.contains(&format!("\"assignor\":\"{assignor}\"")), "{described}");
+        one.close().await.unwrap();
+        two.close().await.unwrap();
+    }
+}

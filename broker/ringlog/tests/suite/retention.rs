@@ -139,6 +139,51 @@ fn retention_changes_while_running() {
     assert_eq!(log()["log_start"], cut["log_start"], "nothing goes any more");
 }
 
+#[test]
+fn segments_roll_by_time() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    for (topic, setting) in [("often", "segment.ms=1"), ("seldom", "segment.ms=7d")] {
+        broker.run(&["topic", "create", topic, "--partitions", "1", "--config", setting]).ok();
+        for n in 0..4_u64 {
+            // Another process each: more than a millisecond lies between them.
+            broker.run_with(&["produce", topic, "--no-create"], format!("{n}\n").as_bytes()).ok();
+        }
+        let log = partitions(&broker, topic).remove(0);
+        let segments = log["segments"].as_u64().unwrap();
+        assert_eq!(segments >= 3, topic == "often", "{topic}: {segments} segments");
+        assert_eq!(values(&broker, topic), [(0, 0), (0, 1), (0, 2), (0, 3)], "all of them are read");
+    }
+}
+
+/// The producer says when, or the broker does.
+#[test]
+fn who_sets_the_time() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let now_ms = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    for kind in ["CreateTime", "LogAppendTime"] {
+        let setting = format!("message.timestamp.type={kind}");
+        broker.run(&["topic", "create", kind, "--partitions", "1", "--config", &setting]).ok();
+        let before_ms = now_ms();
+        for codec in ["none", "lz4"] {
+            let line = ["produce", kind, "--input", "json", "--compression", codec];
+            let value = "a long value, so that it is worth compressing; ".repeat(9);
+            let record = json!({ "timestamp_ms": 1000, "value": value });
+            broker.run_with(&line, format!("{record}\n{record}\n").as_bytes()).ok();
+        }
+        let records = run(&broker, &format!("consume {kind} --until-end"));
+        assert_eq!(records.len(), 4);
+        for record in records {
+            let ms = record["timestamp_ms"].as_u64().unwrap();
+            match kind {
+                "CreateTime" => assert_eq!(ms, 1000, "{record}"),
+                _ => assert!((before_ms..=now_ms()).contains(&ms), "{record}"),
+            }
+        }
+    }
+}
+
 /// Both kinds of timestamps: the first record at or after a time is found, and consumed from.
 #[test]
 fn a_time_becomes_an_offset() {

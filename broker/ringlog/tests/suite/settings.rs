@@ -3,7 +3,9 @@
 //! Nothing is timed: what a setting does is counted, in batches that are stored and in fetches that are answered.
 
 use crate::process::{Broker, directory};
-use ringlog_client::{Client, ClientConfig, Consumer, ConsumerConfig, StartFrom};
+use ringlog_client::{
+    Client, ClientConfig, Consumer, ConsumerConfig, ProducerConfig, ProducerRecord, StartFrom,
+};
 use serde_json::{Value, json};
 
 /// A counter of all shards together.
@@ -86,7 +88,7 @@ fn a_position_that_is_gone_is_reset_as_told() {
     let broker = Broker::start(data.path());
     broker.run_with(&["produce", "t"], b"a\nb\nc\n").ok();
     broker.run(&["topic", "delete-records", "t", "--before", "0:2"]).ok();
-    // (from, policy, with `--until-end`, with `--max 1`)
+    // (from, policy, what there is to the end)
     for (from, policy, to_end) in
         [("0", "earliest", "c\n"), ("0", "latest", ""), ("9", "earliest", "c\n"), ("9", "latest", "")]
     {
@@ -118,14 +120,17 @@ fn a_member_commits_as_told() {
     assert_eq!(read(&[]), "b\n", "and now it was");
 }
 
+async fn client_of(broker: &Broker) -> Client {
+    Client::connect(ClientConfig::new(broker.address.clone()).expect("an address")).await.expect("a broker")
+}
+
 /// A consumer of `topic` with `settings`, from the start.
 async fn consumer(broker: &Broker, topic: &str, settings: &[(&str, &str)]) -> Consumer {
     let mut config = ConsumerConfig::default();
     for (name, value) in settings {
         config.set(name, value).expect("a setting");
     }
-    let client = ClientConfig::new(broker.address.clone()).expect("an address");
-    let mut consumer = Client::connect(client).await.expect("a broker").consumer(config);
+    let mut consumer = client_of(broker).await.consumer(config);
     consumer.assign(topic, &[(0, StartFrom::Earliest)]).await.expect("the topic");
     consumer
 }
@@ -137,7 +142,7 @@ async fn read(consumer: &mut Consumer, count: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn fetches_are_as_large_as_told() {
     let data = directory();
     let broker = Broker::start(data.path());
@@ -160,22 +165,23 @@ async fn fetches_are_as_large_as_told() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_fetch_waits_for_as_much_as_told() {
     let data = directory();
     let broker = Broker::start(data.path());
     broker.run(&["topic", "create", "slow"]).ok();
     let settings = [("fetch.min.bytes", "4000"), ("fetch.max.wait.ms", "1h")];
     let mut waiting = consumer(&broker, "slow", &settings).await;
-    // At least ten times an answer that would have been enough for a fetch that does not wait.
     let reader = tokio::spawn(async move {
         let first = waiting.next_batch().await.expect("assigned").expect("a batch");
         first.high_watermark()
     });
+    let producer = client_of(&broker).await.producer(ProducerConfig::default());
     let mut produced = 0;
     while !reader.is_finished() {
-        assert!(produced < 200, "the fetch was never answered");
-        broker.run_with(&["produce", "slow"], &[b'x'; 400]).ok();
+        assert!(produced < 2000, "the fetch was never answered");
+        let record = ProducerRecord::new("slow", vec![b'x'; 400]);
+        producer.send(record).await.expect("it is taken").await.expect("it is acknowledged");
         produced += 1;
     }
     // 400 bytes and the rest of a batch each: not before the eighth of them.
