@@ -50,6 +50,21 @@ newtype!(
     /// A broker of the cluster.
     BrokerId(u32)
 );
+newtype!(
+    /// One registration of a broker: the version of the image that it made. A broker that restarts gets a
+    /// higher one, so what its earlier life said is told apart.
+    BrokerEpoch(u64)
+);
+newtype!(
+    /// How often the metadata of a partition has changed: leader, replicas, or in-sync set. A change that was
+    /// asked for from an older one is refused.
+    PartitionEpoch(u32)
+);
+newtype!(
+    /// Which time a broker was given a replica of a partition. A broker that loses the replica and gets it back
+    /// starts a higher one with nothing, whatever its disk still has of the one before.
+    ReplicaGeneration(u32)
+);
 
 /// The identity of a topic; its name is only what people call it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
