@@ -66,6 +66,12 @@ newtype!(
     ReplicaGeneration(u32)
 );
 
+newtype!(
+    /// Which time a leader opened a partition at one peer, within its leader epoch. What was said under an earlier
+    /// one means nothing any more.
+    OpenSequence(u32)
+);
+
 /// The identity of a topic; its name is only what people call it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TopicId(u128);

@@ -12,4 +12,5 @@ pub mod limits;
 pub mod log;
 pub mod metadata;
 pub mod producer_state;
+pub mod replication;
 pub mod routing;

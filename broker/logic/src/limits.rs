@@ -158,6 +158,34 @@ pub const RESERVE_BYTES: u64 = MIB as u64;
 /// Idle buffers kept for reuse, bytes per shard.
 pub const BUFFER_POOL_BYTES: usize = 32 * MIB;
 
+// ---- Replication -------------------------------------------------------------------------------------
+
+/// The default of `replica.lag.time.max.ms`: a member of the in-sync set that is behind for longer is taken out,
+/// milliseconds.
+pub const REPLICA_LAG_MS_DEFAULT: u64 = 10_000;
+/// A high watermark that no batch carries is sent by itself after so long, milliseconds.
+pub const WATERMARK_DELAY_MS: u64 = 5;
+/// A change of the in-sync set that metadata has not answered is asked for again after so long, milliseconds.
+pub const ALTER_RETRY_MS: u64 = 1_000;
+/// After a refused change the leader waits before it asks for another, milliseconds.
+pub const ALTER_REFUSED_BACKOFF_MS: u64 = 500;
+/// A follower that refused, or does not answer, is asked again after so long, milliseconds…
+pub const REOPEN_BACKOFF_MS_MIN: u64 = 10;
+/// … twice as long each time, at most.
+pub const REOPEN_BACKOFF_MS_MAX: u64 = 2_000;
+/// How long opening at a follower may go without an answer before it begins anew, milliseconds. Truncating and
+/// reading fingerprints are within it.
+pub const OPEN_TIMEOUT_MS: u64 = 10_000;
+/// How long a leader that gives its leadership away refuses produces, milliseconds; then it goes on leading.
+pub const TRANSFER_MS_MAX: u64 = 1_000;
+/// A suspicion, a repair, or a transfer that metadata has not taken note of is told again after so long,
+/// milliseconds.
+pub const REPORT_RETRY_MS: u64 = 1_000;
+/// One chunk of batches for a follower, bytes; a larger batch goes by itself.
+pub const PUSH_BYTES_MAX: usize = MIB;
+/// The newest leader epochs that a follower names when a partition is opened.
+pub const EPOCHS_NAMED_MAX: usize = 4096;
+
 // ---- Idempotent producers ----------------------------------------------------------------------------
 
 /// Producer ids that a shard takes from the metadata at once.
@@ -314,6 +342,11 @@ const _: () = {
     assert!(HEARTBEAT_INTERVAL_MOVING_MS < HEARTBEAT_INTERVAL_MS);
     assert!(SESSION_TIMEOUT_MS_MIN <= SESSION_TIMEOUT_MS_DEFAULT);
     assert!(SESSION_TIMEOUT_MS_DEFAULT <= SESSION_TIMEOUT_MS_MAX);
+    // Nothing is asked for again before the answer can be there, nor more often than it is waited for.
+    assert!(WATERMARK_DELAY_MS < REOPEN_BACKOFF_MS_MIN && REOPEN_BACKOFF_MS_MIN < REOPEN_BACKOFF_MS_MAX);
+    assert!(REOPEN_BACKOFF_MS_MAX < OPEN_TIMEOUT_MS && ALTER_REFUSED_BACKOFF_MS <= ALTER_RETRY_MS);
+    // A follower's epochs, 12 bytes each, fit the metadata of a frame.
+    assert!(EPOCHS_NAMED_MAX * 12 * 4 <= FRAME_METADATA_BYTES_MAX);
     // A batch that the broker permits fits a frame, a group and a round.
     assert!(BATCH_BYTES_MAX + FRAME_METADATA_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
     assert!(BATCH_BYTES_MAX + BLOCK_BYTES <= GROUP_BYTES_MAX);
