@@ -73,6 +73,10 @@ pub const PARTITIONS_PER_TOPIC_MAX: u32 = 10_000;
 pub const PARTITIONS_PER_SHARD_MAX: usize = 20_000;
 /// Topics of a cluster.
 pub const TOPICS_MAX: usize = 100_000;
+/// Brokers of a cluster.
+pub const BROKERS_MAX: usize = 1_000;
+/// Replicas of a partition.
+pub const REPLICAS_PER_PARTITION_MAX: usize = 16;
 /// The largest permitted `max.message.bytes`.
 pub const BATCH_BYTES_MAX: usize = 8 * MIB;
 /// The default of `max.message.bytes`.

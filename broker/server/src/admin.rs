@@ -17,7 +17,7 @@ use crate::{stall, traffic};
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use futures_channel::oneshot;
 use futures_util::future::join_all;
-use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::ids::{BrokerId, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::limits::TOPICS_PER_REQUEST_MAX;
 use logic::metadata::topic_config::CleanupPolicy;
 use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, Topic, topic_config};
@@ -695,10 +695,12 @@ fn encode_topic<'f>(
         })
         .map(|(topic, index, partition)| {
             let index = PartitionIndex::new(index as u32);
-            let home = image.home_shard(partition.leader, TopicPartition { topic, partition: index });
+            let id = TopicPartition { topic, partition: index };
+            let home = partition.leader.and_then(|leader| image.home_of(leader, id, Some(partition)));
             wire::PartitionPlace::new(
                 index.get(),
-                partition.leader.get(),
+                // Clients know no place without a leader yet; this one refuses them with `NOT_LEADER`.
+                partition.leader.or_else(|| partition.preferred_leader()).map_or(0, BrokerId::get),
                 home.map_or(0, |shard| u32::from(shard.get())),
                 partition.leader_epoch.get(),
             )

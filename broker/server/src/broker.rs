@@ -178,13 +178,16 @@ impl Broker {
             Box::new(move |_| signals.iter().for_each(notify))
         };
         let (handle, metadata) = metadata::start(&directory.path, publish)?;
-        futures_executor::block_on(handle.submit(Command::RegisterBroker(BrokerRegistration {
+        let registration = BrokerRegistration {
             broker: BROKER,
             host: config.advertised_host.clone().unwrap_or_else(|| advertised(address.ip())),
             port: address.port(),
             shards: config.shards as u16,
             storage_uuid: directory.uuid,
-        })))?;
+            rack: String::new(),
+        };
+        let register = Command::RegisterBroker { registration, suspects: vec![], starts_fenced: false };
+        futures_executor::block_on(handle.submit(register))?;
         let (ready, started) = async_channel::bounded(config.shards);
         let (stop, stopped): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();

@@ -333,7 +333,7 @@ pub fn follow(shard: &Rc<Shard>, image: &Arc<Image>) {
     let Some(topic) = topic else { return };
     for index in (0..topic.partitions.len() as u32).map(PartitionIndex::new) {
         let id = TopicPartition { topic: topic.id, partition: index };
-        let is_ours = topic.partitions[index.get() as usize].leader == shard.identity.broker;
+        let is_ours = topic.partitions[index.get() as usize].leader == Some(shard.identity.broker);
         let Some(partition) = shard.store.partition(&id).filter(|_| is_ours) else { continue };
         if shard.groups.hosts.borrow().contains_key(&index) {
             continue;

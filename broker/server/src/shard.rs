@@ -45,9 +45,6 @@ use std::time::{Duration, Instant};
 /// A partition of the running broker.
 pub type Partition = partition::Partition<RingDisk>;
 
-/// The generation of every replica until the cluster can reassign them.
-const GENERATION: u32 = 0;
-
 /// What a shard has done, read by `Status`.
 #[derive(Debug, Default)]
 pub struct ShardCounters {
@@ -298,7 +295,7 @@ impl Shard {
     async fn perform(self: &Rc<Self>, action: &Action) {
         match action {
             Action::OpenPartition { partition, state } => {
-                let identity = LogIdentity { partition: *partition, generation: GENERATION };
+                let identity = LogIdentity { partition: *partition, generation: state.generation.get() };
                 let settings = partition_settings(&state.config);
                 self.store.storage.name_topic(partition.topic, state.topic_name.clone());
                 let opened = self.store.open_partition(identity, settings, state.leader_epoch).await;
@@ -307,7 +304,7 @@ impl Shard {
                 }
             }
             Action::Reconfigure { partition, state } => self.reconfigure(partition, state),
-            Action::ClosePartition { partition, delete } => {
+            Action::ClosePartition { partition, delete, .. } => {
                 let mut woken = Vec::new();
                 self.waiters.borrow_mut().disturb(*partition, &mut woken);
                 let closed = self.store.close_partition(partition);
@@ -351,10 +348,10 @@ impl Shard {
         let Some(placed) = topic.partitions.get(id.partition.get() as usize) else {
             return Location::Nowhere(ErrorCode::UnknownPartition);
         };
-        if placed.leader != self.identity.broker {
+        if placed.leader != Some(self.identity.broker) {
             return Location::Nowhere(ErrorCode::NotLeader);
         }
-        match image.home_shard(self.identity.broker, id) {
+        match image.home_of(self.identity.broker, id, Some(placed)) {
             Some(shard) if shard != self.identity.shard => Location::Shard(shard),
             // Ours, and still being opened.
             _ => Location::Nowhere(ErrorCode::NotLeader),

@@ -10,10 +10,10 @@ pub mod metadata {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_COMMAND_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_COMMAND_KIND: u8 = 6;
+pub const ENUM_MAX_COMMAND_KIND: u8 = 16;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 7] = [
+pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 17] = [
   CommandKind::NONE,
   CommandKind::CreateTopic,
   CommandKind::DeleteTopic,
@@ -21,6 +21,16 @@ pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 7] = [
   CommandKind::CreatePartitions,
   CommandKind::RegisterBroker,
   CommandKind::AllocateProducerIds,
+  CommandKind::InitializeCluster,
+  CommandKind::FenceBroker,
+  CommandKind::UnfenceBroker,
+  CommandKind::DrainBroker,
+  CommandKind::RemoveBroker,
+  CommandKind::AlterPartition,
+  CommandKind::MarkClean,
+  CommandKind::ReassignPartitions,
+  CommandKind::ElectLeaders,
+  CommandKind::MoveHome,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -35,9 +45,19 @@ impl CommandKind {
   pub const CreatePartitions: Self = Self(4);
   pub const RegisterBroker: Self = Self(5);
   pub const AllocateProducerIds: Self = Self(6);
+  pub const InitializeCluster: Self = Self(7);
+  pub const FenceBroker: Self = Self(8);
+  pub const UnfenceBroker: Self = Self(9);
+  pub const DrainBroker: Self = Self(10);
+  pub const RemoveBroker: Self = Self(11);
+  pub const AlterPartition: Self = Self(12);
+  pub const MarkClean: Self = Self(13);
+  pub const ReassignPartitions: Self = Self(14);
+  pub const ElectLeaders: Self = Self(15);
+  pub const MoveHome: Self = Self(16);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 6;
+  pub const ENUM_MAX: u8 = 16;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::CreateTopic,
@@ -46,6 +66,16 @@ impl CommandKind {
     Self::CreatePartitions,
     Self::RegisterBroker,
     Self::AllocateProducerIds,
+    Self::InitializeCluster,
+    Self::FenceBroker,
+    Self::UnfenceBroker,
+    Self::DrainBroker,
+    Self::RemoveBroker,
+    Self::AlterPartition,
+    Self::MarkClean,
+    Self::ReassignPartitions,
+    Self::ElectLeaders,
+    Self::MoveHome,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -57,6 +87,16 @@ impl CommandKind {
       Self::CreatePartitions => Some("CreatePartitions"),
       Self::RegisterBroker => Some("RegisterBroker"),
       Self::AllocateProducerIds => Some("AllocateProducerIds"),
+      Self::InitializeCluster => Some("InitializeCluster"),
+      Self::FenceBroker => Some("FenceBroker"),
+      Self::UnfenceBroker => Some("UnfenceBroker"),
+      Self::DrainBroker => Some("DrainBroker"),
+      Self::RemoveBroker => Some("RemoveBroker"),
+      Self::AlterPartition => Some("AlterPartition"),
+      Self::MarkClean => Some("MarkClean"),
+      Self::ReassignPartitions => Some("ReassignPartitions"),
+      Self::ElectLeaders => Some("ElectLeaders"),
+      Self::MoveHome => Some("MoveHome"),
       _ => None,
     }
   }
@@ -234,6 +274,655 @@ impl<'a> Id {
         &x_le as *const _ as *const u8,
         self.0[8..].as_mut_ptr(),
         ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Suspect, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Suspect(pub [u8; 40]);
+impl Default for Suspect { 
+  fn default() -> Self { 
+    Self([0; 40])
+  }
+}
+impl ::core::fmt::Debug for Suspect {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Suspect")
+      .field("topic", &self.topic())
+      .field("partition", &self.partition())
+      .field("generation", &self.generation())
+      .field("last_epoch", &self.last_epoch())
+      .field("end", &self.end())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Suspect {}
+impl<'a> ::flatbuffers::Follow<'a> for Suspect {
+  type Inner = &'a Suspect;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Suspect>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Suspect {
+  type Inner = &'a Suspect;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Suspect>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Suspect {
+    type Output = Suspect;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Suspect as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Suspect {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Suspect {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic: &Id,
+    partition: u32,
+    generation: u32,
+    last_epoch: u32,
+    end: u64,
+  ) -> Self {
+    let mut s = Self([0; 40]);
+    s.set_topic(topic);
+    s.set_partition(partition);
+    s.set_generation(generation);
+    s.set_last_epoch(last_epoch);
+    s.set_end(end);
+    s
+  }
+
+  pub fn topic(&self) -> &Id {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[0..].as_ptr() as *const Id) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_topic(&mut self, x: &Id) {
+    self.0[0..0 + 16].copy_from_slice(&x.0)
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn generation(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_generation(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn last_epoch(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_last_epoch(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn end(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[32..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_end(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[32..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct InSyncMember, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct InSyncMember(pub [u8; 16]);
+impl Default for InSyncMember { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for InSyncMember {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("InSyncMember")
+      .field("broker", &self.broker())
+      .field("generation", &self.generation())
+      .field("epoch", &self.epoch())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for InSyncMember {}
+impl<'a> ::flatbuffers::Follow<'a> for InSyncMember {
+  type Inner = &'a InSyncMember;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a InSyncMember>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a InSyncMember {
+  type Inner = &'a InSyncMember;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<InSyncMember>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for InSyncMember {
+    type Output = InSyncMember;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const InSyncMember as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for InSyncMember {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> InSyncMember {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    broker: u32,
+    generation: u32,
+    epoch: u64,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_broker(broker);
+    s.set_generation(generation);
+    s.set_epoch(epoch);
+    s
+  }
+
+  pub fn broker(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_broker(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn generation(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_generation(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn epoch(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_epoch(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Reassignment, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Reassignment(pub [u8; 24]);
+impl Default for Reassignment { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for Reassignment {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Reassignment")
+      .field("topic", &self.topic())
+      .field("partition", &self.partition())
+      .field("replicas", &self.replicas())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Reassignment {}
+impl<'a> ::flatbuffers::Follow<'a> for Reassignment {
+  type Inner = &'a Reassignment;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Reassignment>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Reassignment {
+  type Inner = &'a Reassignment;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Reassignment>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Reassignment {
+    type Output = Reassignment;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Reassignment as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Reassignment {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Reassignment {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic: &Id,
+    partition: u32,
+    replicas: u32,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_topic(topic);
+    s.set_partition(partition);
+    s.set_replicas(replicas);
+    s
+  }
+
+  pub fn topic(&self) -> &Id {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[0..].as_ptr() as *const Id) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_topic(&mut self, x: &Id) {
+    self.0[0..0 + 16].copy_from_slice(&x.0)
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn replicas(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_replicas(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Election, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Election(pub [u8; 24]);
+impl Default for Election { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for Election {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Election")
+      .field("topic", &self.topic())
+      .field("partition", &self.partition())
+      .field("leader", &self.leader())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Election {}
+impl<'a> ::flatbuffers::Follow<'a> for Election {
+  type Inner = &'a Election;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Election>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Election {
+  type Inner = &'a Election;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Election>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Election {
+    type Output = Election;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Election as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Election {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Election {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic: &Id,
+    partition: u32,
+    leader: u32,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_topic(topic);
+    s.set_partition(partition);
+    s.set_leader(leader);
+    s
+  }
+
+  pub fn topic(&self) -> &Id {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[0..].as_ptr() as *const Id) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_topic(&mut self, x: &Id) {
+    self.0[0..0 + 16].copy_from_slice(&x.0)
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn leader(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_leader(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -456,6 +1145,420 @@ impl<'a> PartitionState {
       ::core::ptr::copy_nonoverlapping(
         &x_le as *const _ as *const u8,
         self.0[14..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct ReplicationState, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct ReplicationState(pub [u8; 16]);
+impl Default for ReplicationState { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for ReplicationState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("ReplicationState")
+      .field("eligible", &self.eligible())
+      .field("adding", &self.adding())
+      .field("removing", &self.removing())
+      .field("homes", &self.homes())
+      .field("transfer_to", &self.transfer_to())
+      .field("leaderless", &self.leaderless())
+      .field("transferring", &self.transferring())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ReplicationState {}
+impl<'a> ::flatbuffers::Follow<'a> for ReplicationState {
+  type Inner = &'a ReplicationState;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a ReplicationState>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a ReplicationState {
+  type Inner = &'a ReplicationState;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<ReplicationState>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for ReplicationState {
+    type Output = ReplicationState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const ReplicationState as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ReplicationState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> ReplicationState {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    eligible: u16,
+    adding: u16,
+    removing: u16,
+    homes: u16,
+    transfer_to: u32,
+    leaderless: bool,
+    transferring: bool,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_eligible(eligible);
+    s.set_adding(adding);
+    s.set_removing(removing);
+    s.set_homes(homes);
+    s.set_transfer_to(transfer_to);
+    s.set_leaderless(leaderless);
+    s.set_transferring(transferring);
+    s
+  }
+
+  pub fn eligible(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_eligible(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn adding(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[2..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_adding(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[2..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn removing(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_removing(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn homes(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[6..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_homes(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[6..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn transfer_to(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_transfer_to(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn leaderless(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_leaderless(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn transferring(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[13..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_transferring(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[13..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Home, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Home(pub [u8; 8]);
+impl Default for Home { 
+  fn default() -> Self { 
+    Self([0; 8])
+  }
+}
+impl ::core::fmt::Debug for Home {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Home")
+      .field("broker", &self.broker())
+      .field("shard", &self.shard())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Home {}
+impl<'a> ::flatbuffers::Follow<'a> for Home {
+  type Inner = &'a Home;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Home>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Home {
+  type Inner = &'a Home;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Home>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Home {
+    type Output = Home;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Home as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Home {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Home {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    broker: u32,
+    shard: u16,
+  ) -> Self {
+    let mut s = Self([0; 8]);
+    s.set_broker(broker);
+    s.set_shard(shard);
+    s
+  }
+
+  pub fn broker(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_broker(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn shard(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_shard(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
         ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
@@ -1333,6 +2436,9 @@ impl<'a> RegisterBroker<'a> {
   pub const VT_PORT: ::flatbuffers::VOffsetT = 8;
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 10;
   pub const VT_STORAGE_UUID: ::flatbuffers::VOffsetT = 12;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 14;
+  pub const VT_SUSPECTS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_STARTS_FENCED: ::flatbuffers::VOffsetT = 18;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1344,11 +2450,14 @@ impl<'a> RegisterBroker<'a> {
     args: &'args RegisterBrokerArgs<'args>
   ) -> ::flatbuffers::WIPOffset<RegisterBroker<'bldr>> {
     let mut builder = RegisterBrokerBuilder::new(_fbb);
+    if let Some(x) = args.suspects { builder.add_suspects(x); }
+    if let Some(x) = args.rack { builder.add_rack(x); }
     if let Some(x) = args.storage_uuid { builder.add_storage_uuid(x); }
     if let Some(x) = args.host { builder.add_host(x); }
     builder.add_broker(args.broker);
     builder.add_shards(args.shards);
     builder.add_port(args.port);
+    builder.add_starts_fenced(args.starts_fenced);
     builder.finish()
   }
 
@@ -1388,6 +2497,27 @@ impl<'a> RegisterBroker<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<Id>(RegisterBroker::VT_STORAGE_UUID, None).unwrap()}
   }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(RegisterBroker::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn suspects(&self) -> Option<::flatbuffers::Vector<'a, Suspect>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Suspect>>>(RegisterBroker::VT_SUSPECTS, None)}
+  }
+  #[inline]
+  pub fn starts_fenced(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(RegisterBroker::VT_STARTS_FENCED, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for RegisterBroker<'_> {
@@ -1401,6 +2531,9 @@ impl ::flatbuffers::Verifiable for RegisterBroker<'_> {
      .visit_field::<u16>("port", Self::VT_PORT, false)?
      .visit_field::<u16>("shards", Self::VT_SHARDS, false)?
      .visit_field::<Id>("storage_uuid", Self::VT_STORAGE_UUID, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Suspect>>>("suspects", Self::VT_SUSPECTS, false)?
+     .visit_field::<bool>("starts_fenced", Self::VT_STARTS_FENCED, false)?
      .finish();
     Ok(())
   }
@@ -1411,6 +2544,9 @@ pub struct RegisterBrokerArgs<'a> {
     pub port: u16,
     pub shards: u16,
     pub storage_uuid: Option<&'a Id>,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub suspects: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Suspect>>>,
+    pub starts_fenced: bool,
 }
 impl<'a> Default for RegisterBrokerArgs<'a> {
   #[inline]
@@ -1421,6 +2557,9 @@ impl<'a> Default for RegisterBrokerArgs<'a> {
       port: 0,
       shards: 0,
       storage_uuid: None, // required field
+      rack: None,
+      suspects: None,
+      starts_fenced: false,
     }
   }
 }
@@ -1451,6 +2590,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RegisterBrokerBuilder<'a, 'b,
     self.fbb_.push_slot_always::<&Id>(RegisterBroker::VT_STORAGE_UUID, storage_uuid);
   }
   #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RegisterBroker::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_suspects(&mut self, suspects: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Suspect>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RegisterBroker::VT_SUSPECTS, suspects);
+  }
+  #[inline]
+  pub fn add_starts_fenced(&mut self, starts_fenced: bool) {
+    self.fbb_.push_slot::<bool>(RegisterBroker::VT_STARTS_FENCED, starts_fenced, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RegisterBrokerBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     RegisterBrokerBuilder {
@@ -1475,6 +2626,9 @@ impl ::core::fmt::Debug for RegisterBroker<'_> {
       ds.field("port", &self.port());
       ds.field("shards", &self.shards());
       ds.field("storage_uuid", &self.storage_uuid());
+      ds.field("rack", &self.rack());
+      ds.field("suspects", &self.suspects());
+      ds.field("starts_fenced", &self.starts_fenced());
       ds.finish()
   }
 }
@@ -1588,6 +2742,1296 @@ impl ::core::fmt::Debug for AllocateProducerIds<'_> {
     let mut ds = f.debug_struct("AllocateProducerIds");
       ds.field("broker", &self.broker());
       ds.field("count", &self.count());
+      ds.finish()
+  }
+}
+pub enum InitializeClusterOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct InitializeCluster<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for InitializeCluster<'a> {
+  type Inner = InitializeCluster<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> InitializeCluster<'a> {
+  pub const VT_ID: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    InitializeCluster { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args InitializeClusterArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<InitializeCluster<'bldr>> {
+    let mut builder = InitializeClusterBuilder::new(_fbb);
+    if let Some(x) = args.id { builder.add_id(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn id(&self) -> &'a Id {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Id>(InitializeCluster::VT_ID, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for InitializeCluster<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Id>("id", Self::VT_ID, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct InitializeClusterArgs<'a> {
+    pub id: Option<&'a Id>,
+}
+impl<'a> Default for InitializeClusterArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    InitializeClusterArgs {
+      id: None, // required field
+    }
+  }
+}
+
+pub struct InitializeClusterBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitializeClusterBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_id(&mut self, id: &Id) {
+    self.fbb_.push_slot_always::<&Id>(InitializeCluster::VT_ID, id);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> InitializeClusterBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    InitializeClusterBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<InitializeCluster<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, InitializeCluster::VT_ID,"id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for InitializeCluster<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("InitializeCluster");
+      ds.field("id", &self.id());
+      ds.finish()
+  }
+}
+pub enum FenceBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct FenceBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for FenceBroker<'a> {
+  type Inner = FenceBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> FenceBroker<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    FenceBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FenceBrokerArgs
+  ) -> ::flatbuffers::WIPOffset<FenceBroker<'bldr>> {
+    let mut builder = FenceBrokerBuilder::new(_fbb);
+    builder.add_epoch(args.epoch);
+    builder.add_broker(args.broker);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(FenceBroker::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(FenceBroker::VT_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for FenceBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FenceBrokerArgs {
+    pub broker: u32,
+    pub epoch: u64,
+}
+impl<'a> Default for FenceBrokerArgs {
+  #[inline]
+  fn default() -> Self {
+    FenceBrokerArgs {
+      broker: 0,
+      epoch: 0,
+    }
+  }
+}
+
+pub struct FenceBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FenceBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(FenceBroker::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_epoch(&mut self, epoch: u64) {
+    self.fbb_.push_slot::<u64>(FenceBroker::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FenceBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FenceBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<FenceBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for FenceBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("FenceBroker");
+      ds.field("broker", &self.broker());
+      ds.field("epoch", &self.epoch());
+      ds.finish()
+  }
+}
+pub enum UnfenceBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct UnfenceBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for UnfenceBroker<'a> {
+  type Inner = UnfenceBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> UnfenceBroker<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    UnfenceBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args UnfenceBrokerArgs
+  ) -> ::flatbuffers::WIPOffset<UnfenceBroker<'bldr>> {
+    let mut builder = UnfenceBrokerBuilder::new(_fbb);
+    builder.add_epoch(args.epoch);
+    builder.add_broker(args.broker);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(UnfenceBroker::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(UnfenceBroker::VT_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for UnfenceBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct UnfenceBrokerArgs {
+    pub broker: u32,
+    pub epoch: u64,
+}
+impl<'a> Default for UnfenceBrokerArgs {
+  #[inline]
+  fn default() -> Self {
+    UnfenceBrokerArgs {
+      broker: 0,
+      epoch: 0,
+    }
+  }
+}
+
+pub struct UnfenceBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnfenceBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(UnfenceBroker::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_epoch(&mut self, epoch: u64) {
+    self.fbb_.push_slot::<u64>(UnfenceBroker::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnfenceBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    UnfenceBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<UnfenceBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for UnfenceBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("UnfenceBroker");
+      ds.field("broker", &self.broker());
+      ds.field("epoch", &self.epoch());
+      ds.finish()
+  }
+}
+pub enum DrainBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DrainBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DrainBroker<'a> {
+  type Inner = DrainBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DrainBroker<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DRAINING: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DrainBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DrainBrokerArgs
+  ) -> ::flatbuffers::WIPOffset<DrainBroker<'bldr>> {
+    let mut builder = DrainBrokerBuilder::new(_fbb);
+    builder.add_broker(args.broker);
+    builder.add_draining(args.draining);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(DrainBroker::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn draining(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(DrainBroker::VT_DRAINING, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DrainBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DrainBrokerArgs {
+    pub broker: u32,
+    pub draining: bool,
+}
+impl<'a> Default for DrainBrokerArgs {
+  #[inline]
+  fn default() -> Self {
+    DrainBrokerArgs {
+      broker: 0,
+      draining: false,
+    }
+  }
+}
+
+pub struct DrainBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DrainBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(DrainBroker::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_draining(&mut self, draining: bool) {
+    self.fbb_.push_slot::<bool>(DrainBroker::VT_DRAINING, draining, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DrainBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DrainBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DrainBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DrainBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DrainBroker");
+      ds.field("broker", &self.broker());
+      ds.field("draining", &self.draining());
+      ds.finish()
+  }
+}
+pub enum RemoveBrokerOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RemoveBroker<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RemoveBroker<'a> {
+  type Inner = RemoveBroker<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RemoveBroker<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RemoveBroker { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RemoveBrokerArgs
+  ) -> ::flatbuffers::WIPOffset<RemoveBroker<'bldr>> {
+    let mut builder = RemoveBrokerBuilder::new(_fbb);
+    builder.add_broker(args.broker);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RemoveBroker::VT_BROKER, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RemoveBroker<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemoveBrokerArgs {
+    pub broker: u32,
+}
+impl<'a> Default for RemoveBrokerArgs {
+  #[inline]
+  fn default() -> Self {
+    RemoveBrokerArgs {
+      broker: 0,
+    }
+  }
+}
+
+pub struct RemoveBrokerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveBrokerBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(RemoveBroker::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemoveBrokerBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemoveBrokerBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveBroker<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RemoveBroker<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RemoveBroker");
+      ds.field("broker", &self.broker());
+      ds.finish()
+  }
+}
+pub enum AlterPartitionOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AlterPartition<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AlterPartition<'a> {
+  type Inner = AlterPartition<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AlterPartition<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SENDER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_PARTITION_EPOCH: ::flatbuffers::VOffsetT = 12;
+  pub const VT_IN_SYNC: ::flatbuffers::VOffsetT = 14;
+  pub const VT_TRANSFER_TO: ::flatbuffers::VOffsetT = 16;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AlterPartition { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AlterPartitionArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AlterPartition<'bldr>> {
+    let mut builder = AlterPartitionBuilder::new(_fbb);
+    if let Some(x) = args.transfer_to { builder.add_transfer_to(x); }
+    if let Some(x) = args.in_sync { builder.add_in_sync(x); }
+    builder.add_partition_epoch(args.partition_epoch);
+    builder.add_leader_epoch(args.leader_epoch);
+    builder.add_sender(args.sender);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Id {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Id>(AlterPartition::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AlterPartition::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn sender(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AlterPartition::VT_SENDER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader_epoch(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AlterPartition::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn partition_epoch(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AlterPartition::VT_PARTITION_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn in_sync(&self) -> ::flatbuffers::Vector<'a, InSyncMember> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, InSyncMember>>>(AlterPartition::VT_IN_SYNC, None).unwrap()}
+  }
+  #[inline]
+  pub fn transfer_to(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(AlterPartition::VT_TRANSFER_TO, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AlterPartition<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Id>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("sender", Self::VT_SENDER, false)?
+     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .visit_field::<u32>("partition_epoch", Self::VT_PARTITION_EPOCH, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, InSyncMember>>>("in_sync", Self::VT_IN_SYNC, true)?
+     .visit_field::<u32>("transfer_to", Self::VT_TRANSFER_TO, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AlterPartitionArgs<'a> {
+    pub topic: Option<&'a Id>,
+    pub partition: u32,
+    pub sender: u32,
+    pub leader_epoch: u32,
+    pub partition_epoch: u32,
+    pub in_sync: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, InSyncMember>>>,
+    pub transfer_to: Option<u32>,
+}
+impl<'a> Default for AlterPartitionArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AlterPartitionArgs {
+      topic: None, // required field
+      partition: 0,
+      sender: 0,
+      leader_epoch: 0,
+      partition_epoch: 0,
+      in_sync: None, // required field
+      transfer_to: None,
+    }
+  }
+}
+
+pub struct AlterPartitionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AlterPartitionBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Id) {
+    self.fbb_.push_slot_always::<&Id>(AlterPartition::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(AlterPartition::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_sender(&mut self, sender: u32) {
+    self.fbb_.push_slot::<u32>(AlterPartition::VT_SENDER, sender, 0);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+    self.fbb_.push_slot::<u32>(AlterPartition::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn add_partition_epoch(&mut self, partition_epoch: u32) {
+    self.fbb_.push_slot::<u32>(AlterPartition::VT_PARTITION_EPOCH, partition_epoch, 0);
+  }
+  #[inline]
+  pub fn add_in_sync(&mut self, in_sync: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , InSyncMember>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AlterPartition::VT_IN_SYNC, in_sync);
+  }
+  #[inline]
+  pub fn add_transfer_to(&mut self, transfer_to: u32) {
+    self.fbb_.push_slot_always::<u32>(AlterPartition::VT_TRANSFER_TO, transfer_to);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AlterPartitionBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AlterPartitionBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AlterPartition<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, AlterPartition::VT_TOPIC,"topic");
+    self.fbb_.required(o, AlterPartition::VT_IN_SYNC,"in_sync");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AlterPartition<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AlterPartition");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("sender", &self.sender());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.field("partition_epoch", &self.partition_epoch());
+      ds.field("in_sync", &self.in_sync());
+      ds.field("transfer_to", &self.transfer_to());
+      ds.finish()
+  }
+}
+pub enum MarkCleanOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MarkClean<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MarkClean<'a> {
+  type Inner = MarkClean<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MarkClean<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_GENERATION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_BROKER_EPOCH: ::flatbuffers::VOffsetT = 12;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MarkClean { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MarkCleanArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MarkClean<'bldr>> {
+    let mut builder = MarkCleanBuilder::new(_fbb);
+    builder.add_broker_epoch(args.broker_epoch);
+    builder.add_leader_epoch(args.leader_epoch);
+    builder.add_broker(args.broker);
+    builder.add_generation(args.generation);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Id {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Id>(MarkClean::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(MarkClean::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn generation(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(MarkClean::VT_GENERATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(MarkClean::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn broker_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(MarkClean::VT_BROKER_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader_epoch(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(MarkClean::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MarkClean<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Id>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("generation", Self::VT_GENERATION, false)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<u64>("broker_epoch", Self::VT_BROKER_EPOCH, false)?
+     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MarkCleanArgs<'a> {
+    pub topic: Option<&'a Id>,
+    pub partition: u32,
+    pub generation: u32,
+    pub broker: u32,
+    pub broker_epoch: u64,
+    pub leader_epoch: u32,
+}
+impl<'a> Default for MarkCleanArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MarkCleanArgs {
+      topic: None, // required field
+      partition: 0,
+      generation: 0,
+      broker: 0,
+      broker_epoch: 0,
+      leader_epoch: 0,
+    }
+  }
+}
+
+pub struct MarkCleanBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MarkCleanBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Id) {
+    self.fbb_.push_slot_always::<&Id>(MarkClean::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(MarkClean::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_generation(&mut self, generation: u32) {
+    self.fbb_.push_slot::<u32>(MarkClean::VT_GENERATION, generation, 0);
+  }
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(MarkClean::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_broker_epoch(&mut self, broker_epoch: u64) {
+    self.fbb_.push_slot::<u64>(MarkClean::VT_BROKER_EPOCH, broker_epoch, 0);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+    self.fbb_.push_slot::<u32>(MarkClean::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MarkCleanBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MarkCleanBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MarkClean<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, MarkClean::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MarkClean<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MarkClean");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("generation", &self.generation());
+      ds.field("broker", &self.broker());
+      ds.field("broker_epoch", &self.broker_epoch());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.finish()
+  }
+}
+pub enum ReassignPartitionsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReassignPartitions<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReassignPartitions<'a> {
+  type Inner = ReassignPartitions<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReassignPartitions<'a> {
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BROKERS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReassignPartitions { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReassignPartitionsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReassignPartitions<'bldr>> {
+    let mut builder = ReassignPartitionsBuilder::new(_fbb);
+    if let Some(x) = args.brokers { builder.add_brokers(x); }
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, Reassignment> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Reassignment>>>(ReassignPartitions::VT_PARTITIONS, None).unwrap()}
+  }
+  #[inline]
+  pub fn brokers(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(ReassignPartitions::VT_BROKERS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReassignPartitions<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Reassignment>>>("partitions", Self::VT_PARTITIONS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("brokers", Self::VT_BROKERS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignPartitionsArgs<'a> {
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Reassignment>>>,
+    pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for ReassignPartitionsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReassignPartitionsArgs {
+      partitions: None, // required field
+      brokers: None,
+    }
+  }
+}
+
+pub struct ReassignPartitionsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignPartitionsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Reassignment>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignPartitions::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_brokers(&mut self, brokers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignPartitions::VT_BROKERS, brokers);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignPartitionsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignPartitionsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReassignPartitions<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReassignPartitions::VT_PARTITIONS,"partitions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReassignPartitions<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReassignPartitions");
+      ds.field("partitions", &self.partitions());
+      ds.field("brokers", &self.brokers());
+      ds.finish()
+  }
+}
+pub enum ElectLeadersOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ElectLeaders<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectLeaders<'a> {
+  type Inner = ElectLeaders<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectLeaders<'a> {
+  pub const VT_ELECTIONS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_UNCLEAN: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectLeaders { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectLeadersArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ElectLeaders<'bldr>> {
+    let mut builder = ElectLeadersBuilder::new(_fbb);
+    if let Some(x) = args.elections { builder.add_elections(x); }
+    builder.add_unclean(args.unclean);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn elections(&self) -> ::flatbuffers::Vector<'a, Election> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Election>>>(ElectLeaders::VT_ELECTIONS, None).unwrap()}
+  }
+  #[inline]
+  pub fn unclean(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ElectLeaders::VT_UNCLEAN, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectLeaders<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Election>>>("elections", Self::VT_ELECTIONS, true)?
+     .visit_field::<bool>("unclean", Self::VT_UNCLEAN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectLeadersArgs<'a> {
+    pub elections: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Election>>>,
+    pub unclean: bool,
+}
+impl<'a> Default for ElectLeadersArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ElectLeadersArgs {
+      elections: None, // required field
+      unclean: false,
+    }
+  }
+}
+
+pub struct ElectLeadersBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectLeadersBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_elections(&mut self, elections: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Election>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ElectLeaders::VT_ELECTIONS, elections);
+  }
+  #[inline]
+  pub fn add_unclean(&mut self, unclean: bool) {
+    self.fbb_.push_slot::<bool>(ElectLeaders::VT_UNCLEAN, unclean, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectLeadersBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectLeadersBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectLeaders<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ElectLeaders::VT_ELECTIONS,"elections");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectLeaders<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectLeaders");
+      ds.field("elections", &self.elections());
+      ds.field("unclean", &self.unclean());
+      ds.finish()
+  }
+}
+pub enum MoveHomeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MoveHome<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MoveHome<'a> {
+  type Inner = MoveHome<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MoveHome<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MoveHome { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MoveHomeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MoveHome<'bldr>> {
+    let mut builder = MoveHomeBuilder::new(_fbb);
+    builder.add_broker(args.broker);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_shard(args.shard);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Id {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Id>(MoveHome::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(MoveHome::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(MoveHome::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(MoveHome::VT_SHARD, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MoveHome<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Id>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MoveHomeArgs<'a> {
+    pub topic: Option<&'a Id>,
+    pub partition: u32,
+    pub broker: u32,
+    pub shard: u16,
+}
+impl<'a> Default for MoveHomeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MoveHomeArgs {
+      topic: None, // required field
+      partition: 0,
+      broker: 0,
+      shard: 0,
+    }
+  }
+}
+
+pub struct MoveHomeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MoveHomeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Id) {
+    self.fbb_.push_slot_always::<&Id>(MoveHome::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(MoveHome::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(MoveHome::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(MoveHome::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MoveHomeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MoveHomeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MoveHome<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, MoveHome::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MoveHome<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MoveHome");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("broker", &self.broker());
+      ds.field("shard", &self.shard());
       ds.finish()
   }
 }
@@ -1724,6 +4168,146 @@ impl<'a> Command<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_initialize_cluster(&self) -> Option<InitializeCluster<'a>> {
+    if self.kind_type() == CommandKind::InitializeCluster {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { InitializeCluster::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_fence_broker(&self) -> Option<FenceBroker<'a>> {
+    if self.kind_type() == CommandKind::FenceBroker {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { FenceBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_unfence_broker(&self) -> Option<UnfenceBroker<'a>> {
+    if self.kind_type() == CommandKind::UnfenceBroker {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { UnfenceBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_drain_broker(&self) -> Option<DrainBroker<'a>> {
+    if self.kind_type() == CommandKind::DrainBroker {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { DrainBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_remove_broker(&self) -> Option<RemoveBroker<'a>> {
+    if self.kind_type() == CommandKind::RemoveBroker {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { RemoveBroker::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_alter_partition(&self) -> Option<AlterPartition<'a>> {
+    if self.kind_type() == CommandKind::AlterPartition {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AlterPartition::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_mark_clean(&self) -> Option<MarkClean<'a>> {
+    if self.kind_type() == CommandKind::MarkClean {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { MarkClean::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_reassign_partitions(&self) -> Option<ReassignPartitions<'a>> {
+    if self.kind_type() == CommandKind::ReassignPartitions {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ReassignPartitions::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_elect_leaders(&self) -> Option<ElectLeaders<'a>> {
+    if self.kind_type() == CommandKind::ElectLeaders {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ElectLeaders::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_move_home(&self) -> Option<MoveHome<'a>> {
+    if self.kind_type() == CommandKind::MoveHome {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { MoveHome::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Command<'_> {
@@ -1740,6 +4324,16 @@ impl ::flatbuffers::Verifiable for Command<'_> {
           CommandKind::CreatePartitions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<CreatePartitions>>("CommandKind::CreatePartitions", pos),
           CommandKind::RegisterBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RegisterBroker>>("CommandKind::RegisterBroker", pos),
           CommandKind::AllocateProducerIds => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AllocateProducerIds>>("CommandKind::AllocateProducerIds", pos),
+          CommandKind::InitializeCluster => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitializeCluster>>("CommandKind::InitializeCluster", pos),
+          CommandKind::FenceBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<FenceBroker>>("CommandKind::FenceBroker", pos),
+          CommandKind::UnfenceBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<UnfenceBroker>>("CommandKind::UnfenceBroker", pos),
+          CommandKind::DrainBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DrainBroker>>("CommandKind::DrainBroker", pos),
+          CommandKind::RemoveBroker => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBroker>>("CommandKind::RemoveBroker", pos),
+          CommandKind::AlterPartition => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AlterPartition>>("CommandKind::AlterPartition", pos),
+          CommandKind::MarkClean => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MarkClean>>("CommandKind::MarkClean", pos),
+          CommandKind::ReassignPartitions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReassignPartitions>>("CommandKind::ReassignPartitions", pos),
+          CommandKind::ElectLeaders => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeaders>>("CommandKind::ElectLeaders", pos),
+          CommandKind::MoveHome => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MoveHome>>("CommandKind::MoveHome", pos),
           _ => Ok(()),
         }
      })?
@@ -1837,6 +4431,76 @@ impl ::core::fmt::Debug for Command<'_> {
             ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
           }
         },
+        CommandKind::InitializeCluster => {
+          if let Some(x) = self.kind_as_initialize_cluster() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::FenceBroker => {
+          if let Some(x) = self.kind_as_fence_broker() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::UnfenceBroker => {
+          if let Some(x) = self.kind_as_unfence_broker() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::DrainBroker => {
+          if let Some(x) = self.kind_as_drain_broker() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::RemoveBroker => {
+          if let Some(x) = self.kind_as_remove_broker() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::AlterPartition => {
+          if let Some(x) = self.kind_as_alter_partition() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::MarkClean => {
+          if let Some(x) = self.kind_as_mark_clean() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::ReassignPartitions => {
+          if let Some(x) = self.kind_as_reassign_partitions() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::ElectLeaders => {
+          if let Some(x) = self.kind_as_elect_leaders() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::MoveHome => {
+          if let Some(x) = self.kind_as_move_home() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
         _ => {
           let x: Option<()> = None;
           ds.field("kind", &x)
@@ -1867,6 +4531,10 @@ impl<'a> Topic<'a> {
   pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 10;
   pub const VT_MEMBERS: ::flatbuffers::VOffsetT = 12;
   pub const VT_CONFIGS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_REPLICATION: ::flatbuffers::VOffsetT = 16;
+  pub const VT_GENERATIONS: ::flatbuffers::VOffsetT = 18;
+  pub const VT_SETS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_HOMES: ::flatbuffers::VOffsetT = 22;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1879,6 +4547,10 @@ impl<'a> Topic<'a> {
   ) -> ::flatbuffers::WIPOffset<Topic<'bldr>> {
     let mut builder = TopicBuilder::new(_fbb);
     builder.add_version(args.version);
+    if let Some(x) = args.homes { builder.add_homes(x); }
+    if let Some(x) = args.sets { builder.add_sets(x); }
+    if let Some(x) = args.generations { builder.add_generations(x); }
+    if let Some(x) = args.replication { builder.add_replication(x); }
     if let Some(x) = args.configs { builder.add_configs(x); }
     if let Some(x) = args.members { builder.add_members(x); }
     if let Some(x) = args.partitions { builder.add_partitions(x); }
@@ -1930,6 +4602,34 @@ impl<'a> Topic<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ConfigEntry>>>>(Topic::VT_CONFIGS, None)}
   }
+  #[inline]
+  pub fn replication(&self) -> Option<::flatbuffers::Vector<'a, ReplicationState>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ReplicationState>>>(Topic::VT_REPLICATION, None)}
+  }
+  #[inline]
+  pub fn generations(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Topic::VT_GENERATIONS, None)}
+  }
+  #[inline]
+  pub fn sets(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Topic::VT_SETS, None)}
+  }
+  #[inline]
+  pub fn homes(&self) -> Option<::flatbuffers::Vector<'a, Home>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Home>>>(Topic::VT_HOMES, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Topic<'_> {
@@ -1944,6 +4644,10 @@ impl ::flatbuffers::Verifiable for Topic<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionState>>>("partitions", Self::VT_PARTITIONS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("members", Self::VT_MEMBERS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ConfigEntry>>>>("configs", Self::VT_CONFIGS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ReplicationState>>>("replication", Self::VT_REPLICATION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("generations", Self::VT_GENERATIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("sets", Self::VT_SETS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Home>>>("homes", Self::VT_HOMES, false)?
      .finish();
     Ok(())
   }
@@ -1955,6 +4659,10 @@ pub struct TopicArgs<'a> {
     pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionState>>>,
     pub members: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
     pub configs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ConfigEntry<'a>>>>>,
+    pub replication: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ReplicationState>>>,
+    pub generations: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub sets: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub homes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Home>>>,
 }
 impl<'a> Default for TopicArgs<'a> {
   #[inline]
@@ -1966,6 +4674,10 @@ impl<'a> Default for TopicArgs<'a> {
       partitions: None, // required field
       members: None, // required field
       configs: None,
+      replication: None,
+      generations: None,
+      sets: None,
+      homes: None,
     }
   }
 }
@@ -2000,6 +4712,22 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_CONFIGS, configs);
   }
   #[inline]
+  pub fn add_replication(&mut self, replication: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ReplicationState>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_REPLICATION, replication);
+  }
+  #[inline]
+  pub fn add_generations(&mut self, generations: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_GENERATIONS, generations);
+  }
+  #[inline]
+  pub fn add_sets(&mut self, sets: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_SETS, sets);
+  }
+  #[inline]
+  pub fn add_homes(&mut self, homes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Home>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_HOMES, homes);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicBuilder {
@@ -2027,6 +4755,10 @@ impl ::core::fmt::Debug for Topic<'_> {
       ds.field("partitions", &self.partitions());
       ds.field("members", &self.members());
       ds.field("configs", &self.configs());
+      ds.field("replication", &self.replication());
+      ds.field("generations", &self.generations());
+      ds.field("sets", &self.sets());
+      ds.field("homes", &self.homes());
       ds.finish()
   }
 }
@@ -2052,6 +4784,11 @@ impl<'a> Broker<'a> {
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 10;
   pub const VT_STORAGE_UUID: ::flatbuffers::VOffsetT = 12;
   pub const VT_VERSION: ::flatbuffers::VOffsetT = 14;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 16;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 18;
+  pub const VT_FENCED: ::flatbuffers::VOffsetT = 20;
+  pub const VT_DRAINING: ::flatbuffers::VOffsetT = 22;
+  pub const VT_SUSPECTS: ::flatbuffers::VOffsetT = 24;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2063,12 +4800,17 @@ impl<'a> Broker<'a> {
     args: &'args BrokerArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Broker<'bldr>> {
     let mut builder = BrokerBuilder::new(_fbb);
+    builder.add_epoch(args.epoch);
     builder.add_version(args.version);
+    if let Some(x) = args.suspects { builder.add_suspects(x); }
+    if let Some(x) = args.rack { builder.add_rack(x); }
     if let Some(x) = args.storage_uuid { builder.add_storage_uuid(x); }
     if let Some(x) = args.host { builder.add_host(x); }
     builder.add_broker(args.broker);
     builder.add_shards(args.shards);
     builder.add_port(args.port);
+    builder.add_draining(args.draining);
+    builder.add_fenced(args.fenced);
     builder.finish()
   }
 
@@ -2115,6 +4857,41 @@ impl<'a> Broker<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Broker::VT_VERSION, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Broker::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Broker::VT_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn fenced(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Broker::VT_FENCED, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn draining(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Broker::VT_DRAINING, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn suspects(&self) -> Option<::flatbuffers::Vector<'a, Suspect>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Suspect>>>(Broker::VT_SUSPECTS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Broker<'_> {
@@ -2129,6 +4906,11 @@ impl ::flatbuffers::Verifiable for Broker<'_> {
      .visit_field::<u16>("shards", Self::VT_SHARDS, false)?
      .visit_field::<Id>("storage_uuid", Self::VT_STORAGE_UUID, true)?
      .visit_field::<u64>("version", Self::VT_VERSION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
+     .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
+     .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Suspect>>>("suspects", Self::VT_SUSPECTS, false)?
      .finish();
     Ok(())
   }
@@ -2140,6 +4922,11 @@ pub struct BrokerArgs<'a> {
     pub shards: u16,
     pub storage_uuid: Option<&'a Id>,
     pub version: u64,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub epoch: u64,
+    pub fenced: bool,
+    pub draining: bool,
+    pub suspects: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Suspect>>>,
 }
 impl<'a> Default for BrokerArgs<'a> {
   #[inline]
@@ -2151,6 +4938,11 @@ impl<'a> Default for BrokerArgs<'a> {
       shards: 0,
       storage_uuid: None, // required field
       version: 0,
+      rack: None,
+      epoch: 0,
+      fenced: false,
+      draining: false,
+      suspects: None,
     }
   }
 }
@@ -2185,6 +4977,26 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokerBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Broker::VT_VERSION, version, 0);
   }
   #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Broker::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_epoch(&mut self, epoch: u64) {
+    self.fbb_.push_slot::<u64>(Broker::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn add_fenced(&mut self, fenced: bool) {
+    self.fbb_.push_slot::<bool>(Broker::VT_FENCED, fenced, false);
+  }
+  #[inline]
+  pub fn add_draining(&mut self, draining: bool) {
+    self.fbb_.push_slot::<bool>(Broker::VT_DRAINING, draining, false);
+  }
+  #[inline]
+  pub fn add_suspects(&mut self, suspects: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Suspect>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Broker::VT_SUSPECTS, suspects);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokerBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     BrokerBuilder {
@@ -2210,6 +5022,11 @@ impl ::core::fmt::Debug for Broker<'_> {
       ds.field("shards", &self.shards());
       ds.field("storage_uuid", &self.storage_uuid());
       ds.field("version", &self.version());
+      ds.field("rack", &self.rack());
+      ds.field("epoch", &self.epoch());
+      ds.field("fenced", &self.fenced());
+      ds.field("draining", &self.draining());
+      ds.field("suspects", &self.suspects());
       ds.finish()
   }
 }
@@ -2235,6 +5052,7 @@ impl<'a> Image<'a> {
   pub const VT_DELETIONS: ::flatbuffers::VOffsetT = 10;
   pub const VT_FORGOTTEN_VERSION: ::flatbuffers::VOffsetT = 12;
   pub const VT_NEXT_PRODUCER_ID: ::flatbuffers::VOffsetT = 14;
+  pub const VT_CLUSTER_ID: ::flatbuffers::VOffsetT = 16;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2249,6 +5067,7 @@ impl<'a> Image<'a> {
     builder.add_next_producer_id(args.next_producer_id);
     builder.add_forgotten_version(args.forgotten_version);
     builder.add_version(args.version);
+    if let Some(x) = args.cluster_id { builder.add_cluster_id(x); }
     if let Some(x) = args.deletions { builder.add_deletions(x); }
     if let Some(x) = args.brokers { builder.add_brokers(x); }
     if let Some(x) = args.topics { builder.add_topics(x); }
@@ -2298,6 +5117,13 @@ impl<'a> Image<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<i64>(Image::VT_NEXT_PRODUCER_ID, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn cluster_id(&self) -> Option<&'a Id> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Id>(Image::VT_CLUSTER_ID, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Image<'_> {
@@ -2312,6 +5138,7 @@ impl ::flatbuffers::Verifiable for Image<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Deletion>>>("deletions", Self::VT_DELETIONS, false)?
      .visit_field::<u64>("forgotten_version", Self::VT_FORGOTTEN_VERSION, false)?
      .visit_field::<i64>("next_producer_id", Self::VT_NEXT_PRODUCER_ID, false)?
+     .visit_field::<Id>("cluster_id", Self::VT_CLUSTER_ID, false)?
      .finish();
     Ok(())
   }
@@ -2323,6 +5150,7 @@ pub struct ImageArgs<'a> {
     pub deletions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Deletion>>>,
     pub forgotten_version: u64,
     pub next_producer_id: i64,
+    pub cluster_id: Option<&'a Id>,
 }
 impl<'a> Default for ImageArgs<'a> {
   #[inline]
@@ -2334,6 +5162,7 @@ impl<'a> Default for ImageArgs<'a> {
       deletions: None,
       forgotten_version: 0,
       next_producer_id: 0,
+      cluster_id: None,
     }
   }
 }
@@ -2368,6 +5197,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ImageBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<i64>(Image::VT_NEXT_PRODUCER_ID, next_producer_id, 0);
   }
   #[inline]
+  pub fn add_cluster_id(&mut self, cluster_id: &Id) {
+    self.fbb_.push_slot_always::<&Id>(Image::VT_CLUSTER_ID, cluster_id);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ImageBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ImageBuilder {
@@ -2391,6 +5224,7 @@ impl ::core::fmt::Debug for Image<'_> {
       ds.field("deletions", &self.deletions());
       ds.field("forgotten_version", &self.forgotten_version());
       ds.field("next_producer_id", &self.next_producer_id());
+      ds.field("cluster_id", &self.cluster_id());
       ds.finish()
   }
 }

@@ -5,22 +5,25 @@
 //! the same, and topics are behind an `Arc`.
 //!
 //! Invariants: `version` counts the commands that were applied, so two images of one log with the same
-//! version are equal. Each command changes at most one topic, and `changed` finds topics by the version
-//! that changed them last. An id is used once: deletions are remembered (the latest
-//! [`DELETIONS_KEPT_MAX`]), so that data is removed because a command said so and never because an image
-//! happens not to know it.
+//! version are equal. `changed` finds topics by the version that changed them last. An id is used once: deletions
+//! are remembered (the latest [`DELETIONS_KEPT_MAX`]), so that data is removed because a command said so and
+//! never because an image happens not to know it.
 //!
-//! Absent on purpose: what only running brokers know (who is alive, offsets), and choices: a command
-//! carries its placement.
+//! What commands do to topics is here; to brokers, in [`brokers`](super::brokers); to partitions that are there, in
+//! [`assignment`](super::assignment), by the rules of [`partition`](super::partition).
+//!
+//! Absent on purpose: what only running brokers know (offsets, load), and choices: a command carries its placement.
 
-use super::command::{BrokerRegistration, Command, DecodeError, Placement};
+use super::assignment::AlterRefusal;
+use super::command::{BrokerRegistration, Command, DecodeError, Placement, Suspect};
+use super::partition::{Brokers, Change, Partition, Settled};
 use super::topic_config::{self, ConfigError, TopicConfig};
-use crate::ids::{BrokerId, LeaderEpoch, PartitionIndex, ShardId, TopicId, TopicPartition};
+use crate::ids::{BrokerEpoch, BrokerId, PartitionEpoch, PartitionIndex, ShardId, TopicId, TopicPartition};
 use crate::limits::{
     PARTITIONS_PER_SHARD_MAX, PARTITIONS_PER_TOPIC_MAX, PRODUCER_IDS_PER_BLOCK_MAX, TOPICS_MAX,
 };
 use crate::routing;
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet, Vector};
 use schema::error_code::ErrorCode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,24 +32,26 @@ use std::sync::Arc;
 /// and kept.
 pub const DELETIONS_KEPT_MAX: usize = 10_000;
 
-/// Brokers of a cluster.
-pub const BROKERS_MAX: usize = 1_000;
-
 /// The longest topic name, bytes.
 pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 
 /// The longest host name, bytes.
 pub const HOST_BYTES_MAX: usize = 255;
 
+/// The longest name of a rack, bytes.
+pub const RACK_BYTES_MAX: usize = 249;
+
 /// All metadata at one version.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Image {
-    version: u64,
-    topics: OrdMap<TopicId, Arc<Topic>>,
+    pub(super) version: u64,
+    /// 0 until it is initialized.
+    cluster_id: u128,
+    pub(super) topics: OrdMap<TopicId, Arc<Topic>>,
     names: OrdMap<Arc<str>, TopicId>,
-    brokers: OrdMap<BrokerId, Arc<Broker>>,
+    pub(super) brokers: OrdMap<BrokerId, Arc<Broker>>,
     /// Topics by the version that changed them last.
-    changed: OrdMap<u64, TopicId>,
+    changed: OrdSet<(u64, TopicId)>,
     /// Deleted topics by the version that deleted them, and the other way round.
     deletions: OrdMap<u64, TopicId>,
     deleted: OrdMap<TopicId, u64>,
@@ -68,7 +73,7 @@ pub struct Topic {
     /// The image that changed it last.
     pub version: u64,
     /// By index.
-    pub partitions: Arc<[Partition]>,
+    pub partitions: Vector<Partition>,
     /// Settings that differ from the defaults, normalised.
     pub overrides: BTreeMap<String, String>,
     /// All settings.
@@ -82,27 +87,20 @@ impl Topic {
     }
 }
 
-/// Who serves a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Partition {
-    /// The broker that takes its produces.
-    pub leader: BrokerId,
-    /// Rises with every new leader.
-    pub leader_epoch: LeaderEpoch,
-    /// Rises with every change of this entry.
-    pub partition_epoch: u32,
-    /// Brokers that keep it, the preferred leader first.
-    pub replicas: Arc<[BrokerId]>,
-    /// Those of them that have everything acknowledged.
-    pub in_sync: Arc<[BrokerId]>,
-}
-
-/// A broker as it registered.
+/// A broker as the cluster knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broker {
     /// What it said about itself.
     pub registration: BrokerRegistration,
-    /// The image that changed it last.
+    /// The life that this registration began.
+    pub epoch: BrokerEpoch,
+    /// It is not heard, or has not caught up since it started: it leads nothing and is in no in-sync set.
+    pub fenced: bool,
+    /// It gives its leaderships away and gets no new replicas.
+    pub draining: bool,
+    /// Replicas of its disk that may have lost their tail, by partition.
+    pub suspects: Arc<[Suspect]>,
+    /// The image that changed it last, apart from its suspects.
     pub version: u64,
 }
 
@@ -139,6 +137,8 @@ pub enum Outcome {
     BrokerRegistered {
         /// Which one.
         broker: BrokerId,
+        /// The life that begins with it.
+        epoch: BrokerEpoch,
     },
     /// A broker has producer ids to give out.
     ProducerIdsAllocated {
@@ -146,6 +146,77 @@ pub enum Outcome {
         first: i64,
         /// How many.
         count: u32,
+    },
+    /// The cluster has an identity.
+    ClusterInitialized {
+        /// Which one.
+        id: u128,
+    },
+    /// A broker leads nothing and is in no in-sync set.
+    BrokerFenced {
+        /// Which one.
+        broker: BrokerId,
+    },
+    /// A broker serves.
+    BrokerUnfenced {
+        /// Which one.
+        broker: BrokerId,
+    },
+    /// A broker gives its leaderships away, or does so no longer.
+    BrokerDrains {
+        /// Which one.
+        broker: BrokerId,
+        /// Whether it drains now.
+        draining: bool,
+    },
+    /// A broker is forgotten.
+    BrokerRemoved {
+        /// Which one.
+        broker: BrokerId,
+    },
+    /// The leader has what it asked for.
+    PartitionAltered {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// The partition's state now.
+        partition_epoch: PartitionEpoch,
+    },
+    /// The leader has not; all else it asked from this state is void.
+    PartitionAlterRefused {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// The partition's state now.
+        partition_epoch: PartitionEpoch,
+        /// Why.
+        refusal: AlterRefusal,
+    },
+    /// A replica is not suspect any more.
+    ReplicaClean {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// Whose.
+        broker: BrokerId,
+    },
+    /// Partitions are on their way to other replicas, or there.
+    PartitionsReassigned {
+        /// How many.
+        partitions: usize,
+    },
+    /// Partitions have new leaders, or leaders that are about to hand over.
+    LeadersElected {
+        /// How many.
+        partitions: usize,
+        /// Whether acknowledged records may be lost.
+        unclean: bool,
+    },
+    /// A replica is served by this shard now.
+    HomeMoved {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// Whose.
+        broker: BrokerId,
+        /// By which shard.
+        shard: ShardId,
     },
 }
 
@@ -231,6 +302,26 @@ pub enum CommandError {
         /// What is wrong.
         problem: String,
     },
+    /// The topic has fewer partitions.
+    #[error("there is no partition {0}")]
+    UnknownPartition(TopicPartition),
+    /// The command was meant for an earlier state of what it is about.
+    #[error("{0}: the metadata changed meanwhile")]
+    Stale(String),
+    /// The partition is not in a state for this.
+    #[error("partition {partition}: {problem}")]
+    InvalidPartition {
+        /// Which one.
+        partition: TopicPartition,
+        /// Why not.
+        problem: String,
+    },
+    /// The cluster has an identity.
+    #[error("the cluster is initialized already, as {id:032x}")]
+    ClusterInitialized {
+        /// Which one.
+        id: u128,
+    },
     /// None, more than a block, or more than there are left.
     #[error("{count} producer ids asked for; a block has 1 to {PRODUCER_IDS_PER_BLOCK_MAX}")]
     InvalidProducerIds {
@@ -257,6 +348,10 @@ impl CommandError {
             Self::InvalidConfig(_) => ErrorCode::InvalidConfig,
             Self::InvalidBroker { .. } => ErrorCode::InvalidRequest,
             Self::InvalidProducerIds { .. } => ErrorCode::InvalidRequest,
+            Self::UnknownPartition(_) => ErrorCode::UnknownPartition,
+            Self::Stale(_) => ErrorCode::FencedLeaderEpoch,
+            Self::InvalidPartition { .. } => ErrorCode::InvalidRequest,
+            Self::ClusterInitialized { .. } => ErrorCode::InvalidRequest,
         }
     }
 }
@@ -324,10 +419,34 @@ impl Image {
         self.brokers.values()
     }
 
-    /// The shard that serves `partition` on `broker`; `None` if the broker is not registered.
+    /// The identity of the cluster, once it has one.
+    pub fn cluster_id(&self) -> Option<u128> {
+        (self.cluster_id != 0).then_some(self.cluster_id)
+    }
+
+    /// The shard that serves `partition` on `broker`, or would; `None` if the broker is not registered.
     pub fn home_shard(&self, broker: BrokerId, partition: TopicPartition) -> Option<ShardId> {
+        self.home_of(broker, partition, self.partition(partition))
+    }
+
+    /// The same for a partition whose entry is at hand.
+    pub fn home_of(
+        &self,
+        broker: BrokerId,
+        id: TopicPartition,
+        entry: Option<&Partition>,
+    ) -> Option<ShardId> {
         let shards = self.broker(broker)?.registration.shards;
-        Some(routing::home_shard(partition.topic, partition.partition, shards))
+        // A shard that the broker no longer has is nobody's home.
+        let moved = entry.and_then(|entry| entry.homes.iter().find(|(of, _)| *of == broker));
+        let moved = moved.map(|(_, shard)| *shard).filter(|shard| shard.get() < shards);
+        Some(moved.unwrap_or_else(|| routing::home_shard(id.topic, id.partition, shards)))
+    }
+
+    /// Brokers whose state, address or life changed after `version`.
+    pub fn brokers_changed_after(&self, version: u64) -> impl Iterator<Item = BrokerId> {
+        let changed = self.brokers.values().filter(move |broker| broker.version > version);
+        changed.map(|broker| broker.registration.broker)
     }
 
     /// Whether a command deleted this topic. `false` also for topics that were never there, and for those
@@ -338,7 +457,8 @@ impl Image {
 
     /// Topics that were made or changed after `version`, the oldest change first.
     pub fn topics_changed_after(&self, version: u64) -> impl Iterator<Item = &Arc<Topic>> {
-        self.changed.range(version.saturating_add(1)..).filter_map(|(_, id)| self.topics.get(id))
+        let first = (version.saturating_add(1), TopicId::default());
+        self.changed.range(first..).filter_map(|(_, id)| self.topics.get(id))
     }
 
     /// Topics that were deleted after `version`. Complete if `version` is at least
@@ -380,33 +500,10 @@ impl Image {
         if count <= existing {
             return Err(CommandError::PartitionsNotAdded { existing, count });
         }
-        let replication_factor = topic.partitions.first().map_or(1, |first| first.replicas.len() as u32);
+        let replication_factor =
+            topic.partitions.front().map_or(1, |first| first.replication_factor() as u32);
         let placement = self.place(id, existing..count, replication_factor)?;
         Ok(Command::CreatePartitions { id, count, placement })
-    }
-
-    /// Partitions go round robin over the brokers from a start that depends on the topic; followers sit on
-    /// the brokers after the leader's.
-    fn place(
-        &self,
-        id: TopicId,
-        partitions: std::ops::Range<u32>,
-        replication_factor: u32,
-    ) -> Result<Placement, CommandError> {
-        let brokers: Vec<BrokerId> = self.brokers.keys().copied().collect();
-        if replication_factor == 0 || replication_factor as usize > brokers.len() {
-            return Err(CommandError::InvalidReplicationFactor {
-                replication_factor,
-                brokers: brokers.len(),
-            });
-        }
-        check_partition_count(partitions.end.into())?;
-        let start = routing::start_of(id) % brokers.len() as u64;
-        let at = |turn: u64| brokers[((start + turn) % brokers.len() as u64) as usize];
-        let placed = partitions.flat_map(|partition| {
-            (0..replication_factor).map(move |replica| u64::from(partition) + u64::from(replica))
-        });
-        Ok(Placement { replication_factor, brokers: placed.map(at).collect() })
     }
 }
 
@@ -425,8 +522,24 @@ impl Image {
             Command::CreatePartitions { id, count, placement } => {
                 next.apply_create_partitions(*id, *count, placement)?
             }
-            Command::RegisterBroker(registration) => next.apply_register_broker(registration)?,
+            Command::RegisterBroker { registration, suspects, starts_fenced } => {
+                next.apply_register_broker(registration, suspects, *starts_fenced)?
+            }
             Command::AllocateProducerIds { broker, count } => next.apply_allocate_ids(*broker, *count)?,
+            Command::InitializeCluster { id } => next.apply_initialize(*id)?,
+            Command::FenceBroker { broker, epoch } => next.apply_fence(*broker, *epoch)?,
+            Command::UnfenceBroker { broker, epoch } => next.apply_unfence(*broker, *epoch)?,
+            Command::DrainBroker { broker, draining } => next.apply_drain(*broker, *draining)?,
+            Command::RemoveBroker { broker } => next.apply_remove_broker(*broker)?,
+            Command::AlterPartition(alter) => next.apply_alter_partition(alter)?,
+            Command::MarkClean { partition, generation, broker, broker_epoch, leader_epoch } => {
+                next.apply_mark_clean(*partition, *generation, *broker, *broker_epoch, *leader_epoch)?
+            }
+            Command::ReassignPartitions { partitions } => next.apply_reassign(partitions)?,
+            Command::ElectLeaders { elections, unclean } => next.apply_elect_leaders(elections, *unclean)?,
+            Command::MoveHome { partition, broker, shard } => {
+                next.apply_move_home(*partition, *broker, *shard)?
+            }
         };
         Ok((next, outcome))
     }
@@ -450,15 +563,16 @@ impl Image {
         }
         let overrides = topic_config::alter(&BTreeMap::new(), configs, &[])?;
         let partitions = self.new_partitions(placement)?;
+        let partitions: Vector<Partition> = partitions.into_iter().collect();
         let config = checked_config(&overrides, &partitions)?;
         check_partition_count(partitions.len() as u64)?;
-        self.add_loads(id, 0, &partitions)?;
+        self.add_loads(id, 0, partitions.iter())?;
         let count = partitions.len() as u32;
         self.put_topic(Topic {
             id,
             name: name.into(),
             version: self.version,
-            partitions: partitions.into(),
+            partitions,
             overrides,
             config: Arc::new(config),
         });
@@ -468,16 +582,12 @@ impl Image {
     fn apply_delete_topic(&mut self, id: TopicId) -> Result<Outcome, CommandError> {
         let topic = self.topics.remove(&id).ok_or(CommandError::UnknownTopic(id))?;
         self.names.remove(&*topic.name);
-        self.changed.remove(&topic.version);
-        for (at, partition) in topic.partitions.iter().enumerate() {
-            for &broker in partition.replicas.iter() {
-                let place = TopicPartition { topic: id, partition: PartitionIndex::new(at as u32) };
-                let Some(shard) = self.home_shard(broker, place) else { continue };
-                match self.loads.get(&(broker, shard)).copied() {
-                    Some(load) if load > 1 => self.loads.insert((broker, shard), load - 1),
-                    _ => self.loads.remove(&(broker, shard)),
-                };
-            }
+        self.changed.remove(&(topic.version, id));
+        for (at, entry) in topic.partitions.iter().enumerate() {
+            self.subtract_loads(
+                TopicPartition { topic: id, partition: PartitionIndex::new(at as u32) },
+                entry,
+            );
         }
         self.deletions.insert(self.version, id);
         self.deleted.insert(id, self.version);
@@ -500,8 +610,17 @@ impl Image {
         let topic = self.topics.get(&id).ok_or(CommandError::UnknownTopic(id))?;
         let overrides = topic_config::alter(&topic.overrides, set, unset)?;
         let config = Arc::new(checked_config(&overrides, &topic.partitions)?);
-        let topic = Topic { overrides, config, ..Topic::clone(topic) };
-        self.put_topic(topic);
+        let topic = Arc::new(Topic { overrides, config, ..Topic::clone(topic) });
+        self.put_topic(Topic::clone(&topic));
+        // With another minimum the rules may say something else.
+        let mut changed = Vec::new();
+        for (at, entry) in topic.partitions.iter().enumerate() {
+            let partition = PartitionIndex::new(at as u32);
+            let change = Change::new(TopicPartition { topic: id, partition }, entry);
+            let settled = change.settle(Brokers(&self.brokers), &topic.config);
+            changed.extend(settled.map(|settled| (partition, settled)));
+        }
+        self.put_partitions(&topic, changed)?;
         Ok(Outcome::TopicConfigsAltered { id })
     }
 
@@ -522,49 +641,19 @@ impl Image {
             let (placed, added) = (added.len(), (count - existing) as usize);
             return Err(CommandError::PlacementOutdated { placed, added });
         }
-        checked_config(&topic.overrides, &added)?;
-        self.add_loads(id, existing, &added)?;
+        checked_config(&topic.overrides, &added.iter().cloned().collect())?;
+        self.add_loads(id, existing, added.iter())?;
         let partitions = topic.partitions.iter().cloned().chain(added).collect();
         self.put_topic(Topic { partitions, ..Topic::clone(&topic) });
         Ok(Outcome::PartitionsCreated { id, count })
     }
 
-    fn apply_register_broker(&mut self, registration: &BrokerRegistration) -> Result<Outcome, CommandError> {
-        let broker = registration.broker;
-        let refused =
-            |problem: &str| Err(CommandError::InvalidBroker { broker, problem: problem.to_owned() });
-        let host = &registration.host;
-        if host.is_empty() || host.len() > HOST_BYTES_MAX || !host.bytes().all(|byte| byte.is_ascii_graphic())
-        {
-            return refused("its host is not the name or address of a host");
+    fn apply_initialize(&mut self, id: u128) -> Result<Outcome, CommandError> {
+        if id == 0 || self.cluster_id != 0 {
+            return Err(CommandError::ClusterInitialized { id: self.cluster_id });
         }
-        if registration.port == 0 {
-            return refused("its port is 0");
-        }
-        if registration.shards == 0 {
-            return refused("it has no shards");
-        }
-        match self.brokers.get(&broker) {
-            None if self.brokers.len() >= BROKERS_MAX => return refused("the cluster has no room for it"),
-            Some(known) if known.registration.storage_uuid != registration.storage_uuid => {
-                return refused(&format!(
-                    "its disk is {:032x}, and it is known with {:032x}: this data directory is not the one \
-                     that its metadata belongs to",
-                    registration.storage_uuid, known.registration.storage_uuid
-                ));
-            }
-            _ => {}
-        }
-        let entry = Broker { registration: registration.clone(), version: self.version };
-        let before = self.brokers.insert(broker, Arc::new(entry));
-        if before.is_some_and(|before| before.registration.shards != registration.shards) {
-            self.loads =
-                self.loads.iter().filter(|((of, _), _)| *of != broker).map(|(k, v)| (*k, *v)).collect();
-            for topic in self.topics.clone().values() {
-                self.add_loads_of(topic.id, 0, &topic.partitions, Some(broker))?;
-            }
-        }
-        Ok(Outcome::BrokerRegistered { broker })
+        self.cluster_id = id;
+        Ok(Outcome::ClusterInitialized { id })
     }
 
     fn apply_allocate_ids(&mut self, broker: BrokerId, count: u32) -> Result<Outcome, CommandError> {
@@ -584,11 +673,40 @@ impl Image {
     /// Puts `topic` in as this version's change.
     fn put_topic(&mut self, topic: Topic) {
         let topic = Topic { version: self.version, ..topic };
-        self.changed.insert(self.version, topic.id);
+        self.changed.insert((self.version, topic.id));
         self.names.insert(topic.name.clone(), topic.id);
-        if let Some(before) = self.topics.insert(topic.id, Arc::new(topic)) {
-            self.changed.remove(&before.version);
+        let (id, version) = (topic.id, topic.version);
+        if let Some(before) = self.topics.insert(id, Arc::new(topic))
+            && before.version != version
+        {
+            self.changed.remove(&(before.version, id));
         }
+    }
+
+    /// Puts changed partitions of `topic` in, which is as it is in this image.
+    pub(super) fn put_partitions(
+        &mut self,
+        topic: &Arc<Topic>,
+        changed: Vec<(PartitionIndex, Settled)>,
+    ) -> Result<(), CommandError> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let mut partitions = topic.partitions.clone();
+        for (partition, settled) in changed {
+            let id = TopicPartition { topic: topic.id, partition };
+            if let Some(broker) = settled.cleaned {
+                self.mark_clean(broker, id);
+            }
+            let next = settled.partition;
+            let before = partitions.set(partition.get() as usize, next.clone());
+            if before.replicas != next.replicas || before.homes != next.homes {
+                self.subtract_loads(id, &before);
+                self.add_loads(topic.id, partition.get(), std::iter::once(&next))?;
+            }
+        }
+        self.put_topic(Topic { partitions, ..Topic::clone(topic) });
+        Ok(())
     }
 
     fn new_partitions(&self, placement: &Placement) -> Result<Vec<Partition>, CommandError> {
@@ -596,6 +714,7 @@ impl Image {
         if placement.partitions().is_none() {
             return misplaced("replica sets of different sizes".to_owned());
         }
+        let brokers = Brokers(&self.brokers);
         let mut partitions = Vec::with_capacity(placement.partitions().unwrap_or(0));
         for set in placement.replica_sets() {
             if let Some(stranger) = set.iter().find(|broker| !self.brokers.contains_key(*broker)) {
@@ -604,41 +723,57 @@ impl Image {
             if set.iter().collect::<BTreeSet<_>>().len() != set.len() {
                 return misplaced("one broker twice for one partition".to_owned());
             }
-            let replicas: Arc<[BrokerId]> = set.into();
-            partitions.push(Partition {
-                leader: set[0],
-                leader_epoch: LeaderEpoch::new(0),
-                partition_epoch: 0,
-                in_sync: replicas.clone(),
-                replicas,
-            });
+            // Empty logs are all in sync.
+            let in_sync: Vec<_> = set.iter().copied().filter(|broker| brokers.serves(*broker)).collect();
+            if in_sync.is_empty() {
+                return misplaced(format!(
+                    "broker {} does not serve, nor does another one beside it",
+                    set[0]
+                ));
+            }
+            partitions.push(Partition::new(set, &in_sync));
         }
         Ok(partitions)
     }
 
-    fn add_loads(
+    /// How many replicas `broker` has.
+    pub fn replicas_of(&self, broker: BrokerId) -> u64 {
+        let shards = (broker, ShardId::new(0))..=(broker, ShardId::new(u16::MAX));
+        self.loads.range(shards).map(|(_, load)| u64::from(*load)).sum()
+    }
+
+    /// Counts `partitions`, the first of which has the index `first`, where they are served.
+    fn add_loads<'a>(
         &mut self,
         topic: TopicId,
         first: u32,
-        partitions: &[Partition],
+        partitions: impl Iterator<Item = &'a Partition>,
     ) -> Result<(), CommandError> {
         self.add_loads_of(topic, first, partitions, None)
     }
 
-    /// Counts `partitions` (the first of which has the index `first`) where they are served, on all
-    /// brokers or only on `only`.
-    fn add_loads_of(
+    /// Counts the replicas of `broker` anew: it has another number of shards.
+    pub(super) fn count_loads_of(&mut self, broker: BrokerId) -> Result<(), CommandError> {
+        self.loads = self.loads.iter().filter(|((of, _), _)| *of != broker).map(|(k, v)| (*k, *v)).collect();
+        for topic in self.topics.clone().values() {
+            self.add_loads_of(topic.id, 0, topic.partitions.iter(), Some(broker))?;
+        }
+        Ok(())
+    }
+
+    /// The same on all brokers or only on `only`.
+    fn add_loads_of<'a>(
         &mut self,
         topic: TopicId,
         first: u32,
-        partitions: &[Partition],
+        partitions: impl Iterator<Item = &'a Partition>,
         only: Option<BrokerId>,
     ) -> Result<(), CommandError> {
         let mut added: BTreeMap<(BrokerId, ShardId), u32> = BTreeMap::new();
-        for (at, entry) in partitions.iter().enumerate() {
-            let partition = TopicPartition { topic, partition: PartitionIndex::new(first + at as u32) };
-            for &broker in entry.replicas.iter().filter(|broker| only.is_none_or(|only| only == **broker)) {
-                if let Some(shard) = self.home_shard(broker, partition) {
+        for (at, entry) in partitions.enumerate() {
+            let id = TopicPartition { topic, partition: PartitionIndex::new(first + at as u32) };
+            for broker in entry.brokers().filter(|broker| only.is_none_or(|only| only == *broker)) {
+                if let Some(shard) = self.home_of(broker, id, Some(entry)) {
                     *added.entry((broker, shard)).or_default() += 1;
                 }
             }
@@ -653,6 +788,16 @@ impl Image {
         }
         Ok(())
     }
+
+    fn subtract_loads(&mut self, id: TopicPartition, entry: &Partition) {
+        for broker in entry.brokers() {
+            let Some(shard) = self.home_of(broker, id, Some(entry)) else { continue };
+            match self.loads.get(&(broker, shard)).copied() {
+                Some(load) if load > 1 => self.loads.insert((broker, shard), load - 1),
+                _ => self.loads.remove(&(broker, shard)),
+            };
+        }
+    }
 }
 
 // ---- From a snapshot ---------------------------------------------------------------------------------
@@ -660,6 +805,7 @@ impl Image {
 /// What a snapshot holds; everything else in an image follows from it.
 pub(super) struct Parts {
     pub version: u64,
+    pub cluster_id: u128,
     pub topics: Vec<Topic>,
     pub brokers: Vec<Broker>,
     pub deletions: Vec<(u64, TopicId)>,
@@ -676,6 +822,7 @@ impl Image {
         }
         let mut image = Image {
             version: parts.version,
+            cluster_id: parts.cluster_id,
             forgotten_version: parts.forgotten_version,
             next_producer_id: parts.next_producer_id,
             ..Image::default()
@@ -689,10 +836,10 @@ impl Image {
         for topic in parts.topics {
             let (id, version) = (topic.id, topic.version);
             image
-                .add_loads(id, 0, &topic.partitions)
+                .add_loads(id, 0, topic.partitions.iter())
                 .map_err(|error| DecodeError::Inconsistent(error.to_string()))?;
             let again = image.names.insert(topic.name.clone(), id).is_some()
-                | image.changed.insert(version, id).is_some()
+                | image.changed.insert((version, id)).is_some()
                 | image.topics.insert(id, Arc::new(topic)).is_some();
             if again || version > parts.version {
                 return wrong(format!("topic {id} is there twice or from the future"));
@@ -728,7 +875,7 @@ fn check_topic_name(name: &str) -> Result<(), CommandError> {
     Err(CommandError::InvalidTopicName { name, problem })
 }
 
-fn check_partition_count(count: u64) -> Result<(), CommandError> {
+pub(super) fn check_partition_count(count: u64) -> Result<(), CommandError> {
     if count == 0 || count > PARTITIONS_PER_TOPIC_MAX.into() {
         return Err(CommandError::InvalidPartitionCount { count });
     }
@@ -738,10 +885,10 @@ fn check_partition_count(count: u64) -> Result<(), CommandError> {
 /// The typed settings, checked also against what the topic has.
 fn checked_config(
     overrides: &BTreeMap<String, String>,
-    partitions: &[Partition],
+    partitions: &Vector<Partition>,
 ) -> Result<TopicConfig, CommandError> {
     let config = TopicConfig::from_overrides(overrides)?;
-    let replicas = partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
+    let replicas = partitions.iter().map(Partition::replication_factor).min().unwrap_or(0);
     let wanted = config.min_insync_replicas;
     if wanted as usize > replicas && replicas > 0 {
         return Err(CommandError::InvalidConfig(ConfigError::Contradiction(format!(

@@ -11,13 +11,22 @@
 //!
 //! Absent on purpose: IO, clock, randomness (ids are in the command), and anything about offsets or data.
 
+pub mod assignment;
+pub mod brokers;
 pub mod command;
+pub mod command_bytes;
 pub mod image;
+pub mod partition;
+mod placement;
 pub mod reconcile;
 pub mod snapshot;
 pub mod topic_config;
 
-pub use command::{BrokerRegistration, Command, DecodeError, Placement};
-pub use image::{Broker, CommandError, Image, NewTopic, Outcome, Partition, Topic};
-pub use reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
+pub use assignment::AlterRefusal;
+pub use command::{
+    AlterPartition, BrokerRegistration, Command, DecodeError, InSyncMember, Placement, Reassignment, Suspect,
+};
+pub use image::{Broker, CommandError, Image, NewTopic, Outcome, Topic};
+pub use partition::{Partition, Replica};
+pub use reconcile::{Action, Here, LocalPartition, LocalPartitions, ReplicaView, reconcile};
 pub use topic_config::{ConfigError, TopicConfig};

@@ -5,16 +5,21 @@
 //! after the last. An action that failed is not recorded and comes again with the next reconcile.
 //!
 //! Invariants: after all actions are recorded and finished, reconciling the same image gives none. Closing
-//! comes before opening. Data is deleted only when a command deleted the topic, never because the image
-//! does not mention it.
+//! comes before opening. Data is deleted only when a command deleted the topic or took the replica, in that
+//! generation, away from this broker; never because the image does not mention it.
 //!
-//! Cost: in proportion to the topics that changed since the last finished image. The whole image is
-//! compared at the start, when the broker registered anew (its shards may differ), and when deletions were
+//! Cost: in proportion to the topics that changed since the last finished image, and little for each of their
+//! partitions that did not. When a broker came or went, all partitions are looked at. The whole image is
+//! compared at the start, when this broker registered anew (its shards may differ), and when deletions were
 //! forgotten meanwhile.
 
 use super::image::{Image, Topic};
+use super::partition::Partition;
 use super::topic_config::TopicConfig;
-use crate::ids::{BrokerId, LeaderEpoch, PartitionIndex, ShardId, TopicId, TopicPartition};
+use crate::ids::{
+    BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, PartitionIndex, ReplicaGeneration, ShardId, TopicId,
+    TopicPartition,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,12 +37,59 @@ pub struct Here {
 pub struct LocalPartition {
     /// What people call its topic, for messages.
     pub topic_name: Arc<str>,
-    /// Who leads it; a follower if that is another broker.
-    pub leader: BrokerId,
+    /// Which life of the replica this is: it has a directory of its own.
+    pub generation: ReplicaGeneration,
+    /// Who leads it; a follower if that is another broker, neither if nobody does.
+    pub leader: Option<BrokerId>,
     /// The leader's epoch.
     pub leader_epoch: LeaderEpoch,
+    /// Which state of the partition this is.
+    pub partition_epoch: PartitionEpoch,
+    /// All replicas, this one too.
+    pub replicas: Arc<[ReplicaView]>,
+    /// Those that have everything acknowledged.
+    pub in_sync: Arc<[BrokerId]>,
+    /// Those that may lead besides.
+    pub eligible: Arc<[BrokerId]>,
+    /// How many must be in sync for `acks=all`.
+    pub min_in_sync: usize,
+    /// Whom the leader is to hand over to, as soon as it can.
+    pub transfer_to: Option<BrokerId>,
     /// Its settings.
     pub config: Arc<TopicConfig>,
+}
+
+/// A replica as the others need to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaView {
+    /// Whose.
+    pub broker: BrokerId,
+    /// Which life of the replica.
+    pub generation: ReplicaGeneration,
+    /// Which life of the broker.
+    pub broker_epoch: BrokerEpoch,
+    /// The shard of that broker that serves it.
+    pub home: ShardId,
+    /// Its broker is not heard, or has not caught up: it may not enter the in-sync set.
+    pub fenced: bool,
+    /// Its broker gives its leaderships away: it may not enter the in-sync set.
+    pub draining: bool,
+    /// It may have lost its tail: it may not enter the in-sync set before it is reported clean.
+    pub suspect: bool,
+}
+
+impl ReplicaView {
+    /// Whether the metadata takes it into the in-sync set.
+    pub fn may_enter(&self) -> bool {
+        !self.fenced && !self.draining && !self.suspect
+    }
+}
+
+impl LocalPartition {
+    /// The replica of `broker`.
+    pub fn replica(&self, broker: BrokerId) -> Option<&ReplicaView> {
+        self.replicas.iter().find(|replica| replica.broker == broker)
+    }
 }
 
 /// One step towards the image.
@@ -54,11 +106,13 @@ pub enum Action {
     ClosePartition {
         /// Which one.
         partition: TopicPartition,
-        /// The topic was deleted: reclaim the disk when the last reader is gone. Otherwise the files stay:
-        /// another shard of this broker serves them now, or nobody knows what they are.
+        /// In which life.
+        generation: ReplicaGeneration,
+        /// The topic was deleted, or the replica taken away: reclaim the disk when the last reader is gone.
+        /// Otherwise the files stay: another shard of this broker serves them now, or nobody knows what they are.
         delete: bool,
     },
-    /// Its leader, epoch or settings changed while it is open.
+    /// Something about it changed while it is open.
     Reconfigure {
         /// Which one.
         partition: TopicPartition,
@@ -74,9 +128,11 @@ pub enum Judgement {
     Serve,
     /// Another shard of this broker serves it.
     ServedBy(ShardId),
-    /// Its topic was deleted and the broker stopped before the files were gone: reclaim them.
+    /// Its topic was deleted, or the replica taken away, and the broker stopped before the files were gone: reclaim
+    /// them.
     Delete,
-    /// No command says that this broker should have it, and none deleted it. Keep it, and tell the operator.
+    /// No command that is known says that this broker should have it, and none took it away. Keep it, and tell the
+    /// operator.
     Unknown,
 }
 
@@ -142,47 +198,84 @@ impl LocalPartitions {
 pub fn reconcile(local: &LocalPartitions, image: &Image, here: Here) -> Vec<Action> {
     let mut steps = Steps { local, image, here, closes: vec![], opens: vec![], changes: vec![] };
     let since = local.version;
-    let registered = image.broker(here.broker).map_or(0, |broker| broker.version);
+    let registered = image.broker(here.broker).map_or(0, |broker| broker.epoch.get());
     let from_scratch = since == 0
         || since > image.version()
         || registered > since
         || image.broker(here.broker).is_none()
         || image.forgotten_version() > since;
     if from_scratch {
-        steps.closes = local.open.keys().copied().filter(|partition| !steps.belongs(*partition)).collect();
+        let all = local.open.keys().copied();
+        steps.closes = all.filter(|partition| !steps.belongs(*partition)).collect();
         for topic in image.topics() {
-            steps.topic(topic);
+            steps.topic(topic, |_, _| true);
         }
     } else {
         for id in image.topics_deleted_after(since) {
             steps.closes.extend(local.of_topic(id));
         }
         for topic in image.topics_changed_after(since) {
-            let lost = local.of_topic(topic.id).filter(|partition| !steps.belongs(*partition));
-            let lost: Vec<_> = lost.collect();
+            let lost: Vec<_> =
+                local.of_topic(topic.id).filter(|partition| !steps.belongs(*partition)).collect();
             steps.closes.extend(lost);
-            steps.topic(topic);
+            steps.topic(topic, |open, entry| {
+                open.partition_epoch != entry.partition_epoch || !Arc::ptr_eq(&open.config, &topic.config)
+            });
+        }
+        let changed: Vec<BrokerId> = image.brokers_changed_after(since).collect();
+        if !changed.is_empty() {
+            for topic in image.topics().filter(|topic| topic.version <= since) {
+                steps.topic(topic, |_, entry| entry.brokers().any(|broker| changed.contains(&broker)));
+            }
+            for topic in image.topics_changed_after(since) {
+                steps.topic(topic, |open, entry| {
+                    open.partition_epoch == entry.partition_epoch
+                        && Arc::ptr_eq(&open.config, &topic.config)
+                        && entry.brokers().any(|broker| changed.contains(&broker))
+                });
+            }
         }
     }
-    let close = |partition: TopicPartition| Action::ClosePartition {
-        partition,
-        delete: image.is_deleted(partition.topic),
+    let close = |partition: &TopicPartition| Action::ClosePartition {
+        partition: *partition,
+        generation: local.open[partition].generation,
+        delete: is_taken_away(*partition, local.open[partition].generation, image, here),
     };
-    let closes = steps.closes.iter().copied().map(close);
-    closes.chain(steps.opens).chain(steps.changes).collect()
+    let closes: Vec<_> = steps.closes.iter().map(close).collect();
+    closes.into_iter().chain(steps.opens).chain(steps.changes).collect()
 }
 
-/// What should be done with the directory of `partition`, which this broker's disk has.
-pub fn judge(partition: TopicPartition, image: &Image, here: Here) -> Judgement {
-    if image.is_deleted(partition.topic) {
+/// What should be done with the directory of `generation` of `partition`, which this broker's disk has.
+pub fn judge(
+    partition: TopicPartition,
+    generation: ReplicaGeneration,
+    image: &Image,
+    here: Here,
+) -> Judgement {
+    if is_taken_away(partition, generation, image, here) {
         return Judgement::Delete;
     }
-    let replica = image.partition(partition).is_some_and(|entry| entry.replicas.contains(&here.broker));
-    match image.home_shard(here.broker, partition) {
-        Some(shard) if replica && shard == here.shard => Judgement::Serve,
-        Some(shard) if replica => Judgement::ServedBy(shard),
-        _ => Judgement::Unknown,
+    let entry = image.partition(partition);
+    let is_here = entry.is_some_and(|entry| entry.has_replica(here.broker, generation));
+    match image.home_of(here.broker, partition, entry).filter(|_| is_here) {
+        Some(shard) if shard == here.shard => Judgement::Serve,
+        Some(shard) => Judgement::ServedBy(shard),
+        None => Judgement::Unknown,
     }
+}
+
+/// Whether a command deleted the topic, or took this replica away from this broker. An image from before the replica
+/// was added does not have it either: a generation is the partition epoch that added it, so that they compare.
+fn is_taken_away(
+    partition: TopicPartition,
+    generation: ReplicaGeneration,
+    image: &Image,
+    here: Here,
+) -> bool {
+    let is_without = |entry: &Partition| {
+        entry.partition_epoch.get() >= generation.get() && !entry.has_replica(here.broker, generation)
+    };
+    image.is_deleted(partition.topic) || image.partition(partition).is_some_and(is_without)
 }
 
 struct Steps<'a> {
@@ -195,30 +288,67 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
+    /// Whether what is open of `partition` stays open.
     fn belongs(&self, partition: TopicPartition) -> bool {
-        judge(partition, self.image, self.here) == Judgement::Serve
+        let generation = self.local.open[&partition].generation;
+        judge(partition, generation, self.image, self.here) == Judgement::Serve
     }
 
-    /// Opens and changes what this shard serves of `topic`.
-    fn topic(&mut self, topic: &Topic) {
+    /// Opens what this shard serves of `topic` and has not open in this generation, and changes what is open
+    /// and `may_differ`.
+    fn topic(&mut self, topic: &Topic, may_differ: impl Fn(&LocalPartition, &Partition) -> bool) {
         for (at, entry) in topic.partitions.iter().enumerate() {
             let partition = TopicPartition { topic: topic.id, partition: PartitionIndex::new(at as u32) };
-            let home = self.image.home_shard(self.here.broker, partition);
-            if home != Some(self.here.shard) || !entry.replicas.contains(&self.here.broker) {
+            let Some(replica) = entry.replica(self.here.broker) else { continue };
+            let open = self.local.get(partition).filter(|open| open.generation == replica.generation);
+            if open.is_some_and(|open| !may_differ(open, entry))
+                || self.image.home_of(self.here.broker, partition, Some(entry)) != Some(self.here.shard)
+            {
                 continue;
             }
-            let state = LocalPartition {
-                topic_name: topic.name.clone(),
-                leader: entry.leader,
-                leader_epoch: entry.leader_epoch,
-                config: topic.config.clone(),
-            };
-            match self.local.get(partition) {
+            let state = local_state(self.image, topic, partition, entry, replica.generation);
+            match open {
                 None => self.opens.push(Action::OpenPartition { partition, state }),
                 Some(open) if *open != state => self.changes.push(Action::Reconfigure { partition, state }),
                 Some(_) => {}
             }
         }
+    }
+}
+
+/// The partition as its replica `generation` sees it.
+fn local_state(
+    image: &Image,
+    topic: &Topic,
+    id: TopicPartition,
+    entry: &Partition,
+    generation: ReplicaGeneration,
+) -> LocalPartition {
+    let view = |replica: &super::partition::Replica| {
+        let broker = image.broker(replica.broker)?;
+        Some(ReplicaView {
+            broker: replica.broker,
+            generation: replica.generation,
+            broker_epoch: broker.epoch,
+            home: image.home_of(replica.broker, id, Some(entry))?,
+            fenced: broker.fenced,
+            draining: broker.draining,
+            suspect: broker.suspect(id, replica.generation).is_some(),
+        })
+    };
+    LocalPartition {
+        topic_name: topic.name.clone(),
+        generation,
+        leader: entry.leader,
+        leader_epoch: entry.leader_epoch,
+        partition_epoch: entry.partition_epoch,
+        // A broker with replicas is never forgotten.
+        replicas: entry.replicas.iter().filter_map(view).collect(),
+        in_sync: entry.in_sync.clone(),
+        eligible: entry.eligible.clone(),
+        min_in_sync: entry.min_in_sync(&topic.config),
+        transfer_to: entry.transfer_to,
+        config: topic.config.clone(),
     }
 }
 

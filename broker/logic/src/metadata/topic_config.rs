@@ -35,7 +35,7 @@ pub struct TopicConfig {
     pub max_compaction_lag_ms: i64,
     /// How long a tombstone is to be seen after compaction has met it, milliseconds.
     pub delete_retention_ms: i64,
-    /// In-sync replicas without which `acks=all` is refused.
+    /// In-sync replicas without which `acks=all` is refused; 0 = [`TopicConfig::min_in_sync`] says.
     pub min_insync_replicas: u32,
     /// Who chooses the compression.
     pub compression_type: CompressionType,
@@ -269,9 +269,10 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "min.insync.replicas",
-        default: "1",
-        documentation: "in-sync replicas that acks=all needs; at most as many as the topic has",
-        kind: Kind::Number { unit: Unit::Count, min: 1, max: 1024, unlimited: false },
+        default: "0",
+        documentation: "in-sync replicas that acks=all needs, at most as many as the topic has; 0 = 2, or 1 where \
+            there is one replica",
+        kind: Kind::Number { unit: Unit::Count, min: 0, max: 1024, unlimited: false },
         get: |config| config.min_insync_replicas.into(),
         set: |config, value| config.min_insync_replicas = value as u32,
     },
@@ -320,7 +321,7 @@ impl Default for TopicConfig {
             min_compaction_lag_ms: 0,
             max_compaction_lag_ms: i64::MAX,
             delete_retention_ms: 86_400_000,
-            min_insync_replicas: 1,
+            min_insync_replicas: 0,
             compression_type: CompressionType::Producer,
         }
     }
@@ -351,6 +352,15 @@ impl TopicConfig {
             )));
         }
         Ok(config)
+    }
+
+    /// In-sync replicas without which a partition of `replicas` acknowledges nothing. Unless the topic says
+    /// otherwise they are two: one that stands alone can lose what was acknowledged with its disk.
+    pub fn min_in_sync(&self, replicas: usize) -> usize {
+        match self.min_insync_replicas {
+            0 => replicas.clamp(1, 2),
+            set => set as usize,
+        }
     }
 
     /// Every setting, for people.
@@ -613,7 +623,8 @@ mod tests {
             ("max.compaction.lag.ms", "0", Err("permitted: 1 ms or more")),
             ("delete.retention.ms", "0", Ok("0")),
             ("min.insync.replicas", "2", Ok("2")),
-            ("min.insync.replicas", "0", Err("permitted: 1 to 1024")),
+            ("min.insync.replicas", "0", Ok("0")),
+            ("min.insync.replicas", "1025", Err("permitted: 0 to 1024")),
             ("min.insync.replicas", "2d", Err("not a whole number")),
             ("compression.type", "producer", Ok("producer")),
             ("compression.type", "zstd", Err("set the compression in the producer")),

@@ -113,7 +113,7 @@ pub fn questions(groups: &[Progress], image: &Image, broker: BrokerId) -> BTreeM
         let id = question.0;
         let partition =
             image.topic(id.topic).and_then(|topic| topic.partitions.get(id.partition.get() as usize));
-        let is_here = partition.is_some_and(|partition| partition.leader == broker);
+        let is_here = partition.is_some_and(|partition| partition.leader == Some(broker));
         if let Some(home) = image.home_shard(broker, id).filter(|_| is_here) {
             by_shard.entry(home).or_default().push(question);
         }

@@ -2,7 +2,7 @@
 
 use super::store::{Operation, RESERVE_BYTES, SNAPSHOT_EVERY};
 use super::*;
-use logic::ids::BrokerId;
+use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::{BrokerRegistration, Placement};
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -20,13 +20,15 @@ fn run(directory: &Path) -> Result<(MetadataHandle, MetadataThread), MetadataErr
 }
 
 fn register() -> Command {
-    Command::RegisterBroker(BrokerRegistration {
+    let registration = BrokerRegistration {
         broker: BrokerId::new(1),
         host: "localhost".into(),
         port: 9644,
         shards: 2,
         storage_uuid: 1,
-    })
+        rack: String::new(),
+    };
+    Command::RegisterBroker { registration, suspects: vec![], starts_fenced: false }
 }
 
 fn create(id: u128) -> Command {
@@ -69,7 +71,7 @@ fn directory_with(commands: &[Command]) -> (TempDir, Arc<Image>) {
 fn a_restart_keeps_everything() {
     let directory = tempfile::tempdir().unwrap();
     let steps = [
-        (register(), Ok(Outcome::BrokerRegistered { broker: BrokerId::new(1) })),
+        (register(), Ok(Outcome::BrokerRegistered { broker: BrokerId::new(1), epoch: BrokerEpoch::new(1) })),
         (create(1), Ok(Outcome::TopicCreated { id: TopicId::new(1), partitions: 3 })),
         (create(2), Ok(Outcome::TopicCreated { id: TopicId::new(2), partitions: 3 })),
         (create(2), Err(ErrorCode::TopicExists)),

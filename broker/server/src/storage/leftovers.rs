@@ -13,7 +13,7 @@ use super::disk::Disk;
 use super::{Storage, topic_directory};
 use crate::stall;
 use crate::store::Store;
-use logic::ids::{PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::ids::{PartitionIndex, ReplicaGeneration, ShardId, TopicId, TopicPartition};
 use logic::metadata::Image;
 use logic::metadata::reconcile::{Here, Judgement, judge};
 use std::io;
@@ -91,8 +91,10 @@ pub async fn judge_leftovers<D: Disk>(
             if image.home_shard(here.broker, id) != Some(here.shard) {
                 continue;
             }
-            match judge(id, &image, here) {
-                Judgement::Delete if at_start.is_deleted(topic) => {
+            let replica = ReplicaGeneration::new(generation);
+            match judge(id, replica, &image, here) {
+                // What was taken away since, the shard has had open and deletes by itself.
+                Judgement::Delete if judge(id, replica, at_start, here) == Judgement::Delete => {
                     remove(storage, &path, &mut found).await;
                 }
                 Judgement::Delete | Judgement::ServedBy(_) => {}

@@ -1,0 +1,133 @@
+//! Golden bytes of every command, and what is not one.
+
+use super::*;
+use proptest::prelude::*;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// The bytes never change: they are in the logs of running brokers.
+fn check(command: Command, golden: &str) {
+    let golden: String = golden.chars().filter(|c| !c.is_whitespace()).collect();
+    assert_eq!(hex(&command.encode()), golden, "{command:?}");
+    assert_eq!(Command::decode(&unhex(&golden)), Ok(command));
+}
+
+const ID: TopicId = TopicId::new(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+
+#[test]
+fn golden_bytes() {
+    check(
+        Command::CreateTopic {
+            id: ID,
+            name: "flights".into(),
+            placement: Placement::single(BrokerId::new(1), 2),
+            configs: vec![("retention.ms".into(), "604800000".into())],
+        },
+        "14000000524c4d310000000008000c00070008000800000000000001100000000c00200004001400 \
+         18001c000c0000007766554433221100ffeeddccbbaa998864000000480000000400000001000000 \
+         04000000d0ffffff1800000004000000090000003630343830303030300000000c00000072657465 \
+         6e74696f6e2e6d730000000008000c00040008000800000001000000040000000200000001000000 \
+         0100000007000000666c696768747300",
+    );
+    check(
+        Command::DeleteTopic { id: ID },
+        "10000000524c4d3108000e000700080008000000000000020c000000000006001400040006000000 \
+         7766554433221100ffeeddccbbaa9988",
+    );
+    check(
+        Command::AlterTopicConfigs {
+            id: ID,
+            set: vec![("segment.ms".into(), "1".into())],
+            unset: vec!["retention.ms".into()],
+        },
+        "14000000524c4d310000000008000e000700080008000000000000031000000000000a001c000400 \
+         140018000a0000007766554433221100ffeeddccbbaa998824000000040000000100000004000000 \
+         0c000000726574656e74696f6e2e6d7300000000010000000c00000008000c000400080008000000 \
+         100000000400000001000000310000000a0000007365676d656e742e6d730000",
+    );
+    check(
+        Command::CreatePartitions { id: ID, count: 3, placement: Placement::single(BrokerId::new(1), 1) },
+        "14000000524c4d310000000008000e000700080008000000000000041000000000000a0020000400 \
+         18001c000a0000007766554433221100ffeeddccbbaa998800000000030000000c00000008000c00 \
+         040008000800000001000000040000000100000001000000",
+    );
+    check(
+        Command::RegisterBroker {
+            registration: BrokerRegistration {
+                broker: BrokerId::new(1),
+                host: "localhost".into(),
+                port: 9644,
+                shards: 2,
+                storage_uuid: 7,
+                rack: String::new(),
+            },
+            suspects: vec![],
+            starts_fenced: false,
+        },
+        "14000000524c4d310000000008000e000700080008000000000000051400000000000e0020000800 \
+         0c000400060010000e000000ac250200010000001400000000000000000000000700000000000000 \
+         090000006c6f63616c686f7374000000",
+    );
+    check(
+        Command::AllocateProducerIds { broker: BrokerId::new(1), count: 1000 },
+        "10000000524c4d3108000c000700080008000000000000060c00000008000c00040008000800000001000000 \
+         e8030000",
+    );
+}
+
+#[test]
+fn what_is_not_a_command() {
+    let good = Command::DeleteTopic { id: ID }.encode();
+    let mut unknown = good.clone();
+    let kind = unknown.iter().position(|&byte| byte == fb::CommandKind::DeleteTopic.0).unwrap();
+    unknown[kind] = 200;
+    let wrong = DecodeError::WrongIdentifier { expected: "RLM1" };
+    let rows: [(&[u8], Option<DecodeError>); 4] = [
+        (b"", Some(wrong.clone())),
+        (b"\x08\0\0\0RLI1\0\0\0\0\0\0\0\0", Some(wrong)),
+        (&good[..good.len() - 20], None),
+        (&unknown, Some(DecodeError::UnknownKind(200))),
+    ];
+    for (bytes, expect) in rows {
+        let error = Command::decode(bytes).unwrap_err();
+        assert!(expect.is_none_or(|expect| expect == error), "{bytes:02x?}: {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn damaged_bytes_never_panic(at in 0usize..400, with in any::<u8>(), cut in 0usize..400) {
+        let command = Command::CreateTopic {
+            id: ID,
+            name: "flights".into(),
+            placement: Placement::single(BrokerId::new(1), 8),
+            configs: vec![("retention.ms".into(), "1".into()), ("segment.ms".into(), "2".into())],
+        };
+        let mut bytes = command.encode();
+        let length = bytes.len();
+        bytes[at % length] = with;
+        let _ = Command::decode(&bytes);
+        let _ = Command::decode(&bytes[..cut % length]);
+    }
+
+    #[test]
+    fn encoding_is_reversible(name in ".{0,20}", id in any::<u128>(), sizes in (0u32..4, 0usize..40),
+                              configs in proptest::collection::vec((".{0,8}", ".{0,8}"), 0..4)) {
+        let (replication_factor, brokers) = sizes;
+        let brokers = (0..brokers as u32).map(BrokerId::new).collect();
+        let command = Command::CreateTopic {
+            id: TopicId::new(id),
+            name,
+            placement: Placement { replication_factor, brokers },
+            configs,
+        };
+        prop_assert_eq!(Command::decode(&command.encode()), Ok(command));
+    }
+}
