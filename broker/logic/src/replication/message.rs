@@ -21,7 +21,7 @@ use crate::ids::{BrokerEpoch, LeaderEpoch, Offset, OpenSequence, ReplicaGenerati
 pub type Epochs = Vec<(LeaderEpoch, Offset)>;
 
 /// One message about one partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
     /// The epoch that the leader leads in.
     pub leader_epoch: LeaderEpoch,
@@ -32,7 +32,7 @@ pub struct Message {
 }
 
 /// What is said, by whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Body {
     /// From the partition's leader to a follower.
     FromLeader(FromLeader),
@@ -41,7 +41,7 @@ pub enum Body {
 }
 
 /// What a leader says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FromLeader {
     /// Forget what came before and say where you are.
     Open {
@@ -74,7 +74,7 @@ pub enum FromLeader {
 }
 
 /// What goes with batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Append {
     /// The offset of the first.
     pub base: Offset,
@@ -87,7 +87,7 @@ pub struct Append {
 }
 
 /// What a follower says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FromFollower {
     /// Where this replica is. Boxed: it is rare, and large.
     Opened(Box<Opened>),
@@ -106,7 +106,7 @@ pub enum FromFollower {
 }
 
 /// Where a follower's replica is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Opened {
     /// The registration that it lives in.
     pub broker_epoch: BrokerEpoch,

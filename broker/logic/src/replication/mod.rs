@@ -1,8 +1,8 @@
 //! Replication of one partition: what its leader and its followers do, without IO.
 //!
-//! One `Replica` per partition and broker, owned by the partition's home shard, beside its log. Metadata says
+//! One [`Replica`] per partition and broker, owned by the partition's home shard, beside its log. Metadata says
 //! which role it has ([`View`]); it begins when the log was recovered and ends when the partition is closed.
-//! `Replica::step` takes one [`Event`] and hands out [`Effect`]s, which the driver performs in order. Bytes never
+//! [`Replica::step`] takes one [`Event`] and hands out [`Effect`]s, which the driver performs in order. Bytes never
 //! pass through it: it is told how far the log is, and says from where a peer is to be sent what.
 //!
 //! ```text
@@ -25,7 +25,18 @@
 //! chain: they differ between replicas. Election: metadata's.
 
 pub mod epoch_history;
+mod follower;
+mod leader;
 pub mod message;
+mod peer;
+mod replica;
+#[cfg(not(any(test, feature = "mutants")))]
+mod rules;
+#[cfg(any(test, feature = "mutants"))]
+pub mod rules;
+
+pub use leader::PeerProgress;
+pub use replica::{AppendHead, Replica};
 
 use crate::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, PartitionEpoch, ReplicaGeneration,
@@ -35,7 +46,7 @@ use message::{Message, Nack, Status};
 use std::sync::Arc;
 
 /// What metadata says about a partition, as one of its replicas sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// Who leads; `None` = nobody can.
     pub leader: Option<BrokerId>,
@@ -56,7 +67,7 @@ pub struct View {
 }
 
 /// One replica, and what metadata knows of its broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Member {
     /// Whose it is.
     pub broker: BrokerId,
@@ -72,7 +83,7 @@ pub struct Member {
 }
 
 /// Whose replica this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Here {
     /// This broker.
     pub broker: BrokerId,
@@ -83,7 +94,7 @@ pub struct Here {
 }
 
 /// Where the log stands when its replica begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Start {
     /// The first offset.
     pub log_start: Offset,
@@ -98,7 +109,7 @@ pub struct Start {
 }
 
 /// Times that a broker may set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// `replica.lag.time.max.ms`.
     pub lag_ms_max: u64,
@@ -178,7 +189,7 @@ pub enum Event {
     Pushed {
         /// To whom.
         to: BrokerId,
-        /// Under which opening: that of `Replica::append_head`.
+        /// Under which opening: that of [`Replica::append_head`].
         open_sequence: OpenSequence,
         /// One past the last offset sent.
         end: Offset,
@@ -192,12 +203,12 @@ pub enum Event {
         /// Under which opening.
         open_sequence: OpenSequence,
     },
-    /// `Replica::next_deadline_ms` is over.
+    /// [`Replica::next_deadline_ms`] is over.
     Tick,
 }
 
 /// What the driver is to do, in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Send it over the live stream; [`message::FromFollower`] over the one that the opening's batches come by.
     /// Acknowledgements of one flush round go out together.
@@ -207,7 +218,7 @@ pub enum Effect {
         /// What.
         message: Message,
     },
-    /// There are batches for a peer. When it is this partition's turn, take the head (`Replica::append_head`), read
+    /// There are batches for a peer. When it is this partition's turn, take the head ([`Replica::append_head`]), read
     /// from its base on, at most [`crate::limits::PUSH_BYTES_MAX`] bytes or one batch, send both, and report
     /// [`Event::Pushed`]. A head that is gone by then means that there is nothing to do. Once for each peer until then.
     Push {
@@ -236,7 +247,7 @@ pub enum Effect {
     /// Everything below is committed: visible, and answered to who waits for all replicas.
     SetHighWatermark(Offset),
     /// This broker leads from here on. Note in the log that `epoch` begins at `start`, its end, before anything is
-    /// appended. It admits produces as `Replica::admit` says.
+    /// appended. It admits produces as [`Replica::admit`] says.
     BecameLeader {
         /// The epoch to append in.
         epoch: LeaderEpoch,
@@ -272,7 +283,7 @@ pub enum Effect {
 }
 
 /// A change of the in-sync set that a leader asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Alter {
     /// The sender's epoch.
     pub leader_epoch: LeaderEpoch,
