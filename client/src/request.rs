@@ -343,6 +343,7 @@ impl Request {
                 let args = wire::HelloRequestArgs {
                     shard: shard.map_or(-1, |shard| shard as i32),
                     protocol_version: schema::PROTOCOL_VERSION,
+                    ..Default::default()
                 };
                 (Api::HelloRequest, wire::HelloRequest::create(b, &args).as_union_value())
             }

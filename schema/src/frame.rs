@@ -203,7 +203,7 @@ mod tests {
         let mut builder = FlatBufferBuilder::new();
         let api = wire::HelloRequest::create(
             &mut builder,
-            &wire::HelloRequestArgs { shard: 3, protocol_version: 1 },
+            &wire::HelloRequestArgs { shard: 3, protocol_version: 1, ..Default::default() },
         );
         let root = wire::Request::create(
             &mut builder,

@@ -62,6 +62,18 @@ impl wire::TopicId {
     }
 }
 
+impl wire::ClusterId {
+    /// The identity as one number.
+    pub fn as_u128(&self) -> u128 {
+        (u128::from(self.high()) << 64) | u128::from(self.low())
+    }
+
+    /// The wire form of `id`.
+    pub fn from_u128(id: u128) -> Self {
+        Self::new((id >> 64) as u64, id as u64)
+    }
+}
+
 impl metadata::Id {
     /// The identity as one number.
     pub fn as_u128(&self) -> u128 {

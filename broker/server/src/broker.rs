@@ -8,39 +8,32 @@ use crate::alarm::Alarm;
 use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::group::GroupSettings;
-use crate::mailbox::{HandedConnection, Mailbox, Mailboxes, Message, mailboxes};
+use crate::mailbox::{Mailbox, Mailboxes, Message, mailboxes};
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
 use crate::observe::Observer;
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
-use crate::socket::{Socket, Sockets};
+use crate::socket::Sockets;
 pub use crate::storage::DiskPolicy;
 use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
 use crate::storage::{Environment, Storage};
 use crate::store::Store;
-use crate::{admin, fetch, group, produce, stall, traffic};
+use crate::{accept, admin, fetch, group, produce, stall, traffic};
 use async_channel::{Receiver, Sender};
-use futures_util::io::AsyncReadExt;
-use futures_util::io::AsyncWriteExt;
-use glommio::net::{TcpListener, TcpStream};
+use glommio::net::TcpListener;
 use glommio::{LocalExecutorBuilder, Placement};
 use logic::ids::{BrokerId, ShardId};
 use logic::limits::{
-    COMPACTION_LOOK_MS, CONNECTIONS_BEFORE_HELLO_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO,
-    FRAME_TABLES_MAX, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT,
+    COMPACTION_LOOK_MS, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT,
     ROUNDS_IN_FLIGHT_DEFAULT,
 };
 use logic::metadata::reconcile::Here;
 use logic::metadata::{BrokerRegistration, Command};
-use schema::error_code::ErrorCode;
-use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
-use schema::{PROTOCOL_VERSION, wire};
-use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -411,7 +404,8 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
     };
     spawn_background(&shard, setup);
     let accepting = shard.clone();
-    let accept = stall::spawn("accepting connections", async move { accept(accepting, listener).await });
+    let accept =
+        stall::spawn("accepting connections", async move { accept::accept(accepting, listener).await });
     let _ = ready.send((number, Ok(()))).await;
     drop(ready);
     // A closed channel means that the broker was dropped without being stopped: stop all the same.
@@ -524,7 +518,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             let stream = handed.stream.bind_to_executor();
             let shard = shard.clone();
             stall::spawn("a connection handed over", async move {
-                serve(shard, stream, handed.peer, handed.hello_id, handed.protocol_version).await;
+                accept::serve(shard, stream, handed.peer, handed.hello_id, handed.protocol_version).await;
             })
             .detach();
         }
@@ -629,207 +623,4 @@ async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
         connections.iter().for_each(|connection| connection.sweep(now_ms));
         look_at_space(shard, low_bytes).await;
     }
-}
-
-async fn accept(shard: Rc<Shard>, listener: TcpListener) {
-    let greeting = Rc::new(Cell::new(0usize));
-    loop {
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Out of descriptors, most likely: what is open goes on, the next may find room.
-                tracing::warn!("cannot accept a connection: {error}");
-                glommio::timer::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        // A connection for another shard passes through a full one.
-        let full = greeting.get() >= CONNECTIONS_BEFORE_HELLO_MAX;
-        if greeting.get() >= 2 * CONNECTIONS_BEFORE_HELLO_MAX {
-            // Too many even to be told.
-            continue;
-        }
-        let shard = shard.clone();
-        let greeting = Greeting::new(&greeting);
-        stall::spawn("a new connection", async move {
-            match full {
-                true => refuse(stream, 0, ErrorCode::TooManyConnections, "this shard has no room").await,
-                false => greet(shard, stream, greeting).await,
-            }
-        })
-        .detach();
-    }
-}
-
-/// Reads exactly these bytes, all of them before `deadline`.
-async fn read_before(stream: &mut TcpStream, deadline: Instant, bytes: &mut [u8]) -> io::Result<()> {
-    let mut have = 0;
-    while have < bytes.len() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left)).map_err(io::Error::from)?;
-        match stream.read(&mut bytes[have..]).await? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => have += read,
-        }
-    }
-    Ok(())
-}
-
-/// A connection that is not served, or not yet; counted until dropped.
-struct Greeting(Rc<Cell<usize>>);
-
-impl Greeting {
-    fn new(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Greeting {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-/// Reads Hello, exactly and not a byte more, and gives the connection to the shard that it asks for.
-async fn greet(shard: Rc<Shard>, mut stream: TcpStream, greeting: Greeting) {
-    let Ok(peer) = stream.peer_addr() else { return };
-    let limit = shard.identity.time_outs.hello;
-    let deadline = Instant::now() + limit;
-    let late = async |stream, error: io::Error| {
-        if error.kind() != io::ErrorKind::TimedOut {
-            return;
-        }
-        tracing::info!("connection from {peer} closed: no Hello within {limit:?}");
-        crate::storage::count(&shard.counters.timed_out_connections, 1);
-        refuse(stream, 0, ErrorCode::HelloRequired, &format!("no Hello within {limit:?}")).await;
-    };
-    let mut prefix = [0; PREFIX_BYTES];
-    if let Err(error) = read_before(&mut stream, deadline, &mut prefix).await {
-        return late(stream, error).await;
-    }
-    let prefix = match Prefix::decode(prefix, FRAME_BYTES_MAX_BEFORE_HELLO) {
-        Ok(prefix) => prefix,
-        Err(error) => {
-            crate::storage::count(&shard.counters.invalid_frames, 1);
-            let code = crate::error_code::of_frame(&error);
-            return refuse(stream, 0, code, &error.to_string()).await;
-        }
-    };
-    let mut rest = vec![0; prefix.frame_bytes - PREFIX_BYTES];
-    if let Err(error) = read_before(&mut stream, deadline, &mut rest).await {
-        return late(stream, error).await;
-    }
-    let mut aligned = Aligned::default();
-    let metadata = aligned.align(&rest[..prefix.metadata_bytes]);
-    let (id, hello) = match frame::request(metadata, FRAME_TABLES_MAX) {
-        Ok(request) => {
-            let hello = request.api_as_hello_request().map(|hello| (hello.shard(), hello.protocol_version()));
-            (request.id(), hello)
-        }
-        Err(error) => {
-            crate::storage::count(&shard.counters.invalid_frames, 1);
-            let code = crate::error_code::of_frame(&error);
-            return refuse(stream, 0, code, &error.to_string()).await;
-        }
-    };
-    let Some((wanted, version)) = hello else {
-        return refuse(stream, id, ErrorCode::HelloRequired, "the first request of a connection is Hello")
-            .await;
-    };
-    if version == 0 {
-        let text = format!("protocol version 0; this broker speaks 1 to {PROTOCOL_VERSION}");
-        return refuse(stream, id, ErrorCode::UnsupportedVersion, &text).await;
-    }
-    let protocol_version = version.min(PROTOCOL_VERSION);
-    let shards = shard.identity.shards;
-    let target = match u16::try_from(wanted) {
-        Ok(number) if number < shards => ShardId::new(number),
-        Ok(number) => {
-            let text = format!("shard {number} of a broker with {shards}");
-            return refuse(stream, id, ErrorCode::InvalidRequest, &text).await;
-        }
-        Err(_) => shard.identity.shard,
-    };
-    if stream.set_read_timeout(None).is_err() {
-        return;
-    }
-    drop(greeting);
-    if target == shard.identity.shard {
-        return serve(shard, stream, peer, id, protocol_version).await;
-    }
-    let handed = HandedConnection { stream: stream.into_accepted(), peer, hello_id: id, protocol_version };
-    // A full mailbox: wait. A closed one: the socket must be bound again to be closed.
-    if let Err(Message::Connection(handed)) = shard.mailboxes.send(target, Message::Connection(handed)).await
-    {
-        drop(handed.stream.bind_to_executor());
-    }
-}
-
-/// Serves a connection that wants this shard, accepted here or handed over, if there is a place for it.
-async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, hello_id: u64, protocol_version: u32) {
-    let identity = shard.identity;
-    if !shard.has_place() {
-        if shard.refusing.get() >= CONNECTIONS_BEFORE_HELLO_MAX {
-            // Too many even to be told.
-            return;
-        }
-        let _telling = Greeting::new(&shard.refusing);
-        return refuse(stream, hello_id, ErrorCode::TooManyConnections, "this shard has no room").await;
-    }
-    // SAFETY: the stream has just given its descriptor away, open, and closes it no more.
-    let descriptor = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
-    let socket = match Socket::new(&shard.sockets, descriptor) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::warn!("cannot serve the connection from {peer}: {error}"),
-    };
-    Connection::serve(shard, socket, peer, |connection| {
-        connection.reply(Vec::new(), |builder| {
-            let software = builder.create_string(concat!("ringlog ", env!("CARGO_PKG_VERSION")));
-            let hello = wire::HelloResponse::create(
-                builder,
-                &wire::HelloResponseArgs {
-                    protocol_version,
-                    broker: identity.broker.get(),
-                    shard: u32::from(identity.shard.get()),
-                    shards: u32::from(identity.shards),
-                    max_request_bytes: FRAME_BYTES_MAX as u32,
-                    software: Some(software),
-                },
-            );
-            wire::Response::create(
-                builder,
-                &wire::ResponseArgs {
-                    id: hello_id,
-                    api_type: wire::ResponseApi::HelloResponse,
-                    api: Some(hello.as_union_value()),
-                    ..Default::default()
-                },
-            )
-        });
-    })
-    .await;
-}
-
-/// Answers a connection that is not served, and closes it.
-async fn refuse(mut stream: TcpStream, id: u64, code: ErrorCode, message: &str) {
-    let mut builder = flatbuffers::FlatBufferBuilder::new();
-    let text = builder.create_string(message);
-    let response = wire::Response::create(
-        &mut builder,
-        &wire::ResponseArgs { id, error: code.to_wire(), message: Some(text), ..Default::default() },
-    );
-    let mut out = Vec::new();
-    frame::finish_response(&mut out, &mut builder, response, 0);
-    let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
-    // The peer may be gone already; then there is nobody to tell.
-    let _ = stream.write_all(&out).await;
-    let _ = stream.shutdown(std::net::Shutdown::Write).await;
-    // Bytes that were not read would turn the close into a reset, and the answer would be lost.
-    let mut ignored = vec![0; FRAME_BYTES_MAX_BEFORE_HELLO];
-    let patience = Instant::now() + Duration::from_millis(200);
-    let _ = read_before(&mut stream, patience, &mut ignored).await;
 }

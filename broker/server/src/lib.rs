@@ -1,5 +1,6 @@
 //! The broker that performs what `logic` decides: shards on cores, sockets, files.
 
+mod accept;
 mod admin;
 mod alarm;
 pub mod broker;

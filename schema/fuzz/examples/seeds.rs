@@ -50,7 +50,8 @@ fn main() {
     copy_batches();
     let id = wire::TopicId::new(1, 2);
     write("hello", wire::RequestApi::HelloRequest, |builder| {
-        wire::HelloRequest::create(builder, &wire::HelloRequestArgs { shard: 1, protocol_version: 1 })
+        let args = wire::HelloRequestArgs { shard: 1, protocol_version: 1, ..Default::default() };
+        wire::HelloRequest::create(builder, &args)
             .as_union_value()
     });
     write("metadata", wire::RequestApi::MetadataRequest, |builder| {

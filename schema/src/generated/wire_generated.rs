@@ -332,6 +332,94 @@ impl ::flatbuffers::SimpleToVerifyInSlice for ResponseApi {}
 pub struct ResponseApiUnionTableOffset {}
 
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_PURPOSE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_PURPOSE: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_PURPOSE: [Purpose; 3] = [
+  Purpose::Client,
+  Purpose::Replication,
+  Purpose::Metadata,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Purpose(pub u8);
+#[allow(non_upper_case_globals)]
+impl Purpose {
+  pub const Client: Self = Self(0);
+  pub const Replication: Self = Self(1);
+  pub const Metadata: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Client,
+    Self::Replication,
+    Self::Metadata,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Client => Some("Client"),
+      Self::Replication => Some("Replication"),
+      Self::Metadata => Some("Metadata"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Purpose {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Purpose {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Purpose {
+    type Output = Purpose;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Purpose {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Purpose {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Purpose {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_DURABILITY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MAX_DURABILITY: u8 = 2;
@@ -563,6 +651,133 @@ impl<'a> ::flatbuffers::Verifiable for TopicId {
 }
 
 impl<'a> TopicId {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    high: u64,
+    low: u64,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_high(high);
+    s.set_low(low);
+    s
+  }
+
+  pub fn high(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_high(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn low(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_low(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct ClusterId, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct ClusterId(pub [u8; 16]);
+impl Default for ClusterId { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for ClusterId {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("ClusterId")
+      .field("high", &self.high())
+      .field("low", &self.low())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ClusterId {}
+impl<'a> ::flatbuffers::Follow<'a> for ClusterId {
+  type Inner = &'a ClusterId;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a ClusterId>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a ClusterId {
+  type Inner = &'a ClusterId;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<ClusterId>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for ClusterId {
+    type Output = ClusterId;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const ClusterId as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ClusterId {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> ClusterId {
   #[allow(clippy::too_many_arguments)]
   pub fn new(
     high: u64,
@@ -5231,6 +5446,10 @@ impl<'a> ::flatbuffers::Follow<'a> for HelloRequest<'a> {
 impl<'a> HelloRequest<'a> {
   pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
   pub const VT_PROTOCOL_VERSION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PURPOSE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_BROKER_EPOCH: ::flatbuffers::VOffsetT = 12;
+  pub const VT_CLUSTER: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5239,11 +5458,15 @@ impl<'a> HelloRequest<'a> {
   #[allow(unused_mut)]
   pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
     _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args HelloRequestArgs
+    args: &'args HelloRequestArgs<'args>
   ) -> ::flatbuffers::WIPOffset<HelloRequest<'bldr>> {
     let mut builder = HelloRequestBuilder::new(_fbb);
+    builder.add_broker_epoch(args.broker_epoch);
+    if let Some(x) = args.cluster { builder.add_cluster(x); }
+    builder.add_broker(args.broker);
     builder.add_protocol_version(args.protocol_version);
     builder.add_shard(args.shard);
+    builder.add_purpose(args.purpose);
     builder.finish()
   }
 
@@ -5262,6 +5485,34 @@ impl<'a> HelloRequest<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(HelloRequest::VT_PROTOCOL_VERSION, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn purpose(&self) -> Purpose {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Purpose>(HelloRequest::VT_PURPOSE, Some(Purpose::Client)).unwrap()}
+  }
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(HelloRequest::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn broker_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(HelloRequest::VT_BROKER_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cluster(&self) -> Option<&'a ClusterId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ClusterId>(HelloRequest::VT_CLUSTER, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for HelloRequest<'_> {
@@ -5272,20 +5523,32 @@ impl ::flatbuffers::Verifiable for HelloRequest<'_> {
     v.visit_table(pos)?
      .visit_field::<i32>("shard", Self::VT_SHARD, false)?
      .visit_field::<u32>("protocol_version", Self::VT_PROTOCOL_VERSION, false)?
+     .visit_field::<Purpose>("purpose", Self::VT_PURPOSE, false)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<u64>("broker_epoch", Self::VT_BROKER_EPOCH, false)?
+     .visit_field::<ClusterId>("cluster", Self::VT_CLUSTER, false)?
      .finish();
     Ok(())
   }
 }
-pub struct HelloRequestArgs {
+pub struct HelloRequestArgs<'a> {
     pub shard: i32,
     pub protocol_version: u32,
+    pub purpose: Purpose,
+    pub broker: u32,
+    pub broker_epoch: u64,
+    pub cluster: Option<&'a ClusterId>,
 }
-impl<'a> Default for HelloRequestArgs {
+impl<'a> Default for HelloRequestArgs<'a> {
   #[inline]
   fn default() -> Self {
     HelloRequestArgs {
       shard: -1,
       protocol_version: 0,
+      purpose: Purpose::Client,
+      broker: 0,
+      broker_epoch: 0,
+      cluster: None,
     }
   }
 }
@@ -5302,6 +5565,22 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloRequestBuilder<'a, 'b, A
   #[inline]
   pub fn add_protocol_version(&mut self, protocol_version: u32) {
     self.fbb_.push_slot::<u32>(HelloRequest::VT_PROTOCOL_VERSION, protocol_version, 0);
+  }
+  #[inline]
+  pub fn add_purpose(&mut self, purpose: Purpose) {
+    self.fbb_.push_slot::<Purpose>(HelloRequest::VT_PURPOSE, purpose, Purpose::Client);
+  }
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(HelloRequest::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_broker_epoch(&mut self, broker_epoch: u64) {
+    self.fbb_.push_slot::<u64>(HelloRequest::VT_BROKER_EPOCH, broker_epoch, 0);
+  }
+  #[inline]
+  pub fn add_cluster(&mut self, cluster: &ClusterId) {
+    self.fbb_.push_slot_always::<&ClusterId>(HelloRequest::VT_CLUSTER, cluster);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HelloRequestBuilder<'a, 'b, A> {
@@ -5323,6 +5602,10 @@ impl ::core::fmt::Debug for HelloRequest<'_> {
     let mut ds = f.debug_struct("HelloRequest");
       ds.field("shard", &self.shard());
       ds.field("protocol_version", &self.protocol_version());
+      ds.field("purpose", &self.purpose());
+      ds.field("broker", &self.broker());
+      ds.field("broker_epoch", &self.broker_epoch());
+      ds.field("cluster", &self.cluster());
       ds.finish()
   }
 }

@@ -166,7 +166,7 @@ fn request_within(
 /// Hello.
 pub fn hello(id: u64, shard: i32, protocol_version: u32) -> Vec<u8> {
     request(id, wire::RequestApi::HelloRequest, 0, |builder| {
-        let args = wire::HelloRequestArgs { shard, protocol_version };
+        let args = wire::HelloRequestArgs { shard, protocol_version, ..Default::default() };
         wire::HelloRequest::create(builder, &args).as_union_value()
     })
 }
