@@ -77,6 +77,18 @@ pub const TOPICS_MAX: usize = 100_000;
 pub const BROKERS_MAX: usize = 1_000;
 /// Replicas of a partition.
 pub const REPLICAS_PER_PARTITION_MAX: usize = 16;
+/// Between two heartbeats of a broker to the controller, milliseconds.
+pub const BROKER_HEARTBEAT_MS_DEFAULT: u64 = 150;
+/// A broker that the controller has not heard for so long is fenced, milliseconds.
+pub const BROKER_SESSION_MS_DEFAULT: u64 = 1_000;
+/// How often leaderships go back to the preferred leaders, milliseconds.
+pub const LEADER_REBALANCE_MS_DEFAULT: u64 = 10_000;
+/// Partitions of one command that moves leaderships: it must fit [`COMMAND_BYTES_MAX`] and not stall the metadata.
+///
+/// [`COMMAND_BYTES_MAX`]: crate::metadata::command::COMMAND_BYTES_MAX
+pub const ELECTIONS_PER_COMMAND_MAX: usize = 1_000;
+/// Commands that a broker may be behind when it is unfenced.
+pub const UNFENCE_LAG_COMMANDS_MAX: u64 = 100;
 /// The largest permitted `max.message.bytes`.
 pub const BATCH_BYTES_MAX: usize = 8 * MIB;
 /// The default of `max.message.bytes`.
@@ -351,6 +363,9 @@ const _: () = {
     assert!(REOPEN_BACKOFF_MS_MAX < OPEN_TIMEOUT_MS && ALTER_REFUSED_BACKOFF_MS <= ALTER_RETRY_MS);
     // A follower's epochs, 12 bytes each, fit the metadata of a frame.
     assert!(EPOCHS_NAMED_MAX * 12 * 4 <= FRAME_METADATA_BYTES_MAX);
+    // A broker is heard several times before its session ends.
+    assert!(4 * BROKER_HEARTBEAT_MS_DEFAULT <= BROKER_SESSION_MS_DEFAULT);
+    assert!(REPLICAS_PER_PARTITION_MAX <= BROKERS_MAX);
     // A batch that the broker permits fits a frame, a group and a round.
     assert!(BATCH_BYTES_MAX + FRAME_METADATA_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
     assert!(BATCH_BYTES_MAX + BLOCK_BYTES <= GROUP_BYTES_MAX);

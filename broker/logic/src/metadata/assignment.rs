@@ -1,10 +1,10 @@
 //! Commands about partitions that are there: in-sync sets, leaders, reassignments, homes.
 
-use super::command::{AlterPartition, Reassignment};
+use super::command::{AlterPartition, Reassignment, Suspect};
 use super::image::{CommandError, Image, Outcome, Topic};
 use super::partition::{Brokers, Change, Partition, Replica, Settled};
 use crate::ids::{
-    BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, ReplicaGeneration, ShardId, TopicPartition,
+    BrokerEpoch, BrokerId, LeaderEpoch, Offset, PartitionEpoch, ReplicaGeneration, ShardId, TopicPartition,
 };
 use crate::limits::REPLICAS_PER_PARTITION_MAX;
 use crate::routing;
@@ -221,10 +221,20 @@ impl Image {
                 }
                 change.next.leader = Some(broker);
                 change.next.in_sync = [broker].into();
-                // What they have and it has not is given up: nobody else may bring it back.
+                // What they have and it has not is given up: nobody else may bring it back, and they may
+                // discard what was committed.
                 change.next.eligible = Arc::default();
                 change.had_all.clear();
                 self.mark_clean(broker, id);
+                for other in before.replicas.iter().filter(|other| other.broker != broker) {
+                    let suspect = Suspect {
+                        partition: id,
+                        generation: other.generation,
+                        last_epoch: LeaderEpoch::new(0),
+                        end: Offset::new(0),
+                    };
+                    self.doubt(other.broker, suspect);
+                }
             }
             let settled = change.settle(Brokers(&self.brokers), &topic.config);
             self.put_partitions(
@@ -305,3 +315,7 @@ fn unchanged(before: &Partition) -> Settled {
 fn invalid(partition: TopicPartition, problem: impl Into<String>) -> CommandError {
     CommandError::InvalidPartition { partition, problem: problem.into() }
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -174,6 +174,19 @@ impl Image {
         }
     }
 
+    /// The replica of `broker` may have what the partition has no longer.
+    pub(super) fn doubt(&mut self, broker: BrokerId, suspect: Suspect) {
+        let Some(known) = self.brokers.get_mut(&broker) else { return };
+        let known = Arc::make_mut(known);
+        let mut suspects = known.suspects.to_vec();
+        match suspects.binary_search_by_key(&suspect.partition, |known| known.partition) {
+            Ok(at) if suspects[at].generation == suspect.generation => return,
+            Ok(at) => suspects[at] = suspect,
+            Err(at) => suspects.insert(at, suspect),
+        }
+        known.suspects = suspects.into();
+    }
+
     /// Changes every partition that `concerns` as `change` says, by the rules.
     fn change_partitions(
         &mut self,

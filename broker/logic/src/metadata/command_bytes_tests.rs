@@ -20,6 +20,7 @@ fn check(command: Command, golden: &str) {
 }
 
 const ID: TopicId = TopicId::new(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+const PARTITION: TopicPartition = TopicPartition { topic: ID, partition: PartitionIndex::new(3) };
 
 #[test]
 fn golden_bytes() {
@@ -79,6 +80,106 @@ fn golden_bytes() {
         Command::AllocateProducerIds { broker: BrokerId::new(1), count: 1000 },
         "10000000524c4d3108000c000700080008000000000000060c00000008000c00040008000800000001000000 \
          e8030000",
+    );
+}
+
+#[test]
+fn golden_bytes_of_the_cluster() {
+    check(
+        Command::RegisterBroker {
+            registration: BrokerRegistration {
+                broker: BrokerId::new(2),
+                host: "localhost".into(),
+                port: 9644,
+                shards: 2,
+                storage_uuid: 7,
+                rack: "r1".into(),
+            },
+            suspects: vec![Suspect {
+                partition: PARTITION,
+                generation: ReplicaGeneration::new(4),
+                last_epoch: LeaderEpoch::new(5),
+                end: Offset::new(6),
+            }],
+            starts_fenced: true,
+        },
+        "14000000524c4d310000000008000c0007000800080000000000000518000000140030000c00100008000a00 \
+         140028002c0007001400000000000001ac250200020000005400000000000000000000000700000000000000 \
+         000000003400000004000000010000007766554433221100ffeeddccbbaa9988030000000400000005000000 \
+         0000000006000000000000000200000072310000090000006c6f63616c686f7374000000",
+    );
+    check(
+        Command::InitializeCluster { id: ID.get() },
+        "10000000524c4d3108000e000700080008000000000000070c00000000000600140004000600000077665544 \
+         33221100ffeeddccbbaa9988",
+    );
+    check(
+        Command::FenceBroker { broker: BrokerId::new(2), epoch: BrokerEpoch::new(9) },
+        "14000000524c4d310000000008000c000700080008000000000000080c000000080010000400080008000000 \
+         020000000900000000000000",
+    );
+    check(
+        Command::UnfenceBroker { broker: BrokerId::new(2), epoch: BrokerEpoch::new(9) },
+        "14000000524c4d310000000008000c000700080008000000000000090c000000080010000400080008000000 \
+         020000000900000000000000",
+    );
+    check(
+        Command::DrainBroker { broker: BrokerId::new(2), draining: true },
+        "10000000524c4d3108000c0007000800080000000000000a0c00000008000c00080007000800000000000001 \
+         02000000",
+    );
+    check(
+        Command::RemoveBroker { broker: BrokerId::new(2) },
+        "10000000524c4d3108000e0007000800080000000000000b0c00000000000600080004000600000002000000",
+    );
+    check(
+        Command::AlterPartition(AlterPartition {
+            partition: PARTITION,
+            sender: BrokerId::new(2),
+            leader_epoch: LeaderEpoch::new(5),
+            partition_epoch: PartitionEpoch::new(6),
+            in_sync: vec![InSyncMember {
+                broker: BrokerId::new(2),
+                epoch: BrokerEpoch::new(9),
+                generation: ReplicaGeneration::new(4),
+            }],
+            transfer_to: Some(BrokerId::new(0)),
+        }),
+        "14000000524c4d310000000008000e0007000800080000000000000c18000000000012003000040018001c00 \
+         2000240028002c00120000007766554433221100ffeeddccbbaa998800000000030000000200000005000000 \
+         0600000008000000000000000100000002000000040000000900000000000000",
+    );
+    check(
+        Command::MarkClean {
+            partition: PARTITION,
+            generation: ReplicaGeneration::new(4),
+            broker: BrokerId::new(2),
+            broker_epoch: BrokerEpoch::new(9),
+            leader_epoch: LeaderEpoch::new(5),
+        },
+        "10000000524c4d3108000c0007000800080000000000000d1400000010002c000400140018001c0024002000 \
+         100000007766554433221100ffeeddccbbaa9988030000000400000002000000050000000900000000000000",
+    );
+    check(
+        Command::ReassignPartitions {
+            partitions: vec![
+                Reassignment { partition: PARTITION, replicas: vec![BrokerId::new(2), BrokerId::new(1)] },
+                Reassignment { partition: PARTITION, replicas: vec![] },
+            ],
+        },
+        "14000000524c4d310000000008000c0007000800080000000000000e0c00000008000c000400080008000000 \
+         080000003c000000020000007766554433221100ffeeddccbbaa998803000000020000007766554433221100 \
+         ffeeddccbbaa9988030000000000000000000000020000000200000001000000",
+    );
+    check(
+        Command::ElectLeaders { elections: vec![(PARTITION, BrokerId::new(2))], unclean: true },
+        "14000000524c4d310000000008000c0007000800080000000000000f0c00000008000c000800070008000000 \
+         0000000104000000010000007766554433221100ffeeddccbbaa99880300000002000000",
+    );
+    check(
+        Command::MoveHome { partition: PARTITION, broker: BrokerId::new(2), shard: ShardId::new(1) },
+        "10000000524c4d3108000c00070008000800000000000010100000000c002000080018001c0006000c000000 \
+         000001007766554433221100ffeeddccbbaa99880300000002000000",
     );
 }
 

@@ -15,6 +15,7 @@ pub mod assignment;
 pub mod brokers;
 pub mod command;
 pub mod command_bytes;
+pub mod controller;
 pub mod image;
 pub mod partition;
 mod placement;
