@@ -260,6 +260,8 @@ pub const FETCH_BYTES_MAX: usize = 16 * MIB;
 
 /// Partitions of the internal offsets topic unless set.
 pub const OFFSETS_TOPIC_PARTITIONS_DEFAULT: u32 = 16;
+/// Its replicas, where there are so many brokers when it is made.
+pub const OFFSETS_TOPIC_REPLICAS_MAX: u32 = 3;
 /// The longest id of a group, and of a static member's instance, bytes.
 pub const GROUP_ID_BYTES_MAX: usize = 249;
 /// The longest id of a member, bytes.

@@ -33,7 +33,8 @@ use logic::group::{Coordinator, Effects, Event, GroupError, Now, Replay, Reply, 
 use logic::ids::{Offset, PartitionIndex, TopicId, TopicPartition};
 use logic::limits::{
     GROUP_BATCH_BYTES_MAX, GROUP_REQUESTS_WAITING_MAX, OFFSETS_RETENTION_MINUTES_DEFAULT,
-    OFFSETS_TOPIC_PARTITIONS_DEFAULT, OFFSETS_TOPIC_SEGMENT_BYTES, READ_BYTES_MAX,
+    OFFSETS_TOPIC_PARTITIONS_DEFAULT, OFFSETS_TOPIC_REPLICAS_MAX, OFFSETS_TOPIC_SEGMENT_BYTES,
+    READ_BYTES_MAX,
 };
 use logic::metadata::{Image, NewTopic};
 use schema::error_code::ErrorCode;
@@ -424,7 +425,7 @@ pub async fn ensure_topic(shard: &Rc<Shard>) -> Result<(), Refusal> {
         id: new_topic_id(),
         name: OFFSETS_TOPIC.to_owned(),
         partitions: shard.identity.groups.partitions,
-        replication_factor: 1,
+        replication_factor: image.replicas_at_most(OFFSETS_TOPIC_REPLICAS_MAX),
         configs: [policy, ("segment.bytes", &segment_bytes)]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),

@@ -17,11 +17,6 @@ impl Broker {
         let at = self.suspects.binary_search_by_key(&partition, |suspect| suspect.partition).ok()?;
         Some(&self.suspects[at]).filter(|suspect| suspect.generation == generation)
     }
-
-    /// Whether one of its replicas may enter an in-sync set.
-    pub fn may_enter(&self, partition: TopicPartition, generation: ReplicaGeneration) -> bool {
-        !self.fenced && !self.draining && self.suspect(partition, generation).is_none()
-    }
 }
 
 impl Image {

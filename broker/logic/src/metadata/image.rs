@@ -443,6 +443,13 @@ impl Image {
         Some(moved.unwrap_or_else(|| routing::home_shard(id.topic, id.partition, shards)))
     }
 
+    /// Replicas for a topic whose maker does not say how many, at most `most`: as many as there are brokers to keep
+    /// them.
+    pub fn replicas_at_most(&self, most: u32) -> u32 {
+        let able = self.brokers().filter(|broker| !broker.fenced && !broker.draining).count();
+        most.min(able as u32).max(1)
+    }
+
     /// Brokers whose state, address or life changed after `version`.
     pub fn brokers_changed_after(&self, version: u64) -> impl Iterator<Item = BrokerId> {
         let changed = self.brokers.values().filter(move |broker| broker.version > version);

@@ -20,6 +20,7 @@ use crate::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, PartitionIndex, ReplicaGeneration, ShardId, TopicId,
     TopicPartition,
 };
+use crate::replication::{Member, View};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -78,14 +79,28 @@ pub struct ReplicaView {
     pub suspect: bool,
 }
 
-impl ReplicaView {
-    /// Whether the metadata takes it into the in-sync set.
-    pub fn may_enter(&self) -> bool {
-        !self.fenced && !self.draining && !self.suspect
-    }
-}
-
 impl LocalPartition {
+    /// What its [`Replica`](crate::replication::Replica) is to know of it.
+    pub fn view(&self) -> View {
+        let member = |replica: &ReplicaView| Member {
+            broker: replica.broker,
+            generation: replica.generation,
+            broker_epoch: replica.broker_epoch,
+            available: !replica.fenced && !replica.draining,
+            suspect: replica.suspect,
+        };
+        View {
+            leader: self.leader,
+            leader_epoch: self.leader_epoch,
+            partition_epoch: self.partition_epoch,
+            replicas: self.replicas.iter().map(member).collect(),
+            in_sync: self.in_sync.clone(),
+            eligible: self.eligible.clone(),
+            min_in_sync: self.min_in_sync,
+            transfer_to: self.transfer_to,
+        }
+    }
+
     /// The replica of `broker`.
     pub fn replica(&self, broker: BrokerId) -> Option<&ReplicaView> {
         self.replicas.iter().find(|replica| replica.broker == broker)
