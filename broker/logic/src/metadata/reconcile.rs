@@ -229,25 +229,21 @@ pub fn reconcile(local: &LocalPartitions, image: &Image, here: Here) -> Vec<Acti
         for id in image.topics_deleted_after(since) {
             steps.closes.extend(local.of_topic(id));
         }
+        let changed: Vec<BrokerId> = image.brokers_changed_after(since).collect();
+        let is_touched = |entry: &Partition| entry.brokers().any(|broker| changed.contains(&broker));
         for topic in image.topics_changed_after(since) {
             let lost: Vec<_> =
                 local.of_topic(topic.id).filter(|partition| !steps.belongs(*partition)).collect();
             steps.closes.extend(lost);
             steps.topic(topic, |open, entry| {
-                open.partition_epoch != entry.partition_epoch || !Arc::ptr_eq(&open.config, &topic.config)
+                open.partition_epoch != entry.partition_epoch
+                    || !Arc::ptr_eq(&open.config, &topic.config)
+                    || is_touched(entry)
             });
         }
-        let changed: Vec<BrokerId> = image.brokers_changed_after(since).collect();
         if !changed.is_empty() {
             for topic in image.topics().filter(|topic| topic.version <= since) {
-                steps.topic(topic, |_, entry| entry.brokers().any(|broker| changed.contains(&broker)));
-            }
-            for topic in image.topics_changed_after(since) {
-                steps.topic(topic, |open, entry| {
-                    open.partition_epoch == entry.partition_epoch
-                        && Arc::ptr_eq(&open.config, &topic.config)
-                        && entry.brokers().any(|broker| changed.contains(&broker))
-                });
+                steps.topic(topic, |_, entry| is_touched(entry));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Tables of images against what a shard has open.
 
 use super::*;
-use crate::metadata::command::Command;
+use crate::metadata::command::{Command, Placement};
 use crate::metadata::image::tests::{alter, any_command, broker, create, delete, grow, image_of};
 use proptest::prelude::*;
 
@@ -66,6 +66,25 @@ fn one_shard() {
     for (before, then, expect) in rows {
         check(&before, &then, expect);
     }
+}
+
+#[test]
+fn a_partition_is_opened_once_when_a_broker_came_with_it() {
+    let start = [broker(1, 1), create(9, "z", 1)];
+    let both = [broker(2, 1), create(10, "a", 1)];
+    check(&start, &both, &["open 10/0 a epoch 0"]);
+    check(&start, &[both[1].clone(), both[0].clone()], &["open 10/0 a epoch 0"]);
+    let mut local = LocalPartitions::default();
+    let before = image_of(&start);
+    perform(&mut local, &before, HERE);
+    // The broker that changed keeps the new partition.
+    let placement = Placement { replication_factor: 2, brokers: vec![BrokerId::new(1), BrokerId::new(2)] };
+    let create = Command::CreateTopic { id: TopicId::new(10), name: "a".into(), placement, configs: vec![] };
+    let image = before.apply(&both[0]).unwrap().0.apply(&create).unwrap().0;
+    assert_eq!(text(&perform(&mut local, &image, HERE)), ["open 10/0 a epoch 0"]);
+    // It comes again: only what it keeps is told.
+    let image = image.apply(&broker(2, 1)).unwrap().0;
+    assert_eq!(text(&perform(&mut local, &image, HERE)), ["change 10/0 retention 604800000"]);
 }
 
 #[test]

@@ -205,6 +205,9 @@ impl Leader {
             });
             let peer = &mut self.peers[at];
             peer.follow_metadata(member);
+            if peer.is_of_an_earlier_registration() {
+                peer.reopen_at(now_ms);
+            }
             peer.in_sync = view.in_sync.contains(&peer.broker);
             let asked = self.pending.as_ref().is_some_and(|pending| pending.names(peer.broker));
             peer.maximal = peer.in_sync || asked;
@@ -315,7 +318,12 @@ impl Leader {
                     peer.reopen_at(now_ms);
                 }
             }
-            FromFollower::Opened(opened) => peer.opened(self.epoch, &opened, &core.position, effects),
+            FromFollower::Opened(opened) => {
+                peer.opened(self.epoch, &opened, &core.position, effects);
+                if peer.is_of_an_earlier_registration() {
+                    peer.reopen_at(now_ms);
+                }
+            }
             FromFollower::Matched { end } => {
                 peer.matched(self.epoch, end, &core.position, now_ms, effects);
             }

@@ -353,6 +353,12 @@ impl Peer {
         self.opened.map(|(broker_epoch, _)| broker_epoch)
     }
 
+    /// The broker has registered anew, while it ran and perhaps without knowing yet: what it said when the partition was
+    /// opened is not enough to join the set, and it says it again only when it is asked.
+    pub fn is_of_an_earlier_registration(&self) -> bool {
+        self.opened_epoch().is_some_and(|opened| opened < self.broker_epoch)
+    }
+
     /// Whether metadata would take it into the set, as far as can be known: it would check again.
     pub fn may_join(&self) -> bool {
         self.phase == Phase::Following
