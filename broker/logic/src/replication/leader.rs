@@ -312,6 +312,7 @@ impl Leader {
         if open_sequence != peer.open_sequence && holds(Rule::MatchOpenings) {
             return;
         }
+        let matched = matches!(body, FromFollower::Matched { .. });
         match body {
             FromFollower::Ack { durable_end } => {
                 if !peer.acknowledged(durable_end, &core.position, now_ms, effects) {
@@ -331,6 +332,9 @@ impl Leader {
         }
         if peer.phase != Phase::Following {
             self.schedule_all(core, now_ms);
+        } else if matched {
+            // It has nothing to get, perhaps, that would tell it.
+            self.schedule_watermarks(core, now_ms);
         }
         self.advance(core, now_ms, effects);
     }

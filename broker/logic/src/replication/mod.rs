@@ -313,3 +313,6 @@ pub enum NotAdmitted {
 
 /// Effects of steps, in order. The driver keeps one and empties it, so that steps allocate nothing.
 pub type Effects = Vec<Effect>;
+
+#[cfg(test)]
+mod found_tests;

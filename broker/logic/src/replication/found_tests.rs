@@ -1,0 +1,144 @@
+//! What the cluster simulator has found, as scripts: one leader with a follower that a test plays.
+
+use super::message::{Body, FromFollower, FromLeader, Message, Opened, Status};
+use super::*;
+use crate::ids::OpenSequence;
+
+fn member(broker: u32, epoch: u64) -> Member {
+    Member {
+        broker: BrokerId::new(broker),
+        generation: ReplicaGeneration::new(0),
+        broker_epoch: BrokerEpoch::new(epoch),
+        available: true,
+        suspect: false,
+    }
+}
+
+/// Broker 1 leads; broker 2 follows, lives in `epoch`, and is in sync or not.
+fn view(partition_epoch: u32, epoch: u64, in_sync: bool) -> Event {
+    let all = [BrokerId::new(1), BrokerId::new(2)];
+    Event::MetadataChanged(Arc::new(View {
+        leader: Some(all[0]),
+        leader_epoch: LeaderEpoch::new(1),
+        partition_epoch: PartitionEpoch::new(partition_epoch),
+        replicas: [member(1, 10), member(2, epoch)].into(),
+        in_sync: all[..if in_sync { 2 } else { 1 }].into(),
+        eligible: Arc::default(),
+        min_in_sync: 1,
+        transfer_to: None,
+    }))
+}
+
+struct Script {
+    leader: Replica,
+    now_ms: u64,
+}
+
+impl Script {
+    /// A leader of 5 records of epoch 0, all of them committed, and a stream to the follower.
+    fn new() -> Self {
+        let here = Here {
+            broker: BrokerId::new(1),
+            broker_epoch: BrokerEpoch::new(10),
+            generation: ReplicaGeneration::new(0),
+        };
+        let start = Start {
+            log_start: Offset::new(0),
+            log_end: Offset::new(5),
+            epochs: vec![(LeaderEpoch::new(0), Offset::new(0))],
+            status: Status::Clean,
+            trusted_end: None,
+        };
+        let mut script = Self { leader: Replica::new(here, Settings::default(), start), now_ms: 0 };
+        script.step(Event::StreamUp(BrokerId::new(2)));
+        script
+    }
+
+    /// What it says to the follower.
+    fn step(&mut self, event: Event) -> Vec<(OpenSequence, FromLeader)> {
+        let mut effects = Vec::new();
+        self.leader.step(self.now_ms, event, &mut effects);
+        let mut said = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Send {
+                    message: Message { open_sequence, body: Body::FromLeader(body), .. }, ..
+                } => {
+                    said.push((open_sequence, body));
+                }
+                Effect::ReadFingerprint { offset } => {
+                    said.extend(self.step(Event::Fingerprint { offset, value: Some(7) }));
+                }
+                _ => {}
+            }
+        }
+        said
+    }
+
+    fn answer(&mut self, open_sequence: OpenSequence, body: FromFollower) -> Vec<(OpenSequence, FromLeader)> {
+        let body = Body::FromFollower(body);
+        let message = Message { leader_epoch: LeaderEpoch::new(1), open_sequence, body };
+        self.step(Event::Message { from: BrokerId::new(2), message })
+    }
+
+    /// The follower, with the same log, in the life `epoch`.
+    fn opened(&mut self, open_sequence: OpenSequence, epoch: u64) -> Vec<(OpenSequence, FromLeader)> {
+        let opened = Opened {
+            broker_epoch: BrokerEpoch::new(epoch),
+            generation: ReplicaGeneration::new(0),
+            epochs: vec![(LeaderEpoch::new(0), Offset::new(0))],
+            log_start: Offset::new(0),
+            durable_end: Offset::new(5),
+            status: Status::Clean,
+        };
+        self.answer(open_sequence, FromFollower::Opened(Box::new(opened)))
+    }
+
+    /// Until the leader's next deadline.
+    fn wait(&mut self) -> Vec<(OpenSequence, FromLeader)> {
+        self.now_ms = self.now_ms.max(self.leader.next_deadline_ms());
+        self.step(Event::Tick)
+    }
+}
+
+/// A follower that had everything when it was matched was never told what is committed, and showed nothing.
+#[test]
+fn who_has_everything_when_it_is_matched_is_told_the_high_watermark() {
+    let mut script = Script::new();
+    let said = script.step(view(1, 20, false));
+    assert_eq!(script.leader.high_watermark(), Offset::new(5), "the leader is alone in its set");
+    let (open, _) = said[0];
+    let said = script.opened(open, 20);
+    assert_eq!(said, [(open, FromLeader::Match { to: Offset::new(5), fingerprint: Some(7) })]);
+    script.answer(open, FromFollower::Matched { end: Offset::new(5) });
+    let told = FromLeader::Watermarks { high_watermark: Offset::new(5), log_start: Offset::new(0) };
+    assert_eq!(script.wait(), [(open, told)]);
+}
+
+/// A follower that registered anew while its stream went on was never taken into the set again.
+#[test]
+fn who_registers_anew_is_opened_anew() {
+    let mut script = Script::new();
+    let said = script.step(view(1, 20, true));
+    let (open, _) = said[0];
+    script.opened(open, 20);
+    script.answer(open, FromFollower::Matched { end: Offset::new(5) });
+    // Metadata knows it in another life, and has taken it out of the set.
+    script.step(view(2, 30, false));
+    let said = script.wait();
+    let (again, _) = *said.iter().find(|(_, body)| matches!(body, FromLeader::Open { .. })).expect("opened");
+    // It does not know itself yet: it is asked once more.
+    script.opened(again, 20);
+    let said = script.wait();
+    let (last, _) = *said.iter().find(|(_, body)| matches!(body, FromLeader::Open { .. })).expect("opened");
+    assert!(open < again && again < last);
+    script.opened(last, 30);
+    let mut effects = Vec::new();
+    let body = Body::FromFollower(FromFollower::Matched { end: Offset::new(5) });
+    let message = Message { leader_epoch: LeaderEpoch::new(1), open_sequence: last, body };
+    script.now_ms += 10_000;
+    script.leader.step(script.now_ms, Event::Message { from: BrokerId::new(2), message }, &mut effects);
+    let joins =
+        effects.iter().any(|effect| matches!(effect, Effect::Alter(alter) if alter.in_sync.len() == 2));
+    assert!(joins, "{effects:?}");
+}

@@ -1,0 +1,283 @@
+//! Clients: idempotent producers with `acks=all` that send again until they have an answer, and consumers.
+//!
+//! A producer has one batch on its way and goes on only when it is acknowledged; requests and replies are late, lost, or
+//! both. It finds leaders from whatever metadata some broker has. It goes on with its next epoch where the product's
+//! client does.
+
+use crate::disk::Batch;
+use crate::network::NodeIndex;
+use crate::world::{DriverRule, Event, World, broker_of, node_of};
+use logic::ids::{LeaderEpoch, Offset, TopicPartition};
+use logic::limits::PRODUCERS_PER_PARTITION_MAX;
+use logic::producer_state::{Admission, Bounds, LogPlace, ProducerBatch, ProducerError};
+use logic::replication;
+
+/// A produce request.
+#[derive(Clone, Copy, Debug)]
+pub struct Produce {
+    client: usize,
+    attempt: u64,
+    id: TopicPartition,
+    leader_epoch: LeaderEpoch,
+    batch: ProducerBatch,
+    count: u64,
+    value: u64,
+}
+
+/// Its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Committed, at this offset.
+    Acknowledged { base: u64 },
+    /// Nobody knows, or it is not here, or not now: send it again.
+    Again,
+    /// The producer is not known (any more).
+    UnknownProducer,
+    /// Batches before it are missing.
+    OutOfOrder,
+}
+
+/// Who waits at a leader.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter {
+    client: usize,
+    attempt: u64,
+    base: u64,
+    end: u64,
+}
+
+/// A producer.
+#[derive(Debug)]
+pub struct Client {
+    id: TopicPartition,
+    producer: i64,
+    epoch: i16,
+    sequence: i32,
+    attempt: u64,
+    /// The newest that it has heard of. It never goes back to an earlier leader, which may not know it is one.
+    leader_epoch: LeaderEpoch,
+    /// The batch on its way: what it is, and when it is given up on and sent again.
+    waiting: Option<(Produce, u64)>,
+    next_value: u64,
+}
+
+impl Client {
+    /// Producer `producer` of partition `id`.
+    pub fn new(producer: i64, id: TopicPartition) -> Self {
+        Self {
+            id,
+            producer,
+            epoch: 0,
+            sequence: 0,
+            attempt: 0,
+            leader_epoch: LeaderEpoch::new(0),
+            waiting: None,
+            next_value: 0,
+        }
+    }
+
+    /// Whether everything that it sent is acknowledged.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_none()
+    }
+}
+
+impl World {
+    /// Sends what is next, or again.
+    pub(crate) fn client(&mut self, at: usize) {
+        let pause_us = self.random.between(2, 60) * 1000;
+        self.after(pause_us, Event::Client { client: at });
+        let rests = self.healed_us.is_some_and(|healed_us| self.now_us > healed_us + 2_000_000);
+        let count = self.random.between(1, 5);
+        let patience_us = self.random.between(200, 2_000) * 1000;
+        let client = &mut self.clients[at];
+        match &client.waiting {
+            Some((_, until_us)) if *until_us > self.now_us => return,
+            None if rests => return,
+            _ => {}
+        }
+        client.attempt += 1;
+        let first = client.sequence;
+        let batch =
+            ProducerBatch { id: client.producer, epoch: client.epoch, first, last: first + count as i32 - 1 };
+        let value = client.producer as u64 * 1_000_000 + client.next_value;
+        let leader_epoch = client.leader_epoch;
+        let new = Produce { client: at, attempt: 0, id: client.id, leader_epoch, batch, count, value };
+        let mut produce = client.waiting.map_or(new, |(produce, _)| produce);
+        produce.attempt = client.attempt;
+        client.waiting = Some((produce, self.now_us + patience_us));
+        let Some((node, epoch)) = self.leader_as_somebody_knows(produce.id) else { return };
+        let client = &mut self.clients[at];
+        if epoch < client.leader_epoch && self.deleted != Some(DriverRule::ClientsKeepEpochs) {
+            return;
+        }
+        client.leader_epoch = epoch;
+        produce.leader_epoch = epoch;
+        if self.random.chance(15) {
+            return;
+        }
+        let delay_us = self.random.delay_us(self.network.delay_us);
+        self.after(delay_us, Event::Request { node, produce });
+        if self.random.chance(10) {
+            // A copy that the network kept for a while.
+            let late_us = self.random.between(1, 4_000) * 1000;
+            self.after(late_us, Event::Request { node, produce });
+        }
+    }
+
+    fn leader_as_somebody_knows(&mut self, id: TopicPartition) -> Option<(NodeIndex, LeaderEpoch)> {
+        let alive: Vec<NodeIndex> = self.nodes.iter().filter(|node| node.up).map(|node| node.at).collect();
+        let asked = *self.random.choose(&alive)?;
+        let entry = self.nodes[asked].image.partition(id)?;
+        Some((node_of(entry.leader?), entry.leader_epoch))
+    }
+
+    fn reply(&mut self, client: usize, attempt: u64, reply: Reply) {
+        if self.random.chance(985) {
+            let delay_us = self.random.delay_us(self.network.delay_us);
+            self.after(delay_us, Event::Reply { client, attempt, reply });
+        }
+    }
+
+    /// A broker takes a request: the order of checks is that of the server.
+    pub(crate) fn produce(&mut self, at: NodeIndex, produce: Produce) {
+        let Produce { client, attempt, id, .. } = produce;
+        if !self.nodes[at].up {
+            return;
+        }
+        match self.admit(at, &produce) {
+            Ok(waiter) => {
+                let host = self.nodes[at].hosts.get_mut(&id).expect("it admitted");
+                host.waiters.push(waiter);
+                let visible = host.replica.high_watermark().get();
+                self.visible(at, id, visible);
+            }
+            Err(reply) => self.reply(client, attempt, reply),
+        }
+    }
+
+    fn admit(&mut self, at: NodeIndex, produce: &Produce) -> Result<Waiter, Reply> {
+        let Produce { client, attempt, id, leader_epoch, batch, count, value } = *produce;
+        let node = &mut self.nodes[at];
+        let full = node.disk.full;
+        let host = node.hosts.get_mut(&id).ok_or(Reply::Again)?;
+        let epoch = host.replica.admit().map_err(|_| Reply::Again)?;
+        if full || epoch != leader_epoch {
+            return Err(Reply::Again);
+        }
+        let log = node.disk.logs.get_mut(&(id, host.generation)).expect("it is open");
+        let place = LogPlace { end: Offset::new(log.end()), durable_end: Offset::new(log.durable_end) };
+        let bounds = Bounds { expiration_ms: i64::MAX, producers_max: PRODUCERS_PER_PARTITION_MAX };
+        let (base, end) = match host.table.admit(0, &batch, place, bounds) {
+            Ok(Admission::Duplicate(note)) => {
+                self.report.duplicates += 1;
+                let end = if self.deleted == Some(DriverRule::DuplicatesWait) { 0 } else { note.end().get() };
+                return Ok(Waiter { client, attempt, base: note.base.get(), end });
+            }
+            Ok(Admission::Append) => (log.end(), log.end() + count),
+            Err(ProducerError::Unknown { .. }) => return Err(Reply::UnknownProducer),
+            Err(ProducerError::OutOfOrder { .. }) => return Err(Reply::OutOfOrder),
+            // To a copy of something old, to whom nobody listens; or soon no more.
+            Err(
+                ProducerError::StaleEpoch { .. } | ProducerError::Forgotten { .. } | ProducerError::InFlight,
+            ) => {
+                return Err(Reply::Again);
+            }
+        };
+        let stored = Batch { base, count, epoch, producer: batch, value };
+        log.append(stored);
+        self.appended(at, id, stored, epoch);
+        Ok(Waiter { client, attempt, base, end })
+    }
+
+    fn appended(&mut self, at: NodeIndex, id: TopicPartition, batch: Batch, epoch: LeaderEpoch) {
+        self.checker.appended(id, broker_of(at), &batch);
+        let (base, end) = (Offset::new(batch.base), Offset::new(batch.end()));
+        self.step(at, id, replication::Event::Appended { base, end, epoch }, Vec::new());
+        self.flush_later(at, id);
+    }
+
+    /// What is below `end` is committed, as a broker knows.
+    pub(crate) fn visible(&mut self, at: NodeIndex, id: TopicPartition, end: u64) {
+        let broker = broker_of(at);
+        let Some(host) = self.nodes[at].hosts.get_mut(&id) else { return };
+        let answered: Vec<Waiter> = host.waiters.extract_if(.., |waiter| waiter.end <= end).collect();
+        let leads = host.replica.leads().is_some();
+        let log = self.nodes[at].log(id).expect("it is open");
+        if leads {
+            self.checker.committed(id, broker, log, end);
+        } else {
+            self.checker.reads(id, broker, log, end);
+        }
+        for waiter in answered {
+            let reply = Reply::Acknowledged { base: waiter.base };
+            self.reply(waiter.client, waiter.attempt, reply);
+        }
+    }
+
+    /// The role is lost, or the partition: nobody knows what becomes of what they sent.
+    pub(crate) fn fail_waiters(&mut self, at: NodeIndex, id: TopicPartition) {
+        let waiters = self.nodes[at].hosts.get_mut(&id).map(|host| std::mem::take(&mut host.waiters));
+        for waiter in waiters.unwrap_or_default() {
+            self.reply(waiter.client, waiter.attempt, Reply::Again);
+        }
+    }
+
+    pub(crate) fn replied(&mut self, at: usize, attempt: u64, reply: Reply) {
+        let again_us = self.random.between(5, 100) * 1000;
+        let client = &mut self.clients[at];
+        // An earlier attempt that is acknowledged is the same batch, or one that is acknowledged already.
+        let Some((produce, until_us)) = &mut client.waiting else { return };
+        if attempt != client.attempt {
+            return;
+        }
+        match reply {
+            Reply::Acknowledged { base } => {
+                let (produce, id) = (*produce, client.id);
+                client.sequence += produce.count as i32;
+                client.next_value += 1;
+                client.waiting = None;
+                self.report.acknowledged += 1;
+                self.checker.acknowledged(id, base, produce.value);
+            }
+            Reply::Again => *until_us = self.now_us + again_us,
+            Reply::UnknownProducer | Reply::OutOfOrder => {
+                // The product's client begins its next epoch with the batch that was refused.
+                let truth = self.checker.truth(client.id);
+                assert!(
+                    reply == Reply::UnknownProducer && truth.trimmed_to > 0,
+                    "I8: {reply:?} for {produce:?}: a batch before it is lost"
+                );
+                client.epoch += 1;
+                client.sequence = 0;
+                produce.batch.epoch = client.epoch;
+                produce.batch.first = 0;
+                produce.batch.last = produce.count as i32 - 1;
+                *until_us = self.now_us;
+                self.checker.repeated.insert(produce.value);
+            }
+        }
+    }
+
+    /// A consumer asks for what comes next.
+    pub(crate) fn read(&mut self, at: usize) {
+        let pause_us = self.random.between(10, 200) * 1000;
+        self.after(pause_us, Event::Read { consumer: at });
+        let (id, position) = self.consumers[at];
+        let Some((node, _)) = self.leader_as_somebody_knows(id) else { return };
+        let node = &self.nodes[node];
+        let Some(host) = node.hosts.get(&id).filter(|host| host.replica.leads().is_some() && node.up) else {
+            return;
+        };
+        let visible = host.replica.high_watermark().get();
+        let log = node.log(id).expect("it is open");
+        let from = position.max(log.start);
+        let read: Vec<Batch> =
+            log.read(from, 20).iter().take_while(|batch| batch.end() <= visible).copied().collect();
+        let broker = broker_of(node.at);
+        for batch in &read {
+            self.checker.read(id, broker, batch);
+        }
+        self.consumers[at].1 = read.last().map_or(from, Batch::end);
+    }
+}

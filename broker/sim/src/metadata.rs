@@ -1,0 +1,157 @@
+//! The metadata log as what Raft promises: commands in one order, a leader that may change, outcomes that may stay unknown.
+//!
+//! Raft itself is a library and is tested as such. What matters to brokers is here: a command is lost, or committed and
+//! its answer lost, or comes twice; who leads may be paused or cut off from the majority; everybody learns of
+//! images in their order, at their own time, perhaps skipping some.
+
+use crate::network::NodeIndex;
+use crate::world::{Event, World, broker_of, node_of};
+use logic::metadata::controller::{self, Heartbeat};
+use logic::metadata::{Command, Image, snapshot};
+use std::sync::Arc;
+
+/// Nodes that vote.
+const VOTERS: usize = 3;
+
+/// The metadata.
+#[derive(Debug)]
+pub struct Consensus {
+    /// The newest image.
+    pub image: Arc<Image>,
+    /// Who leads.
+    pub leader: Option<NodeIndex>,
+    term: u64,
+    history: Vec<Arc<Image>>,
+    leaderless_since_us: Option<u64>,
+    patience_us: u64,
+}
+
+impl Consensus {
+    /// An empty log.
+    pub fn new() -> Self {
+        let image = Arc::new(Image::default());
+        Self {
+            image: image.clone(),
+            leader: None,
+            term: 0,
+            history: vec![image],
+            leaderless_since_us: None,
+            patience_us: 0,
+        }
+    }
+
+    /// The image of `version`.
+    pub fn at(&self, version: u64) -> Arc<Image> {
+        self.history[version as usize].clone()
+    }
+}
+
+impl World {
+    fn has_majority(&self, leader: NodeIndex) -> bool {
+        let lives = |node: NodeIndex| self.nodes[node].up && self.paused_until(node).is_none();
+        let follows = |node: &NodeIndex| {
+            *node == leader || (lives(*node) && self.network.is_open_both_ways(leader, *node))
+        };
+        lives(leader) && (0..VOTERS).filter(follows).count() * 2 > VOTERS
+    }
+
+    pub(crate) fn elect(&mut self) {
+        self.after(50_000, Event::Elect);
+        if self.consensus.leader.is_some_and(|leader| self.has_majority(leader)) {
+            self.consensus.leaderless_since_us = None;
+            return;
+        }
+        let since_us = *self.consensus.leaderless_since_us.get_or_insert(self.now_us);
+        if since_us == self.now_us {
+            self.consensus.patience_us = self.random.between(400, 800) * 1000;
+        }
+        if self.now_us >= since_us + self.consensus.patience_us {
+            self.lead_metadata_anew();
+        }
+    }
+
+    /// Another leader, if one can be.
+    pub(crate) fn lead_metadata_anew(&mut self) {
+        let able: Vec<NodeIndex> = (0..VOTERS).filter(|node| self.has_majority(*node)).collect();
+        let Some(&leader) = self.random.choose(&able) else { return };
+        if let Some(before) = self.consensus.leader.replace(leader).filter(|before| *before != leader) {
+            self.control(before, controller::Event::LeadsNot);
+        }
+        self.consensus.term += 1;
+        self.consensus.leaderless_since_us = None;
+        self.trace(|| format!("{} leads the metadata", broker_of(leader)));
+        // It has everything committed, whatever its shards have followed.
+        self.control(leader, controller::Event::Image(self.consensus.image.clone()));
+        self.control(leader, controller::Event::Leads);
+    }
+
+    pub(crate) fn heard(&mut self, heartbeat: Heartbeat) {
+        let Some(leader) = self.consensus.leader else { return };
+        if self.nodes[leader].up
+            && self.paused_until(leader).is_none()
+            && self.network.is_open(node_of(heartbeat.broker), leader)
+        {
+            self.control(leader, controller::Event::Heartbeat(heartbeat));
+        }
+    }
+
+    /// Sends a command to who leads the metadata. Nobody promises that it gets there, or once.
+    pub(crate) fn propose(&mut self, from: Option<NodeIndex>, command: Command) {
+        let Some(leader) = self.consensus.leader else { return };
+        if from.is_some_and(|from| !self.network.is_open(from, leader)) || self.random.chance(10) {
+            return;
+        }
+        let from = from.map(|from| (from, self.nodes[from].life));
+        let delay_us = self.random.delay_us(self.network.delay_us);
+        if self.random.chance(30) {
+            let late_us = self.random.between(1, 3_000) * 1000;
+            self.after(late_us, Event::Propose { from, command: command.clone() });
+        }
+        self.after(delay_us, Event::Propose { from, command });
+    }
+
+    pub(crate) fn proposed(&mut self, from: Option<(NodeIndex, u64)>, command: Command) {
+        if self.consensus.leader.is_some_and(|leader| self.has_majority(leader)) {
+            let delay_us = self.random.delay_us(2 * self.network.delay_us + 300);
+            self.after(delay_us, Event::Commit { term: self.consensus.term, from, command });
+        }
+    }
+
+    pub(crate) fn commit(&mut self, term: u64, from: Option<(NodeIndex, u64)>, command: Command) {
+        let Some(leader) = self.consensus.leader.filter(|leader| self.has_majority(*leader)) else { return };
+        if term != self.consensus.term {
+            return;
+        }
+        let command = Command::decode(&command.encode()).expect("a command survives its bytes");
+        let before = self.consensus.image.clone();
+        let (after, outcome) = match before.apply(&command) {
+            Ok(applied) => applied,
+            Err(error) => {
+                self.trace(|| format!("refused: {error}"));
+                return;
+            }
+        };
+        self.trace(|| format!("{outcome:?}"));
+        let after = if after.version().is_multiple_of(64) {
+            snapshot::decode(&snapshot::encode(&after)).expect("an image survives its bytes")
+        } else {
+            after
+        };
+        self.checker.metadata(&before, &after);
+        self.report.commands += 1;
+        self.consensus.image = Arc::new(after);
+        self.consensus.history.push(self.consensus.image.clone());
+        self.check_sets();
+        let image = self.consensus.image.clone();
+        if self.nodes[leader].up {
+            self.control(leader, controller::Event::Image(image));
+        }
+        if let Some((node, life)) = from
+            && self.network.is_open(leader, node)
+            && !self.random.chance(20)
+        {
+            let delay_us = self.random.delay_us(self.network.delay_us);
+            self.after(delay_us, Event::Answer { node, life, outcome });
+        }
+    }
+}

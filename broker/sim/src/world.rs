@@ -1,0 +1,455 @@
+//! One run: a cluster, its clients and its faults, as events in virtual time.
+//!
+//! A run is a function of its seed and its [`Plan`]. First the cluster is made, then faults and load go on
+//! together (safety), then everything is repaired and the cluster must become whole (liveness, I12).
+//! Brokers are in [`node`](crate::node), metadata in [`metadata`](crate::metadata), clients in
+//! [`clients`](crate::clients), faults in [`faults`](crate::faults).
+
+use crate::checker::Checker;
+use crate::clients::{Client, Produce, Reply};
+use crate::disk::Batch;
+use crate::faults::Counts;
+use crate::metadata::Consensus;
+use crate::network::{Network, NodeIndex};
+use crate::node::Node;
+use crate::random::Random;
+use logic::ids::{BrokerId, Offset, PartitionIndex, ReplicaGeneration, TopicId, TopicPartition};
+use logic::metadata::controller::Heartbeat;
+use logic::metadata::{Command, Outcome};
+use logic::replication::message::Message;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+/// The topic of a run.
+pub const TOPIC: TopicId = TopicId::new(7);
+
+/// What a seed decides about a whole run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Brokers at the start…
+    pub brokers: usize,
+    /// … and one that joins later.
+    pub joins_later: bool,
+    /// Partitions of the topic.
+    pub partitions: u32,
+    /// `min.insync.replicas` of the topic.
+    pub min_in_sync: u32,
+    /// `replica.lag.time.max.ms`.
+    pub lag_ms_max: u64,
+    /// How long faults go on.
+    pub faults_us: u64,
+    /// Microseconds between two faults, typically.
+    pub fault_every_us: u64,
+    /// How likely each kind of fault is, by [`Fault`](crate::faults::Fault).
+    pub weights: Vec<u64>,
+}
+
+impl Plan {
+    fn new(random: &mut Random) -> Self {
+        // Each run leaves kinds of faults out, so that the others meet undisturbed.
+        let weights = (0..crate::faults::Fault::ALL.len()).map(|_| match random.below(4) {
+            0 => 0,
+            1 => 1,
+            2 => 4,
+            _ => 10,
+        });
+        Self {
+            weights: weights.collect(),
+            brokers: random.between(3, 4) as usize,
+            joins_later: random.chance(400),
+            partitions: random.between(1, 3) as u32,
+            min_in_sync: if random.chance(150) { 1 } else { 0 },
+            lag_ms_max: random.between(300, 3_000),
+            faults_us: random.between(8, 30) * 1_000_000,
+            fault_every_us: random.between(50, 1_500) * 1_000,
+        }
+    }
+}
+
+/// What happens.
+#[derive(Debug)]
+pub enum Event {
+    /// A message arrives.
+    Deliver {
+        from: NodeIndex,
+        to: NodeIndex,
+        connection: u64,
+        id: TopicPartition,
+        message: Message,
+        batches: Vec<Batch>,
+    },
+    /// Two nodes try to connect.
+    Connect { one: NodeIndex, other: NodeIndex },
+    /// A connection that was cut breaks, unless the cut is gone.
+    Break { one: NodeIndex, other: NodeIndex, connection: u64 },
+    /// A node looks for newer metadata.
+    Poll { node: NodeIndex, life: u64 },
+    /// A node says that it is alive.
+    Beat { node: NodeIndex, life: u64 },
+    /// The metadata's leader hears it.
+    Heard { heartbeat: Heartbeat },
+    /// A deadline of a node's machines may be over.
+    Timer { node: NodeIndex, life: u64 },
+    /// A flush round is over.
+    Flush { node: NodeIndex, life: u64, id: TopicPartition, cuts: u64, end: u64 },
+    /// A log was cut or emptied.
+    Cut { node: NodeIndex, life: u64, id: TopicPartition, generation: ReplicaGeneration, work: Cut },
+    /// It is a partition's turn to send to a peer.
+    Push { node: NodeIndex, life: u64, id: TopicPartition, to: BrokerId },
+    /// A fingerprint was read.
+    Fingerprint { node: NodeIndex, life: u64, id: TopicPartition, offset: Offset },
+    /// A command arrives where metadata is led.
+    Propose { from: Option<(NodeIndex, u64)>, command: Command },
+    /// A majority has it, if the leader is the same still.
+    Commit { term: u64, from: Option<(NodeIndex, u64)>, command: Command },
+    /// Its outcome gets to who asked.
+    Answer { node: NodeIndex, life: u64, outcome: Outcome },
+    /// Metadata may need another leader.
+    Elect,
+    /// A process starts.
+    Start { node: NodeIndex },
+    /// It has recovered its logs.
+    Recovered { node: NodeIndex, life: u64 },
+    /// A client does something.
+    Client { client: usize },
+    /// Its request arrives.
+    Request { node: NodeIndex, produce: Produce },
+    /// Its reply arrives.
+    Reply { client: usize, attempt: u64, reply: Reply },
+    /// A consumer reads.
+    Read { consumer: usize },
+    /// Something goes wrong.
+    Fault,
+    /// Everything is repaired.
+    Heal,
+    /// Is the cluster whole?
+    Look,
+}
+
+/// What is done to a log.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    /// What is above goes.
+    Truncate { to: Offset },
+    /// Everything goes.
+    Reset { log_start: Offset },
+}
+
+#[derive(Debug)]
+struct Due {
+    at_us: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at_us, self.order) == (other.at_us, other.order)
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_us, self.order).cmp(&(other.at_us, other.order))
+    }
+}
+
+/// A message that waits for a cut to end: its connection, and what it says.
+pub type Held = (u64, TopicPartition, Message, Vec<Batch>);
+
+/// What a run did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Faults by kind.
+    pub faults: Counts,
+    /// Events handled.
+    pub events: u64,
+    /// Virtual time.
+    pub simulated_us: u64,
+    /// Batches acknowledged.
+    pub acknowledged: u64,
+    /// Leaders that there were.
+    pub leaders: u64,
+    /// Logs cut or begun anew.
+    pub cuts: u64,
+    /// Repetitions that were recognised.
+    pub duplicates: u64,
+    /// Metadata commands that had an effect.
+    pub commands: u64,
+}
+
+/// Rules of drivers that a test may delete; those of the machines are `logic::replication::rules`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverRule {
+    /// A repetition is answered when the original is committed, not before.
+    DuplicatesWait,
+    /// What a flush has not covered yet is not called durable.
+    SyncBeforeDurable,
+    /// A client never goes back to the leader of an earlier epoch.
+    ClientsKeepEpochs,
+    /// The table of producers follows the log when that is cut.
+    TableFollowsLog,
+}
+
+/// A run.
+pub struct World {
+    pub(crate) now_us: u64,
+    queue: BinaryHeap<Reverse<Due>>,
+    order: u64,
+    pub(crate) random: Random,
+    pub(crate) plan: Plan,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) network: Network,
+    pub(crate) held: BTreeMap<(NodeIndex, NodeIndex), VecDeque<Held>>,
+    pub(crate) consensus: Consensus,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) consumers: Vec<(TopicPartition, u64)>,
+    pub(crate) checker: Checker,
+    pub(crate) report: Report,
+    pub(crate) healed_us: Option<u64>,
+    pub(crate) bad_disk: Option<NodeIndex>,
+    pub(crate) deleted: Option<DriverRule>,
+    trace: bool,
+    done: bool,
+}
+
+/// A broker's number.
+pub fn broker_of(node: NodeIndex) -> BrokerId {
+    BrokerId::new(node as u32 + 1)
+}
+
+/// A broker's place.
+pub fn node_of(broker: BrokerId) -> NodeIndex {
+    broker.get() as usize - 1
+}
+
+/// Runs `seed` to its end. `trace` prints what happens.
+///
+/// # Panics
+/// If an invariant does not hold; the message begins with its number.
+pub fn run(seed: u64, trace: bool, deleted: Option<DriverRule>) -> Report {
+    let mut random = Random::new(seed);
+    let plan = Plan::new(&mut random);
+    let nodes = plan.brokers + usize::from(plan.joins_later);
+    let delay_us = random.between(100, 3_000);
+    let mut world = World {
+        now_us: 1_000_000,
+        queue: BinaryHeap::new(),
+        order: 0,
+        nodes: (0..nodes).map(|at| Node::new(at, &mut random)).collect(),
+        network: Network::new(nodes, delay_us),
+        held: BTreeMap::new(),
+        consensus: Consensus::new(),
+        clients: Vec::new(),
+        consumers: Vec::new(),
+        checker: Checker::default(),
+        report: Report::default(),
+        healed_us: None,
+        bad_disk: None,
+        deleted,
+        trace,
+        done: false,
+        plan,
+        random,
+    };
+    world.begin();
+    while !world.done {
+        let Reverse(due) = world.queue.pop().expect("a run ends by itself");
+        world.now_us = due.at_us;
+        world.report.events += 1;
+        world.handle(due.event);
+        if world.report.events.is_multiple_of(16) {
+            world.check_sets();
+        }
+    }
+    world.report.simulated_us = world.now_us;
+    world.report
+}
+
+impl World {
+    pub(crate) fn after(&mut self, delay_us: u64, event: Event) {
+        self.at(self.now_us + delay_us, event);
+    }
+
+    pub(crate) fn at(&mut self, at_us: u64, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse(Due { at_us, order: self.order, event }));
+    }
+
+    pub(crate) fn trace(&self, text: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>10.3} ms  {}", self.now_us as f64 / 1000.0, text());
+        }
+    }
+
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = TopicPartition> + use<> {
+        let id = |partition| TopicPartition { topic: TOPIC, partition: PartitionIndex::new(partition) };
+        (0..self.plan.partitions).map(id)
+    }
+
+    fn begin(&mut self) {
+        self.trace(|| format!("{:?}", self.plan));
+        for node in 0..self.plan.brokers {
+            self.after(node as u64 * 1000, Event::Start { node });
+        }
+        self.after(1, Event::Elect);
+        self.after(1_500_000, Event::Fault);
+        self.after(self.plan.faults_us, Event::Heal);
+        for client in 0..2 * self.plan.partitions as usize {
+            let id = TopicPartition { topic: TOPIC, partition: PartitionIndex::new(client as u32 / 2) };
+            self.clients.push(Client::new(client as i64 + 1, id));
+            self.after(1_000_000, Event::Client { client });
+        }
+        for (consumer, id) in self.partitions().enumerate() {
+            self.consumers.push((id, 0));
+            self.after(1_000_000, Event::Read { consumer });
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Deliver { from, to, connection, id, message, batches } => {
+                self.deliver(from, to, connection, id, message, batches);
+            }
+            Event::Connect { one, other } => self.connect(one, other),
+            Event::Break { one, other, connection } => {
+                let strained = !self.network.is_open_both_ways(one, other);
+                if strained && self.network.connection(one, other) == connection {
+                    self.disconnect(one, other);
+                }
+            }
+            Event::Elect => self.elect(),
+            Event::Heard { heartbeat } => self.heard(heartbeat),
+            Event::Propose { from, command } => self.proposed(from, command),
+            Event::Commit { term, from, command } => self.commit(term, from, command),
+            Event::Start { node } => self.start(node),
+            Event::Client { client } => self.client(client),
+            Event::Request { node, produce } => match self.paused_until(node) {
+                Some(until_us) => self.at(until_us, Event::Request { node, produce }),
+                None => self.produce(node, produce),
+            },
+            Event::Reply { client, attempt, reply } => self.replied(client, attempt, reply),
+            Event::Read { consumer } => self.read(consumer),
+            Event::Fault => self.fault(),
+            Event::Heal => self.heal(),
+            Event::Look => self.look(),
+            Event::Poll { node, life }
+            | Event::Beat { node, life }
+            | Event::Timer { node, life }
+            | Event::Flush { node, life, .. }
+            | Event::Cut { node, life, .. }
+            | Event::Push { node, life, .. }
+            | Event::Fingerprint { node, life, .. }
+            | Event::Answer { node, life, .. }
+            | Event::Recovered { node, life } => {
+                if self.nodes[node].life != life {
+                    return;
+                }
+                match self.paused_until(node) {
+                    Some(until_us) => self.at(until_us, event),
+                    None => self.node_event(node, event),
+                }
+            }
+        }
+    }
+
+    fn node_event(&mut self, node: NodeIndex, event: Event) {
+        match event {
+            Event::Poll { .. } => self.poll(node),
+            Event::Beat { .. } => self.beat(node),
+            Event::Timer { .. } => self.timer(node),
+            Event::Flush { id, cuts, end, .. } => self.flushed(node, id, cuts, end),
+            Event::Cut { id, generation, work, .. } => self.cut(node, id, generation, work),
+            Event::Push { id, to, .. } => self.push(node, id, to),
+            Event::Fingerprint { id, offset, .. } => self.fingerprint(node, id, offset),
+            Event::Answer { outcome, .. } => self.answered(node, outcome),
+            Event::Recovered { .. } => self.recovered(node),
+            other => unreachable!("{other:?} is not a node's"),
+        }
+    }
+
+    pub(crate) fn paused_until(&self, node: NodeIndex) -> Option<u64> {
+        let until_us = self.nodes[node].paused_until_us;
+        (until_us > self.now_us).then_some(until_us)
+    }
+
+    /// I3: whoever metadata counts on has everything that is committed.
+    pub(crate) fn check_sets(&mut self) {
+        let image = self.consensus.image.clone();
+        for id in self.partitions() {
+            let Some(entry) = image.partition(id) else { continue };
+            for &broker in entry.in_sync.iter().chain(entry.eligible.iter()) {
+                let node = &self.nodes[node_of(broker)];
+                let Some(known) = image.broker(broker) else { continue };
+                let Some(replica) = entry.replica(broker) else { continue };
+                let key = (id, replica.generation);
+                let doubted = known.suspect(id, replica.generation).is_some()
+                    || known.registration.storage_uuid != node.disk.uuid
+                    || node.is_suspect(id);
+                if doubted {
+                    continue;
+                }
+                match node.disk.logs.get(&key) {
+                    Some(log) if log.damaged.is_some() => {}
+                    Some(log) => self.checker.member_has_everything(id, broker, log),
+                    None => self.checker.member_has_everything(id, broker, &Default::default()),
+                }
+            }
+        }
+    }
+
+    /// I12: some time after everything was repaired the cluster is whole.
+    fn look(&mut self) {
+        let healed_us = self.healed_us.expect("looked at after the repair");
+        match self.what_is_missing() {
+            None => self.done = true,
+            Some(what) => {
+                assert!(
+                    self.now_us < healed_us + LIVENESS_US,
+                    "I12: after {} s {what}",
+                    LIVENESS_US / 1_000_000
+                );
+                self.tidy_up();
+                self.after(200_000, Event::Look);
+            }
+        }
+    }
+
+    fn what_is_missing(&mut self) -> Option<String> {
+        let image = self.consensus.image.clone();
+        if let Some(client) = self.clients.iter().find(|client| !client.is_idle()) {
+            return Some(format!("a client still waits: {client:?}"));
+        }
+        for broker in image.brokers() {
+            if broker.fenced {
+                return Some(format!("broker {} is fenced", broker.registration.broker));
+            }
+        }
+        for id in self.partitions() {
+            let Some(entry) = image.partition(id) else { return Some("there is no topic".to_owned()) };
+            let Some(leader) = entry.leader else { return Some(format!("{id} has no leader")) };
+            if entry.in_sync.len() != entry.replicas.len() || entry.is_reassigned() {
+                return Some(format!("{id}: {entry:?}"));
+            }
+            let end = self.nodes[node_of(leader)].log_end(id);
+            for broker in entry.brokers() {
+                let node = &self.nodes[node_of(broker)];
+                let (own, hw) = (node.log_end(id), node.high_watermark(id));
+                if own != end || hw != end {
+                    return Some(format!(
+                        "{id} at {broker} ends at {own:?}, {hw:?} is visible, the leader has {end:?}"
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// After so long everything must be well.
+const LIVENESS_US: u64 = 60_000_000;

@@ -1,0 +1,83 @@
+//! One rule is deleted at a time, and the simulator must notice: a rule whose absence nobody notices is either
+//! not needed or not tested.
+//!
+//! The rules of the drivers always; those of the machines with `--features mutants`, which compiles their switches in.
+
+use sim::DriverRule;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+
+/// Runs seeds until one fails; which one, counted from 1.
+fn seeds_to_notice(deleted: Option<DriverRule>, most: u64) -> Option<u64> {
+    (0..most)
+        .find(|seed| catch_unwind(AssertUnwindSafe(|| sim::run(*seed, false, deleted))).is_err())
+        .map(|seed| seed + 1)
+}
+
+/// Prints what was killed after how many seeds, and names what was not.
+fn report(killed: Vec<(String, Option<u64>)>) {
+    for (rule, seeds) in &killed {
+        println!(
+            "{rule}: {}",
+            seeds.map_or("NOT NOTICED".to_owned(), |seeds| format!("noticed by seed {seeds}"))
+        );
+    }
+    let mut seeds: Vec<u64> = killed.iter().filter_map(|(_, seeds)| *seeds).collect();
+    seeds.sort_unstable();
+    println!(
+        "{} of {} noticed, the median after {:?} seeds",
+        seeds.len(),
+        killed.len(),
+        seeds.get(seeds.len() / 2)
+    );
+    let missed: Vec<&String> =
+        killed.iter().filter(|(_, seeds)| seeds.is_none()).map(|(rule, _)| rule).collect();
+    assert!(missed.is_empty(), "nobody notices that these are deleted: {missed:?}");
+}
+
+#[test]
+fn every_rule_of_the_drivers_is_needed() {
+    panic::set_hook(Box::new(|_| ()));
+    let rules = [
+        DriverRule::DuplicatesWait,
+        DriverRule::SyncBeforeDurable,
+        DriverRule::ClientsKeepEpochs,
+        DriverRule::TableFollowsLog,
+    ];
+    let killed = rules.map(|rule| (format!("{rule:?}"), seeds_to_notice(Some(rule), 3000)));
+    drop(panic::take_hook());
+    report(killed.to_vec());
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn every_rule_of_the_machines_is_needed() {
+    use logic::replication::rules::{Rule, delete};
+    panic::set_hook(Box::new(|_| ()));
+    let rules = [
+        Rule::CutByEpochs,
+        Rule::CompareFingerprints,
+        Rule::FollowOwnEpoch,
+        Rule::MatchOpenings,
+        Rule::RefuseGaps,
+        Rule::Sync,
+        Rule::MaximalSet,
+        Rule::StrictMinimum,
+        Rule::JoinAboveHighWatermark,
+        Rule::JoinAboveEpochStart,
+        Rule::CheckGeneration,
+        Rule::KeepPending,
+        Rule::SuspectsDoNotLead,
+        Rule::CleanAboveEpochStart,
+        Rule::LeadInOwnRegistration,
+        Rule::BeginAtLogStart,
+    ];
+    let killed = rules.iter().map(|rule| {
+        delete(Some(*rule));
+        let seeds = seeds_to_notice(None, 3000);
+        delete(None);
+        (format!("{rule:?}"), seeds)
+    });
+    let killed = killed.collect();
+    drop(panic::take_hook());
+    report(killed);
+}
