@@ -515,6 +515,13 @@ impl World {
         if connection == 0 {
             return;
         }
+        if !matches!(
+            message.body,
+            Body::FromLeader(FromLeader::Append(_) | FromLeader::Watermarks { .. })
+                | Body::FromFollower(FromFollower::Ack { .. })
+        ) {
+            self.trace(|| format!("{id} {} to {}: {message:?}", broker_of(from), broker_of(to)));
+        }
         let at_us = self.network.arrival_us(from, to, self.now_us, &mut self.random);
         self.at(at_us, Event::Deliver { from, to, connection, id, message, batches });
     }

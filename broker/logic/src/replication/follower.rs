@@ -276,9 +276,10 @@ impl Follower {
     fn append(&mut self, core: &mut Core, append: Append, effects: &mut Effects) {
         let position = &core.position;
         let Append { base, previous_epoch, high_watermark, log_start } = append;
-        // Below its first offset a log has no epoch to compare.
-        let follows = base == position.log_end
-            && (base == position.log_start || previous_epoch == position.epochs.epoch_before(base));
+        // Below its first offset a log has no epoch to compare, the leader's neither.
+        let is_first = base == position.log_start || base == log_start;
+        let follows =
+            base == position.log_end && (is_first || previous_epoch == position.epochs.epoch_before(base));
         if !follows && holds(Rule::RefuseGaps) {
             return self.refuse(Nack::Gap, effects);
         }

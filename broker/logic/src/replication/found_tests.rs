@@ -142,3 +142,51 @@ fn who_registers_anew_is_opened_anew() {
         effects.iter().any(|effect| matches!(effect, Effect::Alter(alter) if alter.in_sync.len() == 2));
     assert!(joins, "{effects:?}");
 }
+
+/// A leader whose own log had been begun anew knows no epoch before its first offset, and a follower whose log ends there
+/// refused its batches forever.
+#[test]
+fn a_leader_that_began_anew_is_followed_from_its_first_offset() {
+    let here = Here {
+        broker: BrokerId::new(1),
+        broker_epoch: BrokerEpoch::new(10),
+        generation: ReplicaGeneration::new(0),
+    };
+    let start = Start {
+        log_start: Offset::new(0),
+        log_end: Offset::new(5),
+        epochs: vec![(LeaderEpoch::new(0), Offset::new(0))],
+        status: Status::Clean,
+        trusted_end: None,
+    };
+    let mut follower = Replica::new(here, Settings::default(), start);
+    let leader = BrokerId::new(2);
+    let view = View {
+        leader: Some(leader),
+        leader_epoch: LeaderEpoch::new(1),
+        partition_epoch: PartitionEpoch::new(1),
+        replicas: [member(1, 10), member(2, 20)].into(),
+        in_sync: [leader].into(),
+        eligible: Arc::default(),
+        min_in_sync: 1,
+        transfer_to: None,
+    };
+    let mut effects = Vec::new();
+    follower.step(0, Event::MetadataChanged(Arc::new(view)), &mut effects);
+    let first = Offset::new(5);
+    let append =
+        message::Append { base: first, previous_epoch: None, high_watermark: first, log_start: first };
+    let said = [
+        FromLeader::Open { generation: ReplicaGeneration::new(0), log_start: first },
+        FromLeader::Match { to: first, fingerprint: None },
+        FromLeader::Append(append),
+    ];
+    for body in said {
+        effects.clear();
+        let body = Body::FromLeader(body);
+        let message =
+            Message { leader_epoch: LeaderEpoch::new(1), open_sequence: OpenSequence::new(1), body };
+        follower.step(0, Event::Message { from: leader, message }, &mut effects);
+    }
+    assert!(effects.contains(&Effect::Append), "{effects:?}");
+}
