@@ -48,12 +48,28 @@ pub enum FrameError {
     /// The file identifier is not the expected one.
     #[error("the metadata is not a {expected} buffer")]
     WrongIdentifier {
-        /// `RLQ1` or `RLS1`.
+        /// `RLQ1`, `RLS1` or `RLR1`.
         expected: &'static str,
     },
     /// The FlatBuffers verifier refused it.
     #[error("the metadata is not a valid FlatBuffer")]
     InvalidMetadata,
+    /// More messages than a frame of a replication stream may have.
+    #[error("{messages} messages in one frame, the limit is {limit}")]
+    TooManyMessages {
+        /// What the frame has, epochs included.
+        messages: usize,
+        /// What is accepted.
+        limit: usize,
+    },
+    /// The lengths of the entries do not sum up to the body.
+    #[error("the entries name {named} bytes, the body has {body}")]
+    BodyDiffers {
+        /// The sum of the entries.
+        named: u64,
+        /// What came.
+        body: usize,
+    },
 }
 
 /// The sizes of a frame, known once its first eight bytes are there.
@@ -149,7 +165,7 @@ pub fn response(metadata: &[u8], tables_max: usize) -> Result<wire::Response<'_>
         .map_err(|_| FrameError::InvalidMetadata)
 }
 
-fn check_identifier(metadata: &[u8], expected: &'static str) -> Result<(), FrameError> {
+pub(crate) fn check_identifier(metadata: &[u8], expected: &'static str) -> Result<(), FrameError> {
     if metadata.get(4..8) == Some(expected.as_bytes()) {
         Ok(())
     } else {
@@ -157,7 +173,7 @@ fn check_identifier(metadata: &[u8], expected: &'static str) -> Result<(), Frame
     }
 }
 
-fn verifier(tables_max: usize) -> VerifierOptions {
+pub(crate) fn verifier(tables_max: usize) -> VerifierOptions {
     VerifierOptions {
         max_depth: 8,
         max_tables: tables_max,

@@ -11,6 +11,7 @@ pub mod error_code;
 pub mod frame;
 pub mod group_record;
 pub mod record_batch;
+pub mod replication;
 pub mod segment;
 
 /// FlatBuffers code made by `flatc` from `definitions/`, committed, never edited.
@@ -24,6 +25,7 @@ pub mod segment;
 #[rustfmt::skip]
 mod generated {
     pub mod metadata_generated;
+    pub mod replication_generated;
     pub mod wire_generated;
 }
 

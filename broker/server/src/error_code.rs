@@ -15,7 +15,9 @@ pub fn of_frame(error: &FrameError) -> ErrorCode {
         FrameError::TooShort { .. }
         | FrameError::MetadataTooLong { .. }
         | FrameError::WrongIdentifier { .. }
-        | FrameError::InvalidMetadata => ErrorCode::InvalidFrame,
+        | FrameError::InvalidMetadata
+        | FrameError::TooManyMessages { .. }
+        | FrameError::BodyDiffers { .. } => ErrorCode::InvalidFrame,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Writes the first inputs of the targets to `corpus/`, so that the fuzzer starts behind the verifier
 //! and the header checks: for `frame_request` one valid frame per kind of request that has vectors in
-//! it, for `record_batch` the golden batches of `../testdata` that are short enough to mutate well.
+//! it, for `record_batch` the golden batches of `../testdata` that are short enough to mutate well, for
+//! `replication_frame` the golden frame, whole and its metadata alone.
 
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use schema::{frame, wire};
@@ -46,8 +47,18 @@ fn copy_batches() {
     }
 }
 
+fn copy_replication_frame() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/replication_frame.bin");
+    let bytes = std::fs::read(golden).expect("the golden frame is there");
+    let directory = corpus("replication_frame");
+    std::fs::write(directory.join("golden.frame"), &bytes).expect("a seed can be written");
+    std::fs::write(directory.join("golden.metadata"), &bytes[frame::PREFIX_BYTES..])
+        .expect("a seed can be written");
+}
+
 fn main() {
     copy_batches();
+    copy_replication_frame();
     let id = wire::TopicId::new(1, 2);
     write("hello", wire::RequestApi::HelloRequest, |builder| {
         let args = wire::HelloRequestArgs { shard: 1, protocol_version: 1, ..Default::default() };
