@@ -247,6 +247,40 @@ pub const COMPACTION_LOOK_MS: u64 = 1_000;
 /// How long a log is left alone after a pass over it has failed, milliseconds.
 pub const COMPACTION_RETRY_MS: i64 = 60_000;
 
+// ---- Replication streams -----------------------------------------------------------------------------
+
+/// Messages of one frame, and the epochs that go with them.
+pub const REPLICATION_FRAME_MESSAGES_MAX: usize = 8192;
+/// A frame takes no more appends once its body has so many bytes; the last one's may exceed them.
+pub const REPLICATION_FRAME_BODY_BYTES: usize = MIB;
+/// Bytes received at once; a larger frame gets a buffer of its size.
+pub const REPLICATION_RECEIVE_BYTES: usize = 256 * KIB;
+/// Bytes of batches that one follower broker has not acknowledged to one shard, sent over the live stream…
+pub const REPLICATION_LIVE_BYTES_MAX: usize = 32 * MIB;
+/// … and over the catch-up stream.
+pub const REPLICATION_CATCH_UP_BYTES_MAX: usize = 16 * MIB;
+/// Of those, bytes of one partition; one batch may exceed them.
+pub const REPLICATION_PARTITION_BYTES_MAX: usize = 8 * MIB;
+/// What may wait to be sent over one stream, bytes; above it the stream is closed.
+pub const REPLICATION_QUEUE_BYTES_MAX: usize = 48 * MIB;
+/// Reads of the device under way for one follower broker.
+pub const REPLICATION_READS_MAX: usize = 2;
+/// How long connecting to another broker may take, Hello included, milliseconds.
+pub const REPLICATION_CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// After the first failure the next attempt waits so long, milliseconds…
+pub const REPLICATION_RECONNECT_MS_MIN: u64 = 20;
+/// … twice as long each time, at most.
+pub const REPLICATION_RECONNECT_MS_MAX: u64 = 1_000;
+/// How long a stream may be silent before the kernel asks whether its peer is still there, milliseconds; also the
+/// time between questions.
+pub const REPLICATION_PROBE_AFTER_MS: u64 = 2_000;
+/// Unanswered questions after which the stream ends.
+pub const REPLICATION_PROBES_MAX: u32 = 4;
+/// How often a follower whose device is behind looks whether it can take more, milliseconds.
+pub const REPLICATION_ROOM_LOOK_MS: u64 = 1;
+/// Answers that wait to be taken to another shard, for one stream.
+pub const FORWARDED_ANSWERS_MAX: usize = 64 * KIB;
+
 // ---- Fetch -------------------------------------------------------------------------------------------
 
 /// Fetches that may wait on one shard.
@@ -398,6 +432,15 @@ const _: () = {
     assert!(STALL_MS < HTTP_SHARD_TIMEOUT_MS && STALL_MS < FRAME_TIMEOUT_MS);
     // The largest head is read with one buffer of the library, whose least is 8 KiB.
     assert!(HTTP_HEAD_BYTES_MAX >= 8 * KIB);
+    // A chunk fits a partition's share, a share the credit, and everything under way a stream's queue.
+    assert!(PUSH_BYTES_MAX <= REPLICATION_PARTITION_BYTES_MAX);
+    assert!(REPLICATION_PARTITION_BYTES_MAX <= REPLICATION_CATCH_UP_BYTES_MAX);
+    assert!(REPLICATION_CATCH_UP_BYTES_MAX <= REPLICATION_LIVE_BYTES_MAX);
+    assert!(REPLICATION_LIVE_BYTES_MAX + BATCH_BYTES_MAX < REPLICATION_QUEUE_BYTES_MAX);
+    // The largest frame: a full body, one more chunk, and messages of at most 64 bytes.
+    assert!(REPLICATION_FRAME_MESSAGES_MAX * 64 < FRAME_METADATA_BYTES_MAX);
+    assert!(REPLICATION_FRAME_BODY_BYTES + BATCH_BYTES_MAX + FRAME_METADATA_BYTES_MAX <= FRAME_BYTES_MAX);
+    assert!(EPOCHS_NAMED_MAX < REPLICATION_FRAME_MESSAGES_MAX);
     // What a shard lists fits twice into what it remembers: one round of questions does not push itself out.
     assert!(LAG_TIMESTAMPS_MAX >= 2 * LAG_PARTITIONS_MAX && METRICS_PARTITIONS_MAX <= LAG_PARTITIONS_MAX);
     assert!(LAG_UNPACKED_BYTES_MAX <= UNPACKED_BATCH_BYTES_MAX);

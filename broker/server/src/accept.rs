@@ -6,9 +6,11 @@
 
 use crate::connection::Connection;
 use crate::mailbox::{HandedConnection, Message};
-use crate::shard::Shard;
+use crate::outbox::Outbox;
+use crate::shard::{Identity, Shard};
 use crate::socket::Socket;
 use crate::stall;
+use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use futures_util::io::{AsyncReadExt, AsyncWriteExt};
 use glommio::net::{TcpListener, TcpStream};
 use logic::ids::{BrokerEpoch, BrokerId, ShardId};
@@ -19,6 +21,7 @@ use schema::error_code::ErrorCode;
 use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
 use schema::{PROTOCOL_VERSION, wire};
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -45,6 +48,19 @@ pub struct PeerHello {
     pub epoch: BrokerEpoch,
     /// Its cluster; `None` if it does not know of one yet.
     pub cluster: Option<u128>,
+}
+
+/// What is known of a connection that has said Hello.
+#[derive(Clone, Copy, Debug)]
+pub struct Greeted {
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// The id of its Hello, to be answered by who serves it.
+    pub hello_id: u64,
+    /// The version agreed on.
+    pub protocol_version: u32,
+    /// It is another broker's replication stream.
+    pub replicates: Option<PeerHello>,
 }
 
 /// The first request of a connection.
@@ -206,16 +222,18 @@ async fn greet(shard: Rc<Shard>, mut stream: TcpStream, greeting: Greeting) {
         return;
     }
     drop(greeting);
-    match hello.purpose {
-        Purpose::Client => {}
-        Purpose::Replication(_) | Purpose::Metadata(_) => {
+    let replicates = match hello.purpose {
+        Purpose::Client => None,
+        Purpose::Replication(broker) => Some(broker),
+        Purpose::Metadata(_) => {
             return refuse(stream, id, ErrorCode::Unsupported, "this broker is not part of a cluster").await;
         }
-    }
+    };
+    let greeted = Greeted { peer, hello_id: id, protocol_version, replicates };
     if target == shard.identity.shard {
-        return serve(shard, stream, peer, id, protocol_version).await;
+        return serve(shard, stream, greeted).await;
     }
-    let handed = HandedConnection { stream: stream.into_accepted(), peer, hello_id: id, protocol_version };
+    let handed = HandedConnection { stream: stream.into_accepted(), greeted };
     // A full mailbox: wait. A closed one: the socket must be bound again to be closed.
     if let Err(Message::Connection(handed)) = shard.mailboxes.send(target, Message::Connection(handed)).await
     {
@@ -224,15 +242,14 @@ async fn greet(shard: Rc<Shard>, mut stream: TcpStream, greeting: Greeting) {
 }
 
 /// Serves a connection that wants this shard, accepted here or handed over, if there is a place for it.
-pub async fn serve(
-    shard: Rc<Shard>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    hello_id: u64,
-    protocol_version: u32,
-) {
-    let identity = shard.identity;
-    if !shard.has_place() {
+pub async fn serve(shard: Rc<Shard>, stream: TcpStream, greeted: Greeted) {
+    let Greeted { peer, hello_id, protocol_version, replicates } = greeted;
+    if let Some(broker) = replicates {
+        // One of few: there is always a place for it.
+        if let Err((code, text)) = shard.peers.admit(broker) {
+            return refuse(stream, hello_id, code, &text).await;
+        }
+    } else if !shard.has_place() {
         if shard.refusing.get() >= CONNECTIONS_BEFORE_HELLO_MAX {
             // Too many even to be told.
             return;
@@ -246,32 +263,54 @@ pub async fn serve(
         Ok(socket) => socket,
         Err(error) => return tracing::warn!("cannot serve the connection from {peer}: {error}"),
     };
-    Connection::serve(shard, socket, peer, |connection| {
-        connection.reply(Vec::new(), |builder| {
-            let software = builder.create_string(concat!("ringlog ", env!("CARGO_PKG_VERSION")));
-            let hello = wire::HelloResponse::create(
-                builder,
-                &wire::HelloResponseArgs {
-                    protocol_version,
-                    broker: identity.broker.get(),
-                    shard: u32::from(identity.shard.get()),
-                    shards: u32::from(identity.shards),
-                    max_request_bytes: FRAME_BYTES_MAX as u32,
-                    software: Some(software),
-                },
-            );
-            wire::Response::create(
-                builder,
-                &wire::ResponseArgs {
-                    id: hello_id,
-                    api_type: wire::ResponseApi::HelloResponse,
-                    api: Some(hello.as_union_value()),
-                    ..Default::default()
-                },
-            )
-        });
-    })
-    .await;
+    let identity = shard.identity;
+    let Some(broker) = replicates else {
+        return Connection::serve(shard, socket, peer, |connection| {
+            connection
+                .reply(Vec::new(), |builder| answer_hello(builder, &identity, hello_id, protocol_version));
+        })
+        .await;
+    };
+    let mut builder = FlatBufferBuilder::new();
+    let root = answer_hello(&mut builder, &identity, hello_id, protocol_version);
+    let mut outbox = Outbox::default();
+    outbox.write(|bytes| frame::finish_response(bytes, &mut builder, root, 0));
+    while !outbox.is_empty() {
+        if poll_fn(|context| outbox.poll_send(&socket, context)).await.is_err() {
+            return;
+        }
+    }
+    shard.peers.serve(socket, broker.broker).await;
+}
+
+/// Who serves the connection, and how.
+fn answer_hello<'a>(
+    builder: &mut FlatBufferBuilder<'a>,
+    identity: &Identity,
+    hello_id: u64,
+    protocol_version: u32,
+) -> WIPOffset<wire::Response<'a>> {
+    let software = builder.create_string(concat!("ringlog ", env!("CARGO_PKG_VERSION")));
+    let hello = wire::HelloResponse::create(
+        builder,
+        &wire::HelloResponseArgs {
+            protocol_version,
+            broker: identity.broker.get(),
+            shard: u32::from(identity.shard.get()),
+            shards: u32::from(identity.shards),
+            max_request_bytes: FRAME_BYTES_MAX as u32,
+            software: Some(software),
+        },
+    );
+    wire::Response::create(
+        builder,
+        &wire::ResponseArgs {
+            id: hello_id,
+            api_type: wire::ResponseApi::HelloResponse,
+            api: Some(hello.as_union_value()),
+            ..Default::default()
+        },
+    )
 }
 
 /// Answers a connection that is not served, and closes it.

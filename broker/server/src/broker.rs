@@ -419,6 +419,8 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
     shard.waiters.borrow_mut().drain(&mut parked);
     parked.iter().for_each(|parked| parked.wake());
     let result = shard.store.shut_down().await.map_err(|error| error.to_string());
+    // Followers have been sent what became durable last; leaders have been told.
+    shard.peers.stop();
     // What became durable is still to be told; a peer that does not listen is not waited for.
     let patience = Instant::now() + STOP_PATIENCE;
     while !shard.connections.borrow().is_empty() && Instant::now() < patience {
@@ -518,7 +520,7 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             let stream = handed.stream.bind_to_executor();
             let shard = shard.clone();
             stall::spawn("a connection handed over", async move {
-                accept::serve(shard, stream, handed.peer, handed.hello_id, handed.protocol_version).await;
+                accept::serve(shard, stream, handed.greeted).await;
             })
             .detach();
         }
@@ -543,6 +545,8 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             })
             .detach();
         }
+        Message::Replication(forwarded) => shard.peers.receive_forwarded(forwarded),
+        Message::ReplicationAnswers(answers) => shard.peers.receive_answers(answers),
         Message::Settle(version, reply) => {
             let shard = shard.clone();
             stall::spawn("waiting for the metadata", async move {

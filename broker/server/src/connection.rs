@@ -10,13 +10,12 @@
 //! reads would turn the close into a reset, and the answer would be lost, so some of them are drained.
 
 use crate::error_code;
-use crate::partition::tail_cache::Slice;
+use crate::outbox::{Outbox, Piece};
 use crate::produce::{self, InPlaceProduce};
 use crate::reply_budget::ReplyBudget;
 use crate::shard::Shard;
 use crate::socket::Socket;
 use crate::stall;
-use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use futures_util::future::select;
 use logic::limits::{
@@ -29,9 +28,7 @@ use schema::error_code::ErrorCode;
 use schema::frame::{self, FrameError, PREFIX_BYTES, Prefix};
 use schema::wire;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -40,38 +37,7 @@ use std::time::Duration;
 
 /// Bytes received at once into a batch's own buffer: small enough to be checksummed while in cache.
 const RECEIVE_STEP_BYTES: usize = 256 * 1024;
-/// Small replies are gathered up to this size.
-const PIECE_BYTES_MAX: usize = 64 * 1024;
 const NS_PER_MS: u64 = 1_000_000;
-/// Pieces handed to the socket at once.
-const WRITE_PIECES_MAX: usize = 64;
-
-/// One piece of a reply.
-pub enum Piece {
-    /// Bytes made here.
-    Owned(Vec<u8>),
-    /// Stored batches, unchanged.
-    Stored(Slice),
-    /// Stored batches that came from another core.
-    Copied(Bytes),
-}
-
-impl Piece {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Piece::Owned(bytes) => bytes,
-            Piece::Stored(slice) => slice.bytes(),
-            Piece::Copied(bytes) => bytes,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Outbox {
-    pieces: VecDeque<Piece>,
-    /// Bytes of the first piece that have been sent.
-    sent: usize,
-}
 
 /// A connection.
 pub struct Connection {
@@ -555,19 +521,8 @@ impl Connection {
         builder.reset();
         let root = build(&mut builder);
         let mut outbox = self.outbox.borrow_mut();
-        // Replies share a piece while it waits; one that is being sent, or is large, is left alone.
-        let joins = outbox.pieces.len() > 1
-            && matches!(outbox.pieces.back(), Some(Piece::Owned(bytes)) if bytes.len() < PIECE_BYTES_MAX);
-        if !joins {
-            outbox.pieces.push_back(Piece::Owned(Vec::with_capacity(256)));
-        }
-        let mut head = 0;
-        if let Some(Piece::Owned(bytes)) = outbox.pieces.back_mut() {
-            let before = bytes.len();
-            frame::finish_response(bytes, &mut builder, root, body_bytes);
-            head = bytes.len() - before;
-        }
-        outbox.pieces.extend(body.into_iter().filter(|piece| !piece.bytes().is_empty()));
+        let head = outbox.write(|bytes| frame::finish_response(bytes, &mut builder, root, body_bytes));
+        body.into_iter().for_each(|piece| outbox.push(piece));
         drop(outbox);
         self.replies.queued(head + body_bytes);
         self.shard.replies.queued(head + body_bytes);
@@ -611,21 +566,14 @@ impl Connection {
                 if self.dead.get() {
                     return Poll::Ready(None);
                 }
-                if outbox.pieces.is_empty() {
+                if outbox.is_empty() {
                     if self.ended.get() && self.in_flight_requests.get() == 0 {
                         return Poll::Ready(None);
                     }
                     *self.writer.borrow_mut() = Some(context.waker().clone());
                     return Poll::Pending;
                 }
-                let mut slices = [IoSlice::new(&[]); WRITE_PIECES_MAX];
-                let mut pieces = 0;
-                for (slice, piece) in slices.iter_mut().zip(&outbox.pieces) {
-                    let bytes = piece.bytes();
-                    *slice = IoSlice::new(if pieces == 0 { &bytes[outbox.sent..] } else { bytes });
-                    pieces += 1;
-                }
-                match self.socket.poll_send(context, &slices[..pieces]) {
+                match outbox.poll_send(&self.socket, context) {
                     Poll::Pending => {
                         if self.write_stalled_ms.get().is_none() {
                             self.write_stalled_ms.set(Some(self.shard.now_ms()));
@@ -636,7 +584,6 @@ impl Connection {
                     Poll::Ready(Err(_) | Ok(0)) => Poll::Ready(None),
                     Poll::Ready(Ok(bytes)) => {
                         self.write_stalled_ms.set(None);
-                        outbox.advance(bytes);
                         Poll::Ready(Some(bytes))
                     }
                 }
@@ -646,21 +593,6 @@ impl Connection {
             self.sent(bytes);
             self.wake_reader();
             glommio::yield_if_needed().await;
-        }
-    }
-}
-
-impl Outbox {
-    fn advance(&mut self, mut bytes: usize) {
-        while let Some(front) = self.pieces.front() {
-            let left = front.bytes().len() - self.sent;
-            if bytes < left {
-                self.sent += bytes;
-                return;
-            }
-            bytes -= left;
-            self.sent = 0;
-            self.pieces.pop_front();
         }
     }
 }

@@ -12,7 +12,8 @@
 
 mod job;
 
-use crate::connection::{InFlight, Piece, Received};
+use crate::connection::{InFlight, Received};
+use crate::outbox::Piece;
 use crate::partition::tail_cache::Slice;
 use crate::shard::Shard;
 use crate::stall;

@@ -5,10 +5,12 @@
 //! `OVERLOADED`. Replies come back through a channel that the request brought along, so they never wait
 //! for room. Absent on purpose: closures, shared state, blocking.
 
+use crate::accept::Greeted;
 use crate::fetch::{Found, RemoteFetch, RemoteWait};
 use crate::group::lag;
 use crate::group::{RemoteAnswer, RemoteAsk};
 use crate::observe::Timed;
+use crate::peer::{ForwardedAnswers, ForwardedMessages};
 use crate::produce::{EntryResult, RemoteProduce};
 use crate::traffic::PartitionReport;
 use async_channel::{Receiver, Sender, TrySendError};
@@ -18,9 +20,12 @@ use glommio::net::AcceptedTcpStream;
 use logic::ids::{Offset, ShardId, TopicPartition};
 use logic::limits::{MAILBOX_BYTES_MAX, MAILBOX_MESSAGES_MAX};
 use schema::error_code::ErrorCode;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// How often who waits for a mailbox's credit looks again.
+const MAILBOX_LOOK: Duration = Duration::from_millis(1);
 
 /// What shards tell each other.
 pub enum Message {
@@ -48,6 +53,10 @@ pub enum Message {
     Traffic(oneshot::Sender<Vec<PartitionReport>>),
     /// How far the groups that this shard coordinates have come.
     Progress(oneshot::Sender<lag::Gathered>),
+    /// What leaders said about partitions of this shard.
+    Replication(ForwardedMessages),
+    /// What followers on another shard say to leaders that are connected to this one.
+    ReplicationAnswers(ForwardedAnswers),
     /// How far places in this shard's partitions are from their ends.
     Lag(Vec<lag::Question>, oneshot::Sender<Vec<lag::Behind>>),
 }
@@ -64,6 +73,7 @@ impl Message {
             Message::Fetch(fetch, _) => size_of_val(fetch) + size_of_val(&fetch.entries[..]),
             Message::AwaitBytes(wait, _) => size_of_val(wait) + size_of_val(&wait.entries[..]),
             Message::Groups(asked, _) => asked.carried_bytes(),
+            Message::Replication(forwarded) => forwarded.carried_bytes(),
             Message::Connection(_)
             | Message::ListOffsets(..)
             | Message::DescribeLogs(..)
@@ -71,6 +81,7 @@ impl Message {
             | Message::Settle(..)
             | Message::Status(_)
             | Message::Traffic(_)
+            | Message::ReplicationAnswers(_)
             | Message::Progress(_) => 0,
             Message::Lag(asked, _) => size_of_val(&asked[..]),
         }
@@ -81,12 +92,8 @@ impl Message {
 pub struct HandedConnection {
     /// The socket.
     pub stream: AcceptedTcpStream,
-    /// Where it comes from.
-    pub peer: SocketAddr,
-    /// The id of its Hello, to be answered by the new owner.
-    pub hello_id: u64,
-    /// The version agreed on.
-    pub protocol_version: u32,
+    /// What is known of it.
+    pub greeted: Greeted,
 }
 
 /// An offset that was asked for.
@@ -223,6 +230,26 @@ impl Mailboxes {
             Some(address) => address.queue.send((message, 0)).await.map_err(|error| error.0.0),
             None => Err(message),
         }
+    }
+
+    /// Sends a message of any size, waiting for a place and for credit.
+    ///
+    /// # Errors
+    /// The shard has stopped; the message comes back.
+    pub async fn send_when_room(&self, to: ShardId, message: Message) -> Result<(), Message> {
+        let Some(address) = self.addresses.get(usize::from(to.get())) else { return Err(message) };
+        let bytes = message.carried_bytes();
+        while address.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAILBOX_BYTES_MAX {
+            address.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            if address.queue.is_closed() {
+                return Err(message);
+            }
+            glommio::timer::sleep(MAILBOX_LOOK).await;
+        }
+        address.queue.send((message, bytes)).await.map_err(|error| {
+            address.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            error.0.0
+        })
     }
 
     /// Messages that wait in a shard's mailbox, and the credit that they have taken, bytes.

@@ -12,6 +12,7 @@ use crate::mailbox::{DescribedCompaction, DescribedLog, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::observe::Timed;
 use crate::partition::{self, PartitionSettings};
+use crate::peer::{self, PeerAddress, Peers};
 use crate::producer_ids::ProducerIds;
 use crate::reply_budget::ReplyBudget;
 use crate::socket::Sockets;
@@ -31,7 +32,7 @@ use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
 use logic::metadata::reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
 use logic::metadata::topic_config::{CleanupPolicy, TimestampType};
-use logic::metadata::{Image, TopicConfig};
+use logic::metadata::{self, Image, TopicConfig};
 use schema::error_code::ErrorCode;
 use schema::frame::Aligned;
 use std::cell::{Cell, RefCell};
@@ -152,6 +153,8 @@ pub struct Shard {
     pub metadata: MetadataHandle,
     /// The way to the other shards.
     pub mailboxes: Mailboxes,
+    /// The streams to and from other brokers.
+    pub peers: Rc<Peers>,
     /// What has been done.
     pub counters: ShardCounters,
     /// From a produce request's first byte to its answer.
@@ -198,9 +201,11 @@ impl Shard {
         mailboxes: Mailboxes,
         started: Instant,
     ) -> Rc<Self> {
+        let own = peer::Identity { broker: identity.broker, shard: identity.shard, shards: identity.shards };
         let shard = Rc::new(Self {
             identity,
             store,
+            peers: Peers::new(own, sockets.clone(), mailboxes.clone()),
             sockets,
             image: RefCell::new(metadata.image()),
             metadata,
@@ -282,6 +287,7 @@ impl Shard {
                 // Long lists of partitions must not keep requests from being served.
                 glommio::yield_if_needed().await;
             }
+            self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
             // Before anybody is told that the change is in force.
             group::follow(self, &image);
             self.local.borrow_mut().finish(&image);
@@ -468,7 +474,7 @@ impl Shard {
         let (rounds_in_flight, dirty) = self.store.load();
         let (waiting, waiting_bytes) = self.mailboxes.waiting(self.identity.shard);
         let stalls = stall::seen();
-        let counters = vec![
+        let mut counters = vec![
             ("connections_open", self.connections.borrow().len() as u64),
             ("connections_total", own.connections.get()),
             ("requests_total", own.requests.get()),
@@ -527,6 +533,7 @@ impl Shard {
             ("stalled_ms_total", stalls.total_ms),
             ("longest_stall_ms", stalls.longest_ms),
         ];
+        counters.extend(self.peers.report());
         let timed = vec![
             Timed { name: "round", took: HistogramReport::of(&times) },
             Timed { name: "produce", took: self.produce_times.report() },
@@ -545,6 +552,13 @@ pub enum Location {
     Shard(ShardId),
     /// Not on this broker, or not yet.
     Nowhere(ErrorCode),
+}
+
+/// Where the metadata says a broker is to be found.
+fn address_of(broker: &metadata::Broker) -> (BrokerId, PeerAddress) {
+    let known = &broker.registration;
+    let (host, port, shards) = (known.host.clone(), known.port, known.shards);
+    (known.broker, PeerAddress { host, port, shards, epoch: broker.epoch })
 }
 
 /// What a partition obeys of its topic's settings.

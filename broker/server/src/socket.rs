@@ -17,6 +17,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -166,6 +167,22 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Begins to connect. The first send or receive waits until the peer has accepted, or says why it did not.
+    ///
+    /// # Errors
+    /// The system has no descriptor left, or no way to the address.
+    pub fn connect(sockets: &Rc<Sockets>, address: SocketAddr) -> io::Result<Self> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let descriptor = socket_with(family, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&descriptor, &address) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Self::new(sockets, descriptor)
+    }
+
     /// Receives what is there, at most as much as `buffer` holds; 0 = the peer has ended.
     pub fn poll_receive(&self, context: &Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         // The end comes after the last bytes, and may have no edge of its own.
@@ -200,6 +217,13 @@ impl Socket {
         let _ = sockopt::set_tcp_keepintvl(&self.descriptor, interval.min(after));
         let _ = sockopt::set_tcp_keepcnt(&self.descriptor, probes);
         let _ = sockopt::set_socket_keepalive(&self.descriptor, true);
+    }
+
+    /// Has the kernel give the connection up when its peer has not taken what was sent for so long.
+    pub fn give_up_unacknowledged_after(&self, time: Duration) {
+        let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        // Without it the connection is as good, only its end may go unnoticed.
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&self.descriptor, milliseconds);
     }
 
     /// Sends small replies at once.

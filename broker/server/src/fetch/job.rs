@@ -11,9 +11,10 @@
 //! never waits for room while the other holds some: it answers `OVERLOADED` for its entries.
 
 use super::{FetchEntry, Found, ParkedFetch, RETRY_AFTER_MS, RemoteFetch, RemoteWait, Room, WaitedEntry};
-use crate::connection::{Connection, Piece};
+use crate::connection::Connection;
 use crate::error_code;
 use crate::mailbox::{Message, Refused};
+use crate::outbox::Piece;
 use crate::partition::tail_cache::Slice;
 use crate::reply_budget::Reservation;
 use crate::shard::{Location, Partition, Shard};
