@@ -120,7 +120,7 @@ pub enum ProducerError {
 pub struct LogPlace {
     /// The offset that the batch would get.
     pub end: Offset,
-    /// Every offset below is durable.
+    /// Every offset below stays: it is durable, and committed where there are other replicas.
     pub durable_end: Offset,
 }
 
@@ -319,6 +319,15 @@ impl ProducerTable {
         let only_there = |note: &BatchNote| note.end() <= log_start && note.end() > checkpointed_end;
         checkpointed_end < log_start
             && self.producers.values().any(|entry| entry.known().iter().any(only_there))
+    }
+
+    /// The log ends at `end` now. Of each producer the newest batch that is left is known, as long as batches were
+    /// admitted with an end below which nothing is cut.
+    pub fn truncate(&mut self, end: Offset) {
+        self.producers.retain(|_, entry| {
+            entry.count = entry.known().partition_point(|note| note.end() <= end);
+            entry.count > 0
+        });
     }
 
     /// Forgets whoever has been silent for too long.

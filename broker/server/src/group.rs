@@ -234,7 +234,7 @@ impl Host {
             builder.append(timestamp_ms, Some(&key), value.as_deref(), &[]);
         }
         self.append_batch(&builder.finish());
-        self.partition.when_durable(self.end.get(), self.clone(), 0);
+        self.partition.when_committed(self.end.get(), self.clone(), 0);
         shard.store.mark_dirty(self.partition.id());
     }
 

@@ -64,6 +64,8 @@ impl EntryResult {
 pub struct RemoteProduce {
     /// The partitions, with the epoch that the client believes in, and their batches.
     pub entries: Vec<(TopicPartition, u32, Vec<u8>)>,
+    /// Not done before they are committed; else durable is enough.
+    pub committed: bool,
     /// Not to be appended any more from then on, nanoseconds of the broker's clock.
     pub deadline_ns: u64,
 }
@@ -110,6 +112,8 @@ struct Job {
     results: RefCell<Vec<EntryResult>>,
     open: Cell<usize>,
     answer: RefCell<Option<Answer>>,
+    /// An entry is done when it is committed, not when it is durable here.
+    committed: bool,
     /// (topic, number of its entries), in the order of the request.
     topics: Vec<(TopicId, usize)>,
     timing: Cell<Timing>,
@@ -123,6 +127,11 @@ impl DurabilityWaiter for Job {
 
     fn closed(&self, token: u32) {
         self.results.borrow_mut()[token as usize].error = Some(ErrorCode::UnknownTopic);
+        self.close_one();
+    }
+
+    fn role_lost(&self, token: u32) {
+        self.results.borrow_mut()[token as usize].error = Some(ErrorCode::NotLeader);
         self.close_one();
     }
 }
@@ -164,7 +173,7 @@ pub fn handle(
         return refuse("the body must be the batches of the entries and nothing else");
     }
     let answer = Answer::Client { id, in_flight, acks, explain: request.explain() };
-    Job::run(shard, entries, topics, answer, received);
+    Job::run(shard, entries, topics, answer, acks == Acks::All, received);
 }
 
 /// Handles entries that another shard sent on.
@@ -178,7 +187,7 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteProduce, reply: oneshot::S
     }
     let entries = remote.entries.iter().map(|(id, epoch, batch)| (*id, *epoch, &batch[..])).collect();
     let received = Received { began_ns: 0, done_ns: 0, deadline_ns: remote.deadline_ns };
-    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), received);
+    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), remote.committed, received);
 }
 
 fn parse_acks(acks: i8) -> Option<Acks> {
@@ -196,6 +205,7 @@ impl Job {
         entries: Vec<(TopicPartition, u32, &[u8])>,
         topics: Vec<(TopicId, usize)>,
         answer: Answer,
+        committed: bool,
         received: Received,
     ) {
         let may_forward = matches!(answer, Answer::Client { .. });
@@ -205,6 +215,7 @@ impl Job {
             // One more than there are entries, so that nothing is answered before all have been looked at.
             open: Cell::new(entries.len() + 1),
             answer: RefCell::new(Some(answer)),
+            committed,
             topics,
             timing: Cell::new(Timing::of(received)),
         });
@@ -225,11 +236,8 @@ impl Job {
                     (id, epoch, batch.to_vec())
                 })
                 .collect();
-            job.clone().forward(
-                home,
-                tokens,
-                RemoteProduce { entries: parts, deadline_ns: received.deadline_ns },
-            );
+            let deadline_ns = received.deadline_ns;
+            job.clone().forward(home, tokens, RemoteProduce { entries: parts, committed, deadline_ns });
         }
         job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
         job.close_one();
@@ -294,7 +302,8 @@ impl Job {
                     results[token].append_time_ms = original.append_time_ms;
                     results[token].duplicate = true;
                 }
-                partition.when_durable(original.end(), self.clone(), token as u32);
+                // Not before it is committed, whatever the client waits for: else it may yet be lost.
+                partition.when_committed(original.end(), self.clone(), token as u32);
             }
             Err(error) => {
                 count(&counters.out_of_sequence_batches, 1);
@@ -322,7 +331,10 @@ impl Job {
         count(&counters.records, u64::from(header.record_count));
         count(&counters.produced_bytes, header.batch_bytes as u64);
         partition.traffic.produced(header);
-        partition.when_durable(appended.end, self.clone(), token as u32);
+        match self.committed {
+            true => partition.when_committed(appended.end, self.clone(), token as u32),
+            false => partition.when_durable(appended.end, self.clone(), token as u32),
+        }
         self.shard.store.mark_dirty(partition.id());
     }
 
@@ -572,6 +584,7 @@ impl InPlaceProduce {
                 acks: self.acks,
                 explain: self.explain,
             })),
+            committed: self.acks == Acks::All,
             topics: vec![(id.topic, 1)],
             timing: Cell::new(Timing::of(self.received)),
         });

@@ -13,7 +13,7 @@ use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrit
 use crate::stall;
 use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};
-use logic::ids::{LeaderEpoch, TopicPartition};
+use logic::ids::{LeaderEpoch, Offset, TopicPartition};
 use logic::limits::{
     CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, PREPARING_PARTITIONS_MAX, ROUND_GROUPS_MAX,
     TAIL_CACHE_BYTES_PER_SHARD,
@@ -32,6 +32,14 @@ use std::time::Duration;
 const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
 
 type Advanced<D> = Rc<dyn Fn(&Rc<Partition<D>>, Advance)>;
+
+/// Who is told of logs that have other replicas.
+pub trait ReplicatedLogs<D: Disk> {
+    /// Groups of it are on their way to the device, and can be read.
+    fn sealed(&self, partition: &Rc<Partition<D>>);
+    /// Everything below `end` is on the device.
+    fn durable(&self, partition: &Rc<Partition<D>>, end: Offset);
+}
 
 /// How long rounds took, microseconds.
 pub type RoundTimes = hdrhistogram::Histogram<u64>;
@@ -63,6 +71,7 @@ pub struct Store<D: Disk> {
     tail_order: RefCell<VecDeque<TopicPartition>>,
     tail_bytes: Cell<usize>,
     advanced: RefCell<Option<Advanced<D>>>,
+    replicated: RefCell<Option<Rc<dyn ReplicatedLogs<D>>>>,
     /// In the order of their ids, like all housekeeping, so that a test's seed replays.
     active: RefCell<BTreeSet<TopicPartition>>,
     preparing: Cell<usize>,
@@ -128,6 +137,7 @@ impl<D: Disk> Store<D> {
             tail_order: RefCell::default(),
             tail_bytes: Cell::new(0),
             advanced: RefCell::new(None),
+            replicated: RefCell::new(None),
             active: RefCell::default(),
             preparing: Cell::new(0),
             bytes_since_checkpoint: Cell::new(0),
@@ -146,9 +156,26 @@ impl<D: Disk> Store<D> {
         store
     }
 
-    /// Calls `advanced` whenever a partition's durable end moves.
+    /// Calls `advanced` whenever a partition's high watermark moves.
     pub fn on_advance(&self, advanced: Advanced<D>) {
         *self.advanced.borrow_mut() = Some(advanced);
+    }
+
+    /// Tells `replicas` of logs that have other replicas.
+    pub fn on_replicated(&self, replicas: Rc<dyn ReplicatedLogs<D>>) {
+        *self.replicated.borrow_mut() = Some(replicas);
+    }
+
+    fn replicas(&self) -> Option<Rc<dyn ReplicatedLogs<D>>> {
+        self.replicated.borrow().clone()
+    }
+
+    /// A partition's high watermark has moved.
+    pub fn advanced(&self, partition: &Rc<Partition<D>>, advance: Advance) {
+        let advanced = self.advanced.borrow().clone();
+        if let Some(advanced) = advanced {
+            advanced(partition, advance);
+        }
     }
 
     /// Opens a partition: recovery, then service.
@@ -274,7 +301,7 @@ impl<D: Disk> Store<D> {
         let mut partitions = Vec::new();
         // Whose writes they are: each partition's end before the next one's.
         let mut owners: Vec<(usize, Rc<Partition<D>>)> = Vec::new();
-        let mut more = Vec::new();
+        let (mut more, mut sealed) = (Vec::new(), Vec::new());
         let round_bytes_max = self.storage.policy.round_bytes_max;
         while writes.bytes < round_bytes_max && writes.groups < ROUND_GROUPS_MAX {
             let Some(id) = self.rounds.borrow_mut().pop_dirty() else { break };
@@ -288,6 +315,9 @@ impl<D: Disk> Store<D> {
             if writes.groups > before {
                 partitions.push(id);
                 owners.push((writes.writes.len(), partition.clone()));
+                if partition.is_replicated() {
+                    sealed.push(partition.clone());
+                }
             }
             self.prepare(&partition);
         }
@@ -302,6 +332,10 @@ impl<D: Disk> Store<D> {
         // Submitted here, before anything else runs; the task only waits.
         let mut again: Vec<Write<D::File>> = writes.writes.clone();
         let submitted = self.storage.disk.write(writes.writes);
+        // In parallel with the write, groups go to the other replicas.
+        if let Some(replicas) = self.replicas().filter(|_| !sealed.is_empty()) {
+            sealed.iter().for_each(|partition| replicas.sealed(partition));
+        }
         let store = self.clone();
         stall::spawn("a flush round", async move {
             let mut result = submitted.await;
@@ -392,7 +426,7 @@ impl<D: Disk> Store<D> {
     fn finish_partition(&self, partition: &Rc<Partition<D>>, round: RoundId) {
         let before = partition.tail_groups();
         let bytes_before = partition.tail_bytes();
-        let advance = partition.written(round);
+        let written = partition.written(round);
         let id = partition.id();
         let mut order = self.tail_order.borrow_mut();
         for _ in before..partition.tail_groups() {
@@ -406,9 +440,12 @@ impl<D: Disk> Store<D> {
             }
         }
         drop(order);
-        let advanced = self.advanced.borrow().clone();
-        if let (Some(advance), Some(advanced)) = (advance, advanced) {
-            advanced(partition, advance);
+        if let Some(advance) = written.visible {
+            self.advanced(partition, advance);
+        } else if let Some(end) = written.durable_end
+            && let Some(replicas) = self.replicas()
+        {
+            replicas.durable(partition, end);
         }
     }
 

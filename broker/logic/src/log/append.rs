@@ -177,6 +177,10 @@ pub struct Log {
     log_end: Offset,
     sealed_end: Offset,
     durable_end: Offset,
+    /// Every offset below is committed; of a log with one replica this is what is durable.
+    high_watermark: Offset,
+    /// Somebody else than the durable end moves the high watermark.
+    replicated: bool,
     /// The highest floor that a durable group or checkpoint attests.
     attested_end: Offset,
     chain: u64,
@@ -262,6 +266,8 @@ impl Log {
             log_end: start.log_end,
             sealed_end: start.log_end,
             durable_end: start.log_end,
+            high_watermark: start.log_end,
+            replicated: false,
             attested_end: start.log_end,
             chain: start.chain,
             durable_point,
@@ -292,9 +298,36 @@ impl Log {
     pub fn durable_end(&self) -> Offset {
         self.durable_end
     }
-    /// Every offset below is visible to consumers. With a single replica that is what is durable here.
+    /// Every offset below is committed, and visible to consumers: with one replica what is durable here, else what
+    /// [`Log::set_high_watermark`] said.
     pub fn high_watermark(&self) -> Offset {
-        self.durable_end
+        self.high_watermark
+    }
+    /// Whether the log has other replicas, so that its high watermark is not its durable end.
+    pub fn is_replicated(&self) -> bool {
+        self.replicated
+    }
+    /// From now on [`Log::set_high_watermark`] alone moves the high watermark, which is `known` for now: the log's
+    /// start after a restart, because what is committed does not stand on the device.
+    pub fn replicate(&mut self, known: Offset) {
+        assert!(
+            known >= self.log_start && known <= self.durable_end,
+            "log {}: replicated from {known}",
+            self.identity.partition
+        );
+        self.replicated = true;
+        self.high_watermark = known;
+    }
+    /// Every offset below `to` is committed. It never goes back but by a truncation.
+    pub fn set_high_watermark(&mut self, to: Offset) {
+        assert!(
+            self.replicated && to >= self.high_watermark && to <= self.durable_end,
+            "log {}: high watermark {to} after {}, durable up to {}",
+            self.identity.partition,
+            self.high_watermark,
+            self.durable_end
+        );
+        self.high_watermark = to;
     }
     /// The incarnation of what is written now.
     pub fn incarnation(&self) -> u64 {
@@ -522,6 +555,9 @@ impl Log {
             self.durable_point = group.durable;
         }
         assert!(self.durable_end >= before && self.durable_end <= self.sealed_end);
+        if !self.replicated {
+            self.high_watermark = self.durable_end;
+        }
         (self.durable_end > before).then_some(self.durable_end)
     }
 

@@ -19,6 +19,7 @@ mod producers;
 pub mod reader;
 mod segments;
 pub mod tail_cache;
+mod waiters;
 mod walk;
 
 use crate::storage::buffer::Buffer;
@@ -42,6 +43,8 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use tail_cache::{TailCache, TailGroup};
+pub use waiters::DurabilityWaiter;
+use waiters::Waiters;
 
 /// The settings of a topic that its partitions obey; changed while running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,20 +59,6 @@ pub struct PartitionSettings {
     pub max_message_bytes: usize,
     /// `message.timestamp.type` is LogAppendTime.
     pub log_append_time: bool,
-}
-
-/// Somebody who waits until an offset is durable.
-pub trait DurabilityWaiter {
-    /// Every offset below the one waited for is durable; `token` is what was given when waiting.
-    fn durable(&self, token: u32, durable_end: Offset);
-    /// It will never be: the partition is closed.
-    fn closed(&self, token: u32);
-}
-
-struct Waiter {
-    end: Offset,
-    token: u32,
-    waiter: Rc<dyn DurabilityWaiter>,
 }
 
 /// A group that is being filled.
@@ -137,13 +126,30 @@ pub enum Blocked {
     Zeroing,
 }
 
-/// How far the durable end moved.
+/// How far the high watermark moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advance {
-    /// The new durable end.
+    /// The new high watermark.
     pub end: Offset,
     /// Bytes of batches below it that were not before.
     pub bytes: u64,
+}
+
+/// What a round on the device changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The durable end, if it moved.
+    pub durable_end: Option<Offset>,
+    /// What became visible by it: nothing if the partition has other replicas.
+    pub visible: Option<Advance>,
+}
+
+/// A durable group that is not committed as a whole.
+#[derive(Clone, Copy, Debug)]
+struct Uncommitted {
+    base: Offset,
+    end: Offset,
+    bytes: u64,
 }
 
 /// Writes of a round, gathered over its partitions.
@@ -192,7 +198,12 @@ pub struct Partition<D: Disk> {
     uses: RefCell<HashMap<u64, Rc<()>>>,
     preparation: RefCell<Preparation>,
     tail: RefCell<TailCache>,
-    waiters: RefCell<VecDeque<Waiter>>,
+    /// Who waits until this broker's device has it.
+    durable_waiters: Waiters,
+    /// Who waits until all replicas that count have it.
+    committed_waiters: Waiters,
+    /// What is durable here and not committed, oldest first; empty without other replicas.
+    uncommitted: RefCell<VecDeque<Uncommitted>>,
     placing: Cell<bool>,
     /// Segments that the log has left behind and whose files are still there, in the order in which they go.
     dropped: RefCell<VecDeque<Dropped>>,
@@ -244,7 +255,9 @@ impl<D: Disk> Partition<D> {
             uses: RefCell::default(),
             preparation: RefCell::new(Preparation::new(now_ms)),
             tail: RefCell::default(),
-            waiters: RefCell::default(),
+            durable_waiters: Waiters::default(),
+            committed_waiters: Waiters::default(),
+            uncommitted: RefCell::default(),
             placing: Cell::new(false),
             dropped: RefCell::default(),
             reclaiming: Cell::new(false),
@@ -385,19 +398,75 @@ impl<D: Disk> Partition<D> {
         self.directory.join(name.to_string())
     }
 
-    /// Calls `waiter` once every offset below `end` is durable: at once if they are.
+    /// Calls `waiter` once every offset below `end` is on this broker's device: at once if they are.
     pub fn when_durable(&self, end: Offset, waiter: Rc<dyn DurabilityWaiter>, token: u32) {
         let durable_end = self.log.borrow().durable_end();
-        if end <= durable_end {
-            return waiter.durable(token, durable_end);
+        match end <= durable_end {
+            true => waiter.durable(token, durable_end),
+            false => self.durable_waiters.push(end, waiter, token),
         }
-        let mut waiters = self.waiters.borrow_mut();
-        // Behind those who wait for the same; only who waits for a duplicate is not the last.
-        let at = match waiters.back() {
-            Some(last) if last.end > end => waiters.partition_point(|other| other.end <= end),
-            _ => waiters.len(),
+    }
+
+    /// Calls `waiter` once every offset below `end` is committed: on the devices of all replicas that count.
+    pub fn when_committed(&self, end: Offset, waiter: Rc<dyn DurabilityWaiter>, token: u32) {
+        let high_watermark = self.log.borrow().high_watermark();
+        match end <= high_watermark {
+            true => waiter.durable(token, high_watermark),
+            false => self.committed_waiters.push(end, waiter, token),
+        }
+    }
+
+    /// Whether the partition has other replicas: then its high watermark is moved by
+    /// [`Partition::set_high_watermark`].
+    pub fn is_replicated(&self) -> bool {
+        self.log.borrow().is_replicated()
+    }
+
+    /// The partition has other replicas from now on. `after_start`: it has just been opened, so that nothing is known
+    /// to be committed.
+    pub fn replicate(&self, after_start: bool) {
+        let mut log = self.log.borrow_mut();
+        if !log.is_replicated() {
+            let known = if after_start { log.log_start() } else { log.high_watermark() };
+            log.replicate(known);
+        }
+    }
+
+    /// Every offset below `to` is committed: answers who waits for it. What became visible.
+    pub fn set_high_watermark(&self, to: Offset) -> Option<Advance> {
+        let before = {
+            let mut log = self.log.borrow_mut();
+            let before = log.high_watermark();
+            log.set_high_watermark(to);
+            before
         };
-        waiters.insert(at, Waiter { end, token, waiter });
+        if to == before {
+            return None;
+        }
+        let mut bytes = 0;
+        let mut uncommitted = self.uncommitted.borrow_mut();
+        while let Some(group) = uncommitted.front_mut().filter(|group| group.base < to) {
+            if group.end <= to {
+                bytes += group.bytes;
+                uncommitted.pop_front();
+                continue;
+            }
+            // In the middle of a group: replicas cut theirs elsewhere. About its share will do.
+            let share = group.bytes * (to.get() - group.base.get()) / (group.end.get() - group.base.get());
+            bytes += share;
+            group.bytes -= share;
+            group.base = to;
+        }
+        drop(uncommitted);
+        self.committed_waiters.reached(to);
+        // Somebody may wait for the first byte.
+        Some(Advance { end: to, bytes: bytes.max(1) })
+    }
+
+    /// Another broker leads: whoever waits is told that nobody knows.
+    pub fn lose_role(&self) {
+        self.durable_waiters.lose_role();
+        self.committed_waiters.lose_role();
     }
 
     /// Gives pending groups their places and adds their writes to the round.
@@ -494,41 +563,40 @@ impl<D: Disk> Partition<D> {
     }
 
     /// A round is on the device: moves the durable end and calls those who wait for it.
-    pub fn written(&self, round: RoundId) -> Option<Advance> {
-        let (end, became_durable) = {
+    pub fn written(&self, round: RoundId) -> Written {
+        let (end, became_durable, replicated) = {
             let mut log = self.log.borrow_mut();
             let before = log.in_flight();
             let end = log.written(round);
             let (sequence, position) = log.durable_position();
             self.preparation.borrow_mut().durable(sequence, position);
-            (end, before - log.in_flight())
+            (end, before - log.in_flight(), log.is_replicated())
         };
         let mut bytes = 0;
         {
             let mut on_the_way = self.on_the_way.borrow_mut();
             let mut tail = self.tail.borrow_mut();
+            let mut uncommitted = self.uncommitted.borrow_mut();
             for _ in 0..became_durable {
                 let group = on_the_way.pop_front().expect("as many groups on the way as in flight");
                 bytes += group.payload_bytes;
                 self.storage.sub_dirty(group.payload_bytes as usize);
                 if group.payload_bytes > 0 && !self.closed.get() {
+                    if replicated {
+                        let (base, end) = (group.tail.base, group.tail.end);
+                        uncommitted.push_back(Uncommitted { base, end, bytes: group.payload_bytes });
+                    }
                     tail.push(group.tail);
                 }
             }
         }
-        let end = end?;
-        loop {
-            let waiter = {
-                let mut waiters = self.waiters.borrow_mut();
-                match waiters.front() {
-                    Some(front) if front.end <= end => waiters.pop_front(),
-                    _ => None,
-                }
-            };
-            let Some(Waiter { token, waiter, .. }) = waiter else { break };
-            waiter.durable(token, end);
+        let Some(end) = end else { return Written::default() };
+        self.durable_waiters.reached(end);
+        if replicated {
+            return Written { durable_end: Some(end), visible: None };
         }
-        Some(Advance { end, bytes })
+        self.committed_waiters.reached(end);
+        Written { durable_end: Some(end), visible: Some(Advance { end, bytes }) }
     }
 
     /// Bytes that the tail cache holds.
@@ -566,11 +634,9 @@ impl<D: Disk> Partition<D> {
     pub fn close(&self) {
         self.closed.set(true);
         self.forget_producers();
-        // Whoever is told may come back here: nothing is borrowed meanwhile.
-        let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
-        for waiter in waiters {
-            waiter.waiter.closed(waiter.token);
-        }
+        self.durable_waiters.close();
+        self.committed_waiters.close();
+        self.uncommitted.borrow_mut().clear();
         let dropped: usize =
             self.pending.borrow_mut().drain(..).map(|pending| pending.group.payload_bytes as usize).sum();
         self.storage.sub_dirty(dropped);

@@ -24,7 +24,8 @@ impl<D: Disk> Partition<D> {
     fn admit(&self, batch: &ProducerBatch) -> Result<Admission, ProducerError> {
         let place = {
             let log = self.log.borrow();
-            LogPlace { end: log.log_end(), durable_end: log.durable_end() }
+            // What is not committed may be cut again: the newest batch that stays must be known.
+            LogPlace { end: log.log_end(), durable_end: log.high_watermark() }
         };
         let mut table = self.producers.borrow_mut();
         let known = table.len();

@@ -52,11 +52,12 @@ impl<D: Disk> Partition<D> {
     /// Serves `offset` from memory; `None` if it must be read from the device, or is below the log's start:
     /// what retention or compaction has taken is gone although it may still be in memory.
     pub fn read_tail(&self, offset: Offset, max_bytes: usize) -> Option<Vec<Slice>> {
-        if offset < self.with_log(|log| log.rewritten_until()) {
+        let (first, limit) = self.with_log(|log| (log.rewritten_until(), log.high_watermark()));
+        if offset < first {
             return None;
         }
         let mut out = Vec::new();
-        self.tail.borrow().read(offset, max_bytes, &mut out).then_some(out)
+        self.tail.borrow().read(offset, limit, max_bytes, &mut out).then_some(out)
     }
 
     /// Whole stored batches from the one that holds `offset` on, at most `max_bytes` but at least one;
@@ -217,10 +218,24 @@ impl<D: Disk> Partition<D> {
                 }
                 range.start += batch.batch_bytes;
             }
+            let limit = self.high_watermark();
+            if Offset::new(header.end_offset) > limit {
+                range.end = range.start;
+                while let Some(batch) = rope.batch_header(range.end) {
+                    if Offset::new(batch.end_offset()) > limit {
+                        break;
+                    }
+                    range.end += batch.batch_bytes;
+                }
+            }
+            let visible_end = range.end;
             if taken + range.len() > max_bytes {
                 range.end = range.start;
                 while let Some(batch) = rope.batch_header(range.end) {
                     let end = range.end + batch.batch_bytes;
+                    if end > visible_end {
+                        break;
+                    }
                     if taken + (end - range.start) > max_bytes && taken + (range.end - range.start) > 0 {
                         break;
                     }
@@ -291,7 +306,8 @@ impl<D: Disk> Partition<D> {
             if header.max_timestamp_ms >= timestamp_ms && header.batch_count > 0 {
                 let rope = walk.payload(&header).await?.filter(|rope| rope.crc() == header.payload_crc);
                 if let Some(found) = rope.and_then(|rope| first_at_or_after(&rope, timestamp_ms, log_start)) {
-                    return Ok(Some(found));
+                    // What is not committed is not told of.
+                    return Ok(Some(found).filter(|(offset, _)| *offset < self.high_watermark()));
                 }
             }
             walk.skip(&header);

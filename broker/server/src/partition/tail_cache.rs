@@ -1,8 +1,8 @@
 //! The newest groups of a partition, kept in the buffers that they were written from.
 //!
 //! Owned by the partition; the shard bounds the sum over all partitions and evicts in the order of
-//! insertion. Holds only durable groups, so all of it is visible. Consumers at the end of the log are
-//! served from here and never touch the disk.
+//! insertion. Holds only durable groups; what is visible of them is the reader's to say. Consumers at the end of the
+//! log are served from here and never touch the disk.
 
 use crate::storage::buffer::Buffer;
 use logic::ids::Offset;
@@ -77,16 +77,23 @@ impl TailCache {
         self.groups.len()
     }
 
-    /// Whole batches from the one that holds `offset` on, at most `max_bytes` but at least one batch;
-    /// `false` if the cache does not reach so far back.
-    pub fn read(&self, offset: Offset, max_bytes: usize, out: &mut Vec<Slice>) -> bool {
+    /// Whole batches from the one that holds `offset` on, that end at or below `limit`, at most `max_bytes` but at
+    /// least one batch; `false` if the cache does not reach so far back.
+    pub fn read(&self, offset: Offset, limit: Offset, max_bytes: usize, out: &mut Vec<Slice>) -> bool {
         let first = self.groups.partition_point(|group| group.end <= offset);
         if self.groups.get(first).is_none_or(|group| group.base > offset) {
             return false;
         }
         let mut taken = 0;
         for group in self.groups.range(first..) {
+            if group.base >= limit {
+                break;
+            }
             let mut range = group.payload.clone();
+            if group.end > limit {
+                range.end = range.start + batches_up_to(&group.buffer[range.clone()], limit);
+            }
+            let visible_end = range.end;
             if group.base < offset {
                 range.start += batches_before(&group.buffer[range.clone()], offset);
             }
@@ -94,7 +101,7 @@ impl TailCache {
             if range.len() > room {
                 range.end = range.start + batches_within(&group.buffer[range.clone()], room, taken == 0);
             }
-            let whole = range.end == group.payload.end;
+            let whole = range.end == visible_end;
             taken += range.len();
             if !range.is_empty() {
                 out.push(Slice { buffer: group.buffer.clone(), range });
@@ -117,6 +124,18 @@ pub fn batches_before(payload: &[u8], offset: Offset) -> usize {
         at += header.batch_bytes;
     }
     at
+}
+
+/// Bytes of the leading batches that end at or below `limit`.
+pub fn batches_up_to(payload: &[u8], limit: Offset) -> usize {
+    let mut at = 0;
+    while let Some(header) = payload.get(at..at + HEADER_BYTES).and_then(|bytes| Header::decode(bytes).ok()) {
+        if header.end_offset() > limit.get() {
+            break;
+        }
+        at += header.batch_bytes;
+    }
+    at.min(payload.len())
 }
 
 /// Bytes of the leading batches that fit into `room`; with `at_least_one` the first in any case.
