@@ -122,6 +122,20 @@ error_codes! {
     DuplicateSequence = 31, "DUPLICATE_SEQUENCE", Fatal, "the record is in the log already; do not send it again";
     /// A record without a key, for a topic that keeps the latest record of each key. Nothing of its batch is in the log.
     InvalidRecord = 32, "INVALID_RECORD", Fatal, "the topic keeps the latest record of each key (cleanup.policy has compact): give every record a key";
+    /// The partition has no leader just now.
+    LeaderNotAvailable = 33, "LEADER_NOT_AVAILABLE", RefreshAndRetry, "wait: a leader is being chosen; if it lasts, see ringlog cluster status";
+    /// Fewer replicas are in sync than `min.insync.replicas` asks for. Nothing was appended.
+    NotEnoughReplicas = 34, "NOT_ENOUGH_REPLICAS", Retry, "bring the brokers back, or lower min.insync.replicas; see ringlog cluster status";
+    /// No broker of this number is registered.
+    UnknownBroker = 35, "UNKNOWN_BROKER", Fatal, "see the brokers: ringlog cluster status";
+    /// The broker's registration is not the current one, or it is fenced.
+    StaleBrokerEpoch = 36, "STALE_BROKER_EPOCH", Fatal, "nothing: brokers register anew by themselves";
+    /// The brokers that were named cannot have the partition.
+    InvalidReplicaAssignment = 37, "INVALID_REPLICA_ASSIGNMENT", Fatal, "name each broker once, and only brokers that are registered and not draining";
+    /// The partition is not being moved.
+    NoReassignment = 38, "NO_REASSIGNMENT", Fatal, "see what moves: ringlog cluster describe";
+    /// The broker is alive, or has replicas.
+    BrokerInUse = 39, "BROKER_IN_USE", Fatal, "move its replicas away (ringlog cluster drain ID) and stop it first";
     /// Another broker coordinates the group.
     NotCoordinator = 40, "NOT_COORDINATOR", RefreshAndRetry, "nothing: clients find the coordinator by themselves";
     /// The group's coordinator reads its state.
@@ -150,6 +164,12 @@ error_codes! {
     OffsetMetadataTooLarge = 52, "OFFSET_METADATA_TOO_LARGE", Fatal, "use at most 4096 bytes";
     /// The topic belongs to the broker.
     InternalTopic = 53, "INTERNAL_TOPIC", Fatal, "the topic is the broker's own: it can be read, not written, changed or deleted";
+    /// No replica can lead: none is both alive and known to have everything.
+    NoEligibleLeader = 54, "NO_ELIGIBLE_LEADER", Fatal, "bring a broker of its in-sync set back; to lose records instead: ringlog cluster elect --unclean";
+    /// The leader is the one that was asked for.
+    ElectionNotNeeded = 55, "ELECTION_NOT_NEEDED", Fatal, "nothing: the partition is led as it should be";
+    /// The data directory, or the other end, belongs to another cluster.
+    WrongCluster = 56, "WRONG_CLUSTER", Fatal, "check --join and the data directory: they belong to different clusters";
 }
 
 impl ErrorCode {

@@ -774,6 +774,11 @@ pub async fn list_offsets_here(shard: &Rc<Shard>, asked: Vec<(TopicPartition, i6
     let mut listed = Vec::with_capacity(asked.len());
     for (id, timestamp_ms) in asked {
         let result = match (shard.locate(id), timestamp_ms) {
+            (Location::Here(partition), _) if !partition.standing().leads => Err(ErrorCode::NotLeader),
+            // What earlier leaders committed is not all visible yet: the end would go back for who asks.
+            (Location::Here(partition), _) if !partition.standing().applied => {
+                Err(ErrorCode::LeaderNotAvailable)
+            }
             (Location::Here(partition), -1) => Ok((partition.high_watermark(), -1)),
             (Location::Here(partition), -2) => Ok((partition.with_log(|log| log.log_start()), -1)),
             (Location::Here(partition), timestamp_ms) => {

@@ -3,6 +3,7 @@
 use crate::partition::reader::ReadError;
 use logic::log::compaction::NotCompactable;
 use logic::producer_state::ProducerError;
+use logic::replication::NotAdmitted;
 use schema::compression::UnpackError;
 use schema::error_code::ErrorCode;
 use schema::frame::FrameError;
@@ -50,6 +51,14 @@ pub fn of_producer(error: &ProducerError) -> ErrorCode {
         ProducerError::StaleEpoch { .. } => ErrorCode::InvalidProducerEpoch,
         ProducerError::Forgotten { .. } => ErrorCode::DuplicateSequence,
         ProducerError::InFlight => ErrorCode::Overloaded,
+    }
+}
+
+/// The code for a batch that its partition does not take now.
+pub fn of_admission(error: &NotAdmitted) -> ErrorCode {
+    match error {
+        NotAdmitted::NotLeader => ErrorCode::NotLeader,
+        NotAdmitted::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
     }
 }
 

@@ -30,7 +30,7 @@ use crate::storage::count;
 use futures_channel::oneshot;
 use futures_util::future::join_all;
 use logic::group::{Coordinator, Effects, Event, GroupError, Now, Replay, Reply, Settings};
-use logic::ids::{Offset, PartitionIndex, TopicId, TopicPartition};
+use logic::ids::{LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition};
 use logic::limits::{
     GROUP_BATCH_BYTES_MAX, GROUP_REQUESTS_WAITING_MAX, OFFSETS_RETENTION_MINUTES_DEFAULT,
     OFFSETS_TOPIC_PARTITIONS_DEFAULT, OFFSETS_TOPIC_REPLICAS_MAX, OFFSETS_TOPIC_SEGMENT_BYTES,
@@ -54,6 +54,8 @@ const RETRY_AFTER_MS: u32 = 50;
 const TICK: Duration = Duration::from_millis(50);
 /// How long until a read that the device refused is tried again.
 const READ_RETRY: Duration = Duration::from_millis(500);
+/// How often a new leader is asked whether it knows everything that is committed.
+const APPLIED_RETRY: Duration = Duration::from_millis(5);
 
 /// How a broker's coordinators are set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +141,7 @@ struct Waiting {
 /// One coordinator and its partition.
 struct Host {
     partition: Rc<Partition>,
+    leader_epoch: LeaderEpoch,
     /// `None` while it loads.
     coordinator: RefCell<Option<Coordinator>>,
     waiting: RefCell<VecDeque<Waiting>>,
@@ -163,6 +166,7 @@ impl DurabilityWaiter for Host {
         }
     }
 
+    // Who loses the partition closes its coordinator the same way: `DurabilityWaiter::role_lost`.
     fn closed(&self, _token: u32) {
         let waiting = self.waiting.take();
         for Waiting { reply, .. } in waiting {
@@ -172,6 +176,12 @@ impl DurabilityWaiter for Host {
 }
 
 impl Host {
+    /// Whether its partition is open and led by this broker, in the epoch that it was made for.
+    fn is_current(&self) -> bool {
+        let partition = &self.partition;
+        !partition.is_closed() && partition.standing().leads && partition.leader_epoch() == self.leader_epoch
+    }
+
     /// Has the coordinator do what `event` asks for; `reply` gets the answer when it is durable.
     fn step(self: &Rc<Self>, shard: &Shard, event: Event, reply: oneshot::Sender<Answer>) {
         let refuse = |reply: oneshot::Sender<Answer>, code| {
@@ -179,7 +189,7 @@ impl Host {
             // Whoever asked may be gone.
             let _ = reply.send(Err(Refusal::of(code)));
         };
-        if self.partition.is_closed() {
+        if !self.is_current() {
             return refuse(reply, ErrorCode::NotCoordinator);
         }
         if shard.is_stopping() {
@@ -220,7 +230,7 @@ impl Host {
 
     /// Appends records in their order, in as few batches as the limit permits.
     fn append(self: &Rc<Self>, shard: &Shard, records: &[GroupRecord]) {
-        if records.is_empty() || self.partition.is_closed() || shard.is_stopping() {
+        if records.is_empty() || !self.is_current() || shard.is_stopping() {
             return;
         }
         let timestamp_ms = shard.store.storage.environment.now_ms();
@@ -246,6 +256,13 @@ impl Host {
 
     /// Reads the whole partition and begins to serve.
     async fn load(self: Rc<Self>, shard: Rc<Shard>) {
+        // Not before everything that earlier coordinators were answered for is visible.
+        while !self.partition.standing().applied {
+            if !self.is_current() {
+                return;
+            }
+            glommio::timer::sleep(APPLIED_RETRY).await;
+        }
         let mut replay = Replay::default();
         let mut offset = self.partition.with_log(|log| log.log_start());
         while offset < self.partition.high_watermark() {
@@ -266,7 +283,7 @@ impl Host {
             }
             glommio::yield_if_needed().await;
         }
-        if self.partition.is_closed() {
+        if !self.is_current() {
             return;
         }
         self.end.set(self.partition.with_log(|log| log.high_watermark()));
@@ -326,7 +343,7 @@ fn now(shard: &Shard) -> Now {
 pub fn follow(shard: &Rc<Shard>, image: &Arc<Image>) {
     let topic = image.topic_by_name(OFFSETS_TOPIC);
     shard.groups.topic.set(topic.map(|topic| topic.id));
-    shard.groups.hosts.borrow_mut().retain(|_, host| !host.partition.is_closed());
+    shard.groups.hosts.borrow_mut().retain(|_, host| host.is_current());
     let hosts: Vec<_> = shard.groups.hosts.borrow().values().cloned().collect();
     for host in hosts {
         host.follow(shard, Event::TopicsChanged(image.clone()));
@@ -335,12 +352,14 @@ pub fn follow(shard: &Rc<Shard>, image: &Arc<Image>) {
     for index in (0..topic.partitions.len() as u32).map(PartitionIndex::new) {
         let id = TopicPartition { topic: topic.id, partition: index };
         let is_ours = topic.partitions[index.get() as usize].leader == Some(shard.identity.broker);
-        let Some(partition) = shard.store.partition(&id).filter(|_| is_ours) else { continue };
+        let led = shard.store.partition(&id).filter(|partition| is_ours && partition.standing().leads);
+        let Some(partition) = led else { continue };
         if shard.groups.hosts.borrow().contains_key(&index) {
             continue;
         }
         let host = Rc::new(Host {
             end: Cell::new(partition.high_watermark()),
+            leader_epoch: partition.leader_epoch(),
             partition,
             coordinator: RefCell::new(None),
             waiting: RefCell::default(),

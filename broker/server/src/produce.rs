@@ -472,6 +472,9 @@ pub fn admit(shard: &Shard, partition: &Partition, epoch: u32) -> Result<(), Err
     if shard.is_stopping() {
         return Err(ErrorCode::ShuttingDown);
     }
+    if let Some(refusal) = partition.standing().refusal {
+        return Err(error_code::of_admission(&refusal));
+    }
     if epoch != partition.leader_epoch().get() {
         return Err(ErrorCode::FencedLeaderEpoch);
     }

@@ -252,6 +252,37 @@ impl<D: Disk> Store<D> {
         Some(partition)
     }
 
+    /// Discards what a partition's log has at `to` and above, durably; where it ends now: there, or below.
+    ///
+    /// # Errors
+    /// A write or sync failed, or the partition was closed meanwhile.
+    pub async fn truncate(&self, partition: &Rc<Partition<D>>, to: Offset) -> io::Result<Offset> {
+        let (end, freed) = partition.truncate(&self.chunks, to).await?;
+        self.forget_tail(partition, freed);
+        Ok(end)
+    }
+
+    /// Discards all that a partition's log has, durably: it begins at `log_start`.
+    ///
+    /// # Errors
+    /// A write or sync failed, or the partition was closed meanwhile.
+    pub async fn reset(&self, partition: &Rc<Partition<D>>, log_start: Offset) -> io::Result<Offset> {
+        let (end, freed) = partition.reset(log_start).await?;
+        self.forget_tail(partition, freed);
+        Ok(end)
+    }
+
+    /// The tail cache of a partition has been emptied. In the same turn: nobody counts in between.
+    fn forget_tail(&self, partition: &Rc<Partition<D>>, freed: usize) {
+        if partition.is_closed() {
+            return;
+        }
+        self.tail_order.borrow_mut().retain(|id| *id != partition.id());
+        self.tail_bytes.set(self.tail_bytes.get() - freed);
+        // The segment that it goes on in is prepared, and the cut attested.
+        self.active.borrow_mut().insert(partition.id());
+    }
+
     /// How long rounds took since the start, microseconds.
     pub fn round_times(&self) -> std::cell::Ref<'_, RoundTimes> {
         self.round_times.borrow()

@@ -409,3 +409,168 @@ fn a_failed_write_is_named() {
         rig.store.shut_down().await.expect("an orderly end");
     });
 }
+
+/// Batches as a leader has them, from `base` on: (epoch, records) each.
+fn led(base: u64, batches: &[(u32, usize)]) -> Vec<u8> {
+    let mut next = base;
+    let mut out = Vec::new();
+    for (number, (epoch, records)) in batches.iter().enumerate() {
+        let mut bytes = batch(0, next as usize + number, *records, 200);
+        record_batch::set_base_offset(&mut bytes, next);
+        record_batch::set_leader_epoch(&mut bytes, *epoch);
+        next += *records as u64;
+        out.extend(bytes);
+    }
+    out
+}
+
+impl Rig {
+    /// Appends batches of a leader, and waits until they are durable.
+    async fn follow(&mut self, bytes: &[u8], epoch: u32) -> Vec<(u64, u64, u32)> {
+        let home = self.partition(0);
+        let runs = home.append_pushed(bytes, LeaderEpoch::new(epoch)).expect("they follow");
+        home.when_durable(runs[runs.len() - 1].end, self.acks.clone(), 0);
+        self.expected += 1;
+        self.store.mark_dirty(home.id());
+        self.settle().await;
+        runs.iter().map(|run| (run.base.get(), run.end.get(), run.epoch.get())).collect()
+    }
+
+    /// What other replicas would be sent from `offset` on.
+    async fn pushed(&self, offset: u64) -> Vec<u8> {
+        let home = self.partition(0);
+        let mut found = Vec::new();
+        let mut next = Offset::new(offset);
+        loop {
+            let read = home.read_for_push(&self.store.chunks, next, 500).await.expect("readable");
+            if read.slices.is_empty() {
+                return found;
+            }
+            read.slices.iter().for_each(|slice| found.extend_from_slice(slice.bytes()));
+            next = read.end;
+        }
+    }
+
+    fn ends(&self) -> (u64, u64, u64) {
+        let log = |log: &logic::log::Log| (log.log_start(), log.durable_end(), log.high_watermark());
+        let (start, end, committed) = self.partition(0).with_log(log);
+        (start.get(), end.get(), committed.get())
+    }
+}
+
+#[test]
+fn a_follower_has_the_same_bytes_and_shows_what_is_committed() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        let home = rig.partition(0);
+        home.replicate(true);
+        let bytes = led(0, &[(1, 3), (1, 2), (2, 4), (4, 1)]);
+        assert_eq!(rig.follow(&bytes, 4).await, [(0, 5, 1), (5, 9, 2), (9, 10, 4)]);
+        let epochs: Vec<(u32, u64)> = home
+            .with_log(|log| log.epochs().iter().map(|(epoch, start)| (epoch.get(), start.get())).collect());
+        assert_eq!(epochs, [(1, 0), (2, 5), (4, 9)]);
+        assert_eq!(rig.ends(), (0, 10, 0));
+        // Nothing is committed: consumers see nothing, replicas all of it.
+        assert!(home.read(&rig.store.chunks, Offset::new(0), 9000).await.expect("readable").is_empty());
+        assert_eq!(rig.pushed(0).await, bytes);
+        assert_eq!(rig.pushed(3).await, led(0, &[(1, 3), (1, 2), (2, 4), (4, 1)])[led(0, &[(1, 3)]).len()..]);
+        // In the middle of a group.
+        home.set_high_watermark(Offset::new(3));
+        let seen = home.read(&rig.store.chunks, Offset::new(0), 9000).await.expect("readable");
+        assert_eq!(
+            seen.iter().flat_map(|slice| slice.bytes()).copied().collect::<Vec<u8>>(),
+            led(0, &[(1, 3)])
+        );
+        assert!(home.read(&rig.store.chunks, Offset::new(3), 9000).await.expect("readable").is_empty());
+        // What does not follow is not taken: a gap at the begin is the protocol's to see; here order, epoch, damage.
+        let again = home.append_pushed(&bytes, LeaderEpoch::new(4));
+        assert!(again.is_err() && home.append_pushed(&led(10, &[(3, 1)]), LeaderEpoch::new(4)).is_err());
+        assert!(home.append_pushed(&led(10, &[(5, 1)]), LeaderEpoch::new(4)).is_err());
+        let mut damaged = led(10, &[(4, 1), (4, 1)]);
+        let last = damaged.len() - 1;
+        damaged[last] ^= 1;
+        assert!(home.append_pushed(&damaged, LeaderEpoch::new(4)).is_err());
+        assert_eq!(rig.ends(), (0, 10, 3));
+        let fingerprint = |offset| {
+            let (home, chunks) = (home.clone(), rig.store.chunks.clone());
+            async move { home.fingerprint(&chunks, Offset::new(offset)).await.expect("readable") }
+        };
+        assert!(fingerprint(3).await.is_some() && fingerprint(10).await.is_some());
+        assert!(fingerprint(4).await.is_none() && fingerprint(0).await.is_none());
+        rig.store.shut_down().await.expect("an orderly end");
+        drop(rig);
+        // From the device: groups of the same bytes.
+        let rig = Rig::open(&root, 1, -1, true).await;
+        assert_eq!(rig.pushed(0).await, bytes);
+    });
+}
+
+#[test]
+fn a_log_that_was_cut_goes_on_there() {
+    // Batches of 3, 2, 4 and 1 records: where it is cut, where it ends then, the epochs that are left.
+    let rows: [(u64, u64, &[u32]); 7] = [
+        (9, 9, &[1, 2]),
+        (7, 5, &[1]),
+        (5, 5, &[1]),
+        (4, 3, &[1]),
+        (3, 3, &[1]),
+        (10, 10, &[1, 2, 4]),
+        (0, 0, &[]),
+    ];
+    for (cut, end, epochs) in rows {
+        run(move |root| async move {
+            let bytes = led(0, &[(1, 3), (1, 2), (2, 4), (4, 1)]);
+            let mut rig = Rig::open(&root, 1, -1, true).await;
+            rig.partition(0).replicate(true);
+            rig.follow(&bytes, 4).await;
+            rig.store.checkpoint(false).await.expect("a checkpoint of before");
+            let home = rig.partition(0);
+            let found = rig.store.truncate(&home, Offset::new(cut)).await.expect("it is cut");
+            assert_eq!((found.get(), rig.ends().1), (end, end), "cut at {cut}");
+            let left: Vec<u32> =
+                home.with_log(|log| log.epochs().iter().map(|(epoch, _)| epoch.get()).collect());
+            assert_eq!(left, epochs, "cut at {cut}");
+            assert_eq!(rig.store.tail_bytes(), home.tail_bytes());
+            let kept: usize = record_batch::batches(&bytes)
+                .map(|batch| batch.expect("sound").0)
+                .filter(|header| header.end_offset() <= end)
+                .map(|header| header.batch_bytes)
+                .sum();
+            assert!(rig.pushed(0).await == bytes[..kept], "cut at {cut}");
+            let more = led(end, &[(5, 2), (5, 1)]);
+            rig.follow(&more, 5).await;
+            let expected = [&bytes[..kept], &more[..]].concat();
+            assert!(rig.pushed(0).await == expected, "cut at {cut}");
+            // Left as by a crash, and once more.
+            drop((home, rig));
+            for _ in 0..2 {
+                let rig = Rig::open(&root, 1, -1, true).await;
+                assert_eq!(rig.ends(), (0, end + 3, end + 3), "cut at {cut}");
+                assert!(rig.pushed(0).await == expected, "cut at {cut}");
+                assert!(
+                    rig.partition(0).report().lost.is_empty() && rig.partition(0).report().unproven.is_none()
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn a_log_that_was_discarded_begins_where_it_is_told() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        let home = rig.partition(0);
+        home.replicate(true);
+        rig.follow(&led(0, &[(1, 3), (1, 2)]), 1).await;
+        rig.store.checkpoint(false).await.expect("a checkpoint of before");
+        rig.store.reset(&home, Offset::new(40)).await.expect("it is discarded");
+        assert_eq!(rig.ends(), (40, 40, 40));
+        rig.follow(&led(40, &[(3, 2)]), 3).await;
+        home.enforce_retention().await.expect("files go");
+        drop((home, rig));
+        let rig = Rig::open(&root, 1, -1, true).await;
+        assert_eq!(rig.ends(), (40, 42, 42));
+        assert_eq!(rig.pushed(40).await, led(40, &[(3, 2)]));
+        assert!(rig.partition(0).report().lost.is_empty() && rig.partition(0).report().unproven.is_none());
+    });
+}

@@ -160,10 +160,10 @@ struct InFlight {
 
 /// Where the log stood after its last durable group: what a checkpoint claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct DurablePoint {
-    sequence: u64,
-    position: u64,
-    chain: u64,
+pub(super) struct DurablePoint {
+    pub(super) sequence: u64,
+    pub(super) position: u64,
+    pub(super) chain: u64,
 }
 
 /// The state of one partition's log.
@@ -171,32 +171,32 @@ struct DurablePoint {
 pub struct Log {
     identity: LogIdentity,
     settings: LogSettings,
-    epochs: Vec<(LeaderEpoch, Offset)>,
-    incarnation: u64,
-    log_start: Offset,
-    log_end: Offset,
-    sealed_end: Offset,
-    durable_end: Offset,
+    pub(super) epochs: Vec<(LeaderEpoch, Offset)>,
+    pub(super) incarnation: u64,
+    pub(super) log_start: Offset,
+    pub(super) log_end: Offset,
+    pub(super) sealed_end: Offset,
+    pub(super) durable_end: Offset,
     /// Every offset below is committed; of a log with one replica this is what is durable.
-    high_watermark: Offset,
+    pub(super) high_watermark: Offset,
     /// Somebody else than the durable end moves the high watermark.
     replicated: bool,
     /// The highest floor that a durable group or checkpoint attests.
-    attested_end: Offset,
-    chain: u64,
-    durable_point: DurablePoint,
-    segments: VecDeque<Segment>,
-    placed: Option<(u64, u64)>,
+    pub(super) attested_end: Offset,
+    pub(super) chain: u64,
+    pub(super) durable_point: DurablePoint,
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) placed: Option<(u64, u64)>,
     next_sequence: u64,
     in_flight: VecDeque<InFlight>,
-    damaged: Vec<Range<u64>>,
+    pub(super) damaged: Vec<Range<u64>>,
     /// The next group must start a new segment although this one has room.
-    roll_next: bool,
+    pub(super) roll_next: bool,
     /// The segment that the newest checkpoint on the device goes on from. Those before it are not read by
     /// a recovery, so they may be replaced.
-    checkpointed_sequence: u64,
+    pub(super) checkpointed_sequence: u64,
     /// How often segments have been replaced in this life.
-    replacements: u64,
+    pub(super) replacements: u64,
 }
 
 /// What a log starts from: the outcome of recovery, or [`LogStart::new`].
@@ -383,6 +383,14 @@ impl Log {
     /// that epochs do not go back.
     pub fn append(&mut self, records: u32, leader_epoch: LeaderEpoch) -> Offset {
         let base = self.log_end;
+        self.append_until(base.advance(u64::from(records)), leader_epoch);
+        base
+    }
+
+    /// The log ends at `end` now: a batch of this epoch was appended that has its offsets, those that compaction has
+    /// left out before it included.
+    pub fn append_until(&mut self, end: Offset, leader_epoch: LeaderEpoch) {
+        let base = self.log_end;
         match self.epochs.last() {
             Some((last, _)) if *last == leader_epoch => {}
             last => {
@@ -394,8 +402,7 @@ impl Log {
                 self.epochs.push((leader_epoch, base));
             }
         }
-        self.log_end = base.advance(u64::from(records));
-        base
+        self.log_end = end;
     }
 
     /// Whether a group of `payload_bytes` must wait for a new segment that is not in place yet. Asked
@@ -413,7 +420,8 @@ impl Log {
         (half_full && self.placed.is_none()).then(|| self.next_segment())
     }
 
-    fn next_segment(&self) -> SegmentNeeded {
+    /// The file that is put in place next.
+    pub fn next_segment(&self) -> SegmentNeeded {
         SegmentNeeded { sequence: self.next_sequence, bytes: self.settings.physical_bytes() }
     }
 
@@ -624,6 +632,10 @@ impl Log {
 
     /// This checkpoint is on the device.
     pub fn checkpointed(&mut self, checkpoint: &PartitionCheckpoint) {
+        if checkpoint.incarnation != self.incarnation {
+            // The log was cut since it was begun.
+            return;
+        }
         self.attested_end = self.attested_end.max(Offset::new(checkpoint.durable_end));
         let sequence = checkpoint.segments.last().map_or(0, |segment| segment.sequence);
         self.checkpointed_sequence = self.checkpointed_sequence.max(sequence);

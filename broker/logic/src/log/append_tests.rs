@@ -142,7 +142,7 @@ fn attestations() {
     let mut log = self::log();
     group(&mut log, 2, 100, 1, 0);
     log.written(RoundId(1));
-    log.checkpointed(&PartitionCheckpoint { durable_end: 2, ..PartitionCheckpoint::default() });
+    log.checkpointed(&log.checkpoint());
     assert_eq!(log.attestation(5), None, "the checkpoint attests it");
 }
 

@@ -32,6 +32,11 @@ impl Index {
         }
     }
 
+    /// Groups at `position` and behind are gone.
+    pub fn truncate(&mut self, position: u64) {
+        self.entries.retain(|entry| entry.position < position);
+    }
+
     /// A position at or before the group that holds `offset`; `None` if the index has nothing so early.
     pub fn position_of(&self, offset: Offset) -> Option<u64> {
         let after = self.entries.partition_point(|entry| entry.offset <= offset.get());

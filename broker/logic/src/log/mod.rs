@@ -10,6 +10,7 @@
 //! | `compaction` | which records of a compacted log stay, and how the rewritten segment says so |
 //! | `tiles` | how a rewritten segment is laid out |
 //! | `segment_name` | which files of a directory count |
+//! | `truncation` | how a log is cut so that nothing of it can come back |
 //! | `recovery` | what a segment's bytes after a crash are worth |
 
 pub mod append;
@@ -21,6 +22,7 @@ pub mod recovery;
 pub mod retention;
 pub mod segment_name;
 pub mod tiles;
+pub mod truncation;
 
 pub use append::{Log, LogIdentity, LogSettings, OpenGroup, Placement, RoundId, Sealed, Segment};
 pub use segment_name::SegmentName;

@@ -43,13 +43,41 @@ pub struct ReadFrom {
     pub end_position: u64,
 }
 
+/// Up to where a reader may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// The high watermark: consumers, groups, whoever asks.
+    Committed,
+    /// The durable end: other replicas.
+    Durable,
+}
+
+/// What stands for a batch where two logs are compared: its place, epoch and checksum, hashed.
+pub fn fingerprint(batch: &schema::record_batch::Header) -> u64 {
+    let mix = |hash: u64, value: u64| {
+        let mixed = (hash ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    };
+    let fields =
+        [batch.base_offset, batch.end_offset() - 1, u64::from(batch.leader_epoch), u64::from(batch.crc)];
+    fields.into_iter().fold(0, mix)
+}
+
 impl Log {
+    /// Where readers of this kind stop.
+    pub fn end_for(&self, below: Below) -> Offset {
+        match below {
+            Below::Committed => self.high_watermark(),
+            Below::Durable => self.durable_end(),
+        }
+    }
+
     /// Plans a read from `offset`.
-    pub fn plan_read(&self, offset: Offset) -> ReadPlan {
+    pub fn plan_read(&self, offset: Offset, below: Below) -> ReadPlan {
         if offset < self.log_start() || offset > self.log_end() {
             return ReadPlan::OutOfRange;
         }
-        if offset >= self.high_watermark() {
+        if offset >= self.end_for(below) {
             return ReadPlan::Wait;
         }
         if let Some(range) = self.damaged().iter().find(|range| range.contains(&offset.get())) {

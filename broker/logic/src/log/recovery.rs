@@ -24,6 +24,11 @@
 //! groups, which say the same; without one their groups are scanned like any other, and where they end the chain
 //! goes on as their header says.
 //!
+//! A log that was cut goes on in a segment whose header says where in an earlier one it does so (`truncation`): where
+//! the scan comes to that place, it goes on there, however much stands behind. A cut since the checkpoint makes the
+//! checkpoint one of a log that is not there any more: then all is read. What stands behind a place where the log
+//! was cut is never taken for a part of it.
+//!
 //! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
 //! files, truncation, and the decision what a replica does with a verdict.
 
@@ -36,7 +41,7 @@ use crate::producer_state::{ProducerBatch, ProducerTable};
 use schema::checkpoint::{PartitionCheckpoint, SegmentSummary};
 use schema::record_batch;
 use schema::segment::{GroupHeader, RewrittenHeader, SegmentHeader, SegmentState};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -113,6 +118,9 @@ struct File {
     first: Option<GroupHeader>,
     /// What its groups say, if its headers and the checkpoint say nothing.
     walked: Option<Walked>,
+    /// Its header says that it is only placed, but a group of its own stands in it, of this incarnation: a cut that
+    /// did not come about.
+    began_cut: Option<u64>,
 }
 
 /// How far the headers of a segment's groups lead.
@@ -158,7 +166,13 @@ struct Remains {
 #[derive(Debug)]
 pub struct Recovery {
     identity: LogIdentity,
+    /// The directory.
+    listing: Vec<SegmentFile>,
     files: Vec<File>,
+    /// Where in the chain segments go on, and which one does: the last, because a cut supersedes what was behind it.
+    goes_on: BTreeMap<(u64, u64), usize>,
+    /// Segments whose headers have rotted: their first groups say where they go on.
+    rotted: Vec<usize>,
     /// Rewritten segments behind the checkpoint.
     behind: Vec<File>,
     /// Numbers of segments as they were appended that are there, behind the checkpoint.
@@ -205,7 +219,14 @@ impl Recovery {
         let mut kept = Vec::new();
         let (mut behind, mut numbers) = (Vec::new(), BTreeSet::new());
         for file in files.iter().filter(counts) {
-            let read = File { file: *file, header: None, rewritten: None, first: None, walked: None };
+            let read = File {
+                file: *file,
+                header: None,
+                rewritten: None,
+                first: None,
+                walked: None,
+                began_cut: None,
+            };
             match start {
                 // Sealed before the checkpoint: known without reading, if the checkpoint lists it. What has
                 // been rewritten since says itself what it is.
@@ -224,7 +245,10 @@ impl Recovery {
         }
         let mut recovery = Self {
             identity,
+            listing: files.to_vec(),
             files: kept,
+            goes_on: BTreeMap::new(),
+            rotted: Vec::new(),
             behind,
             appended: numbers,
             start,
@@ -422,10 +446,63 @@ impl Recovery {
         }
     }
 
-    /// All headers are known: begin where the checkpoint says, or with the oldest opened segment.
+    /// Whether there was a cut that the checkpoint knows nothing of: a segment of a later incarnation begins below what
+    /// the checkpoint attests, or begins the log anew (`Some(true)`).
+    fn cut_since_checkpoint(&self) -> Option<bool> {
+        let checkpoint = self.checkpoint.as_ref()?;
+        if self.start.is_none() && checkpoint.durable_end == 0 {
+            // All is read as it is.
+            return None;
+        }
+        let opened = self.files.iter().filter(|file| !file.file.name.is_rewritten()).filter_map(begun);
+        let later =
+            opened.map(|(_, begun)| begun).filter(|begun| begun.incarnation() > checkpoint.incarnation);
+        let cuts = later.filter(|begun| begun.begins_log() || begun.base_offset() < checkpoint.durable_end);
+        cuts.map(|begun| begun.begins_log()).reduce(|anew, other| anew || other)
+    }
+
+    /// Begins again with nothing of the checkpoint but what a cut leaves of it; `anew`: of a log that was discarded.
+    fn forget_checkpoint(&mut self, anew: bool) {
+        let Some(checkpoint) = self.checkpoint.take() else { return };
+        let mut left = PartitionCheckpoint {
+            durable_end: 0,
+            position: 0,
+            chain: 0,
+            segments: Vec::new(),
+            epochs: Vec::new(),
+            ..checkpoint
+        };
+        if anew {
+            left.log_start = 0;
+            left.producers = Vec::new();
+        }
+        let (identity, listing, bytes_read) =
+            (self.identity, std::mem::take(&mut self.listing), self.bytes_read);
+        *self = Self::new(identity, Some(left), false, &listing);
+        self.bytes_read = bytes_read;
+    }
+
+    /// All headers are known: begin where the checkpoint says, or with the oldest opened segment, or the last one
+    /// that begins the log.
     fn start_scan(&mut self) {
+        if let Some(anew) = self.cut_since_checkpoint() {
+            return self.forget_checkpoint(anew);
+        }
+        for (at, file) in self.files.iter().enumerate() {
+            match (begun(file), file.header) {
+                (Some((_, Begun::Header(header))), _) => {
+                    self.goes_on.insert((header.previous_end, header.previous_chain), at);
+                }
+                (Some((_, Begun::FirstGroup(_))), None) => self.rotted.push(at),
+                (Some(_) | None, _) => {}
+            }
+        }
         if self.cursor.is_none() {
+            let anew =
+                self.files.iter().rposition(|file| begun(file).is_some_and(|(_, begun)| begun.begins_log()));
             let first = self.files.iter().position(|file| begun(file).is_some());
+            let anew = anew.filter(|anew| Some(*anew) > first);
+            let first = anew.or(first);
             if let Some(first) = first.filter(|first| self.is_behind_placed(*first)) {
                 self.floor = self.floor_with_headers(first);
             }
@@ -442,7 +519,7 @@ impl Recovery {
                 }
                 return;
             };
-            let unreadable = self.files[..first].iter().any(|file| file.header.is_none());
+            let unreadable = anew.is_none() && self.files[..first].iter().any(|file| file.header.is_none());
             let (segment, cursor) = begin(first, begun(&self.files[first]).expect("found as begun"));
             if unreadable && cursor.offset > self.log_start {
                 self.lost.push(self.log_start..cursor.offset);
@@ -456,6 +533,9 @@ impl Recovery {
 
     /// Whether a segment that is only placed is before this one.
     fn is_behind_placed(&self, file: usize) -> bool {
+        if begun(&self.files[file]).is_some_and(|(_, begun)| begun.begins_log()) {
+            return false;
+        }
         let mut before = self.files[..file].iter().filter_map(|file| file.header);
         before.any(|header| header.state == SegmentState::Placed)
     }
@@ -487,10 +567,22 @@ impl Recovery {
         }
     }
 
-    /// Moves into the next segment if its header says that the one before ended exactly here.
+    /// Moves into the segment whose header says that the log goes on there from exactly here: the next one, or one
+    /// that was opened by a cut.
     fn enter_next_segment(&mut self) -> bool {
         let cursor = self.cursor.expect("a scan has a cursor");
-        let Some(next) = self.files.get(cursor.file + 1).and_then(begun) else { return false };
+        let known = self.goes_on.get(&(cursor.position, cursor.chain)).copied();
+        // Of a cut whose header has rotted, the first group says so.
+        let rotted = self.rotted.iter().rev().copied().find(|at| {
+            self.files[*at].first.is_some_and(|first| first.chain == first.chain_after(cursor.chain))
+        });
+        let cut = known.max(rotted).filter(|at| *at > cursor.file + 1);
+        cut.is_some_and(|at| self.enter_segment(at)) || self.enter_segment(cursor.file + 1)
+    }
+
+    fn enter_segment(&mut self, at: usize) -> bool {
+        let cursor = self.cursor.expect("a scan has a cursor");
+        let Some(next) = self.files.get(at).and_then(begun) else { return false };
         // Behind a rewritten segment the chain goes on as it did behind its sources.
         let here = &self.files[cursor.file];
         let whole = |rewritten: &RewrittenHeader| {
@@ -526,7 +618,7 @@ impl Recovery {
         if !follows {
             return false;
         }
-        let (segment, entered) = begin(cursor.file + 1, next);
+        let (segment, entered) = begin(at, next);
         if entered.offset > cursor.offset {
             // The log was continued after a loss that was reported then.
             self.lost.push(cursor.offset..entered.offset);
@@ -606,6 +698,16 @@ impl Recovery {
         }
     }
 
+    /// Whether what begins at `base_offset` in a file has been cut off: a later segment of a higher incarnation begins
+    /// there or below.
+    fn is_cut_off(&self, file: usize, incarnation: u64, base_offset: u64) -> bool {
+        self.files[file + 1..]
+            .iter()
+            .filter(|later| !later.file.name.is_rewritten())
+            .filter_map(begun)
+            .any(|(_, begun)| begun.incarnation() > incarnation && begun.base_offset() <= base_offset)
+    }
+
     fn is_ours(&self, header: &GroupHeader, nonce: u64) -> bool {
         header.nonce == nonce
             && header.topic_id == self.identity.partition.topic.get()
@@ -651,7 +753,8 @@ impl Recovery {
             let Ok(header) = GroupHeader::decode(block) else { continue };
             let counts = nonce.is_some_and(|nonce| self.is_ours(&header, nonce))
                 && header.incarnation >= incarnation
-                && header.base_offset >= offset;
+                && header.base_offset >= offset
+                && !self.is_cut_off(file, header.incarnation, header.base_offset);
             if counts {
                 self.remains.torn = true;
                 self.remains.until = self.remains.until.max(Some(header.end_offset));
@@ -720,7 +823,8 @@ impl Recovery {
             // A group of an earlier incarnation has been cut.
             let counts = self.is_ours(&header, nonce)
                 && header.base_offset >= cursor.offset
-                && header.incarnation >= cursor.incarnation;
+                && header.incarnation >= cursor.incarnation
+                && !self.is_cut_off(file, header.incarnation, header.base_offset);
             if !counts {
                 continue;
             }
@@ -751,9 +855,11 @@ impl Recovery {
         if header.base_offset > cursor.offset {
             self.lost.push(cursor.offset..header.base_offset);
         }
-        for skipped in &self.files[cursor.file + 1..=file] {
-            if let Some(begun) = begun(skipped) {
-                self.segments.push(begin(file, begun).0);
+        for skipped in cursor.file + 1..=file {
+            if let Some((described, begun)) = begun(&self.files[skipped])
+                && !self.is_cut_off(skipped, begun.incarnation(), begun.base_offset())
+            {
+                self.segments.push(begin(file, (described, begun)).0);
             }
         }
         self.cursor = Some(Cursor {
@@ -798,6 +904,12 @@ impl Recovery {
                 continue;
             }
             let behind = cursor_file.is_none_or(|cursor| at > cursor);
+            if let Some(incarnation) = file.began_cut {
+                // What a cut that did not come about has left in it is not to be met again.
+                self.incarnation_max = self.incarnation_max.max(incarnation);
+                self.discard.push(file.file.name);
+                continue;
+            }
             match file.header {
                 Some(SegmentHeader { state: SegmentState::Placed, nonce, .. })
                     if placed.is_none() && behind =>
@@ -870,6 +982,13 @@ impl File {
             });
             // One without the other says too little.
             self.header = self.header.filter(|_| self.rewritten.is_some());
+        }
+        let placed = self.header.filter(|header| header.state == SegmentState::Placed);
+        if let (Some(placed), Some(block)) = (placed, bytes.get(BLOCK_BYTES..)) {
+            let first = GroupHeader::decode(block).ok().filter(|first| first.nonce == placed.nonce);
+            // Behind a roll whose header was lost, a group has the incarnation that its file was placed in.
+            let cut = first.filter(|first| first.incarnation > placed.incarnation);
+            self.began_cut = cut.map(|first| first.incarnation);
         }
         if self.header.is_none() {
             let first = bytes.get(BLOCK_BYTES..).map(GroupHeader::decode);
@@ -968,6 +1087,21 @@ impl Begun {
         match self {
             Self::Header(header) => header.base_offset,
             Self::FirstGroup(group) => group.base_offset,
+        }
+    }
+
+    fn incarnation(&self) -> u64 {
+        match self {
+            Self::Header(header) => header.incarnation,
+            Self::FirstGroup(group) => group.incarnation,
+        }
+    }
+
+    /// Whether nothing is before it: the log's first, or the first since all was discarded.
+    fn begins_log(&self) -> bool {
+        match self {
+            Self::Header(header) => header.previous_end == 0,
+            Self::FirstGroup(group) => group.chain == group.chain_after(0),
         }
     }
 

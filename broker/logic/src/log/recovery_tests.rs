@@ -6,6 +6,7 @@
 //! and `T` do so with 1.5 MiB. `E` attests, `R` lets the next group roll, `H` besides loses the header of
 //! the segment that it rolls into, `P` places a segment ahead, `S0` does so with the file of segment 0. `C` takes a checkpoint, `Q` one of an
 //! orderly end, `O` loses the newest. `W0.2` rewrites segments 0 to 2 into one, `w0.2` leaves their files there. `D3` moves the log's start to 3 and removes files, `K3` moves it and the files stay.
+//! `X3` cuts the log at offset 3, `G3` discards all and begins at 3, durably, and the files that go stay in the directory; `U3` and `g3` crash before the header is written.
 //! `x0.2` rots the header in block 2 of segment 0, `n0.2` its nonce, `y0.2` its payload, `z0.2` zeroes the
 //! block, `-1` removes segment 1. `!` recovers and goes on from there.
 
@@ -13,6 +14,7 @@ use super::*;
 use crate::ids::{PartitionIndex, TopicId, TopicPartition};
 use crate::log::append::{Log, LogSettings, OpenGroup, RoundId};
 use crate::log::tiles::{SourcesEnd, Tiles};
+use crate::log::truncation::{Cut, CutAt};
 use schema::segment::GROUP_HEADER_BYTES;
 use std::collections::BTreeMap;
 
@@ -153,6 +155,77 @@ impl Bench {
             payload_crc: crc32c(&payload),
         };
         self.write(group, &payload, fate);
+    }
+
+    /// Where the log is cut for `to`, and how many bytes of the group there stay.
+    fn cut_place(&self, to: u64) -> (Cut, usize, GroupHeader) {
+        let after = self.log.segments().partition_point(|segment| segment.base.get() <= to);
+        let segment = &self.log.segments()[after - 1];
+        let file = &self.files[&segment.name()];
+        let mut cut = Cut {
+            sequence: segment.sequence,
+            position: BLOCK,
+            offset: segment.base,
+            chain: SegmentHeader::decode(file).expect("its header").previous_chain,
+            max_timestamp_ms: -1,
+        };
+        loop {
+            let group = GroupHeader::decode(&file[cut.position as usize..]).expect("a group");
+            if group.base_offset >= to {
+                return (cut, 0, group);
+            }
+            if group.end_offset > to {
+                return (cut, group.payload_bytes as usize / 2, group);
+            }
+            cut.position += group.disk_bytes();
+            cut.offset = Offset::new(group.end_offset);
+            cut.chain = group.chain;
+            cut.max_timestamp_ms = cut.max_timestamp_ms.max(group.max_timestamp_ms);
+            if cut.position >= segment.end_position {
+                return (cut, 0, group);
+            }
+        }
+    }
+
+    fn cut(&mut self, to: u64, anew: bool, finished: bool) {
+        if self.log.placed().is_none() {
+            self.place(self.log.next_segment().sequence);
+        }
+        let end = Offset::new(to);
+        let (at, mut rest, payload) = match anew {
+            true => {
+                let rest = OpenGroup { base: end, end, ..self.log.empty_group(1000) };
+                (CutAt::Nothing(end), rest, Vec::new())
+            }
+            false => {
+                let (cut, kept, group) = self.cut_place(to);
+                let from = cut.position as usize + GROUP_HEADER_BYTES;
+                let name = self.name(cut.sequence);
+                let payload = self.files[&name][from..from + kept].to_vec();
+                let rest = OpenGroup {
+                    base: cut.offset,
+                    end,
+                    leader_epoch: LeaderEpoch::new(group.leader_epoch),
+                    payload_bytes: kept as u32,
+                    batch_count: u32::from(kept > 0),
+                    ..self.log.empty_group(1000)
+                };
+                (CutAt::Group(cut), rest, payload)
+            }
+        };
+        rest.payload_crc = crc32c(&payload);
+        let plan = self.log.plan_cut(at, &rest, 1000);
+        let mut bytes = vec![0; plan.group.disk_bytes() as usize];
+        plan.group.encode(&mut bytes);
+        bytes[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + payload.len()].copy_from_slice(&payload);
+        self.put(plan.opens.sequence, BLOCK, &bytes);
+        if finished {
+            let mut block = vec![0; BLOCK_BYTES];
+            plan.opens.encode(&mut block);
+            self.put(plan.opens.sequence, 0, &block);
+            self.log.cut(at, &plan);
+            assert_eq!((self.log.log_end(), self.log.durable_end()), (end, end));
+        }
     }
 
     /// The file of a segment: of several the one that counts.
@@ -310,6 +383,8 @@ impl Bench {
                 let (first, last) = rest.split_once('.').expect("first.last");
                 self.rewrite(first.parse().unwrap(), last.parse().unwrap(), verb == "W");
             }
+            "X" | "U" => self.cut(number(), false, verb == "X"),
+            "G" | "g" => self.cut(number(), true, verb == "G"),
             "!" => self.recover(),
             other => panic!("{other}"),
         }
@@ -528,6 +603,74 @@ fn the_nonce_is_where_the_rot_rule_looks() {
     assert_eq!(block[NONCE_AT], header.nonce.to_le_bytes());
 }
 
+#[test]
+fn cuts() {
+    check(&[
+        ("a3 a2 a2 X5 !", "0..5 clean"),
+        ("a3 a2 a2 X5 a4 !", "0..9 clean"),
+        ("a3 a2 a2 X5 a4 R a1 !", "0..10 clean"),
+        // Inside a group: what is below stays.
+        ("a3 a4 X5 a1 !", "0..6 clean"),
+        ("a3 X1 !", "0..1 clean"),
+        // It has come about, or not at all; then nothing of it is met again.
+        ("a3 a4 U5 !", "0..7 clean discard 1"),
+        ("a3 a4 U5 ! a1 R a1 !", "0..9 clean"),
+        ("a3 P a4 U5 !", "0..7 clean discard 1"),
+        ("a3 ! a4 U5 !", "0..7 clean discard 1"),
+        // Below the segment that is appended to; at the begin of one, and inside.
+        ("a3 R a2 R a2 X4 !", "0..4 clean discard 2"),
+        ("a3 R a2 R a2 X4 a3 R a2 !", "0..9 clean discard 2"),
+        ("a3 R a2 R a2 X3 !", "0..3 clean discard 2"),
+        ("a3 R a2 R a2 X3 -2 a1 !", "0..4 clean"),
+        ("a3 R a2 R a2 U3 !", "0..7 clean discard 3"),
+        ("a3 R a2 R a2 X2 a1 !", "0..3 clean discard 1 discard 2"),
+        // Again, above and below.
+        ("a3 a2 a2 X5 a2 X4 !", "0..4 clean discard 1"),
+        ("a3 a2 a2 X5 a2 X6 a1 !", "0..7 clean"),
+        ("a3 a2 a2 X5 X5 !", "0..5 clean"),
+        ("a3 a2 a2 X5 a1 X5 a1 X5 a3 !", "0..8 clean discard 2"),
+        // A checkpoint of before, and one of after.
+        ("a3 a2 C a2 X5 a1 !", "0..6 clean"),
+        ("a3 a2 a2 C X3 !", "0..3 clean"),
+        ("a3 a2 a2 C X3 a1 !", "0..4 clean"),
+        ("a3 a2 a2 C U3 !", "0..7 clean discard 1"),
+        ("a3 R a2 R a2 C X4 a1 !", "0..5 clean discard 2"),
+        ("a3 a2 a2 C X3 a1 C a1 !", "0..5 clean"),
+        ("a3 a2 a2 C X3 a1 Q !", "0..4 clean"),
+        ("a3 a2 a2 C X3 a1 C a1 O !", "0..5 clean"),
+        ("a3 a2 a2 C ! X3 a1 ! a1 !", "0..5 clean"),
+        // What was cut does not come back, whatever rots.
+        ("a3 a2 a2 X5 a1 x1.0 !", "0..6 clean"),
+        ("a3 a2 a2 C X5 a1 x1.0 !", "0..6 clean"),
+        ("a3 a2 a2 X5 a1 x1.1 !", "0..5 unproven ..6 open"),
+        ("a3 a2 a2 X5 a1 x1.0 x1.1 !", "0..7 unproven ..? discard 1 open"),
+        ("a3 a2 a2 X5 y0.2 !", "0..5 clean lost 3..5 open"),
+        ("a3 R a2 R a2 X4 y0.1 !", "0..4 clean lost 0..3 discard 2 open"),
+        ("a3 a2 X3 t2 !", "0..3 unproven ..5 open"),
+    ]);
+}
+
+#[test]
+fn logs_that_begin_anew() {
+    check(&[
+        ("a3 a2 G10 !", "10..10 clean discard 0"),
+        ("a3 a2 G10 a2 R a1 !", "10..13 clean discard 0"),
+        ("G10 a2 !", "10..12 clean"),
+        // Begun and not come about: something of ours is there.
+        ("a3 a2 g10 !", "0..5 unproven ..10 discard 1 open"),
+        ("a3 a2 C G10 a2 !", "10..12 clean discard 0"),
+        ("a3 a2 C G10 a2 C a1 !", "10..13 clean discard 0"),
+        ("a3 a2 C G10 a2 C a1 O !", "10..13 clean discard 0"),
+        ("a3 a2 C g10 !", "0..5 unproven ..10 discard 1 open"),
+        ("a3 a2 g4 !", "0..5 clean discard 1"),
+        // Below where the log began.
+        ("a3 R a3 D3 C G2 a1 !", "2..3 clean discard 1"),
+        ("a3 a2 G10 a2 G4 a1 !", "4..5 clean discard 0 discard 1"),
+        ("a3 a2 G10 a2 X11 a2 !", "10..13 clean discard 0"),
+        ("a3 a2 C G10 a2 x1.0 !", "10..12 clean discard 0"),
+    ]);
+}
+
 /// Four segments, the last two records of which stay as they are.
 const FOUR: &str = "a3 R a2 R a2 R a1";
 
@@ -558,8 +701,8 @@ fn rewritten_segments_stand_for_their_sources() {
         // Its header has rotted: the checkpoint knows the file, or its first group stands in.
         ("C W0.1 C x0.0 !", "0..8 clean"),
         ("C W0.1 O x0.0 !", "0..8 clean"),
-        ("C W0.1 x0.0 !", "5..8 clean lost 0..5"),
-        ("C W1.2 x1.0 !", "0..8 clean lost 3..7"),
+        ("C W0.1 x0.0 !", "0..8 clean"),
+        ("C W1.2 x1.0 !", "0..8 clean"),
         ("C W0.1 -0 !", "5..8 clean"),
         ("C W1.2 -1 !", "0..8 clean lost 3..7"),
     ];

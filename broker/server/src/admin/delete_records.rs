@@ -87,6 +87,7 @@ pub async fn delete_records_here(
         .into_iter()
         .map(|(id, before)| {
             let result = match shard.locate(id) {
+                Location::Here(partition) if !partition.standing().leads => Err(ErrorCode::NotLeader),
                 Location::Here(partition) => {
                     let start = partition.delete_before(before);
                     if start.is_some() {

@@ -154,7 +154,7 @@ impl Job {
         let mut bytes = 0;
         for entry in &self.entries {
             let Location::Here(partition) = self.shard.locate(entry.id) else { return None };
-            if entry.leader_epoch != partition.leader_epoch().get() {
+            if !partition.standing().leads || entry.leader_epoch != partition.leader_epoch().get() {
                 return None;
             }
             let one = from_tail(&partition, entry, Left::of(room, bytes))?;
@@ -481,6 +481,9 @@ async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found<Slice>
         Location::Shard(_) => return Found::nothing(Some(ErrorCode::NotLeader)),
         Location::Nowhere(code) => return Found::nothing(Some(code)),
     };
+    if !partition.standing().leads {
+        return Found::nothing(Some(ErrorCode::NotLeader));
+    }
     if entry.leader_epoch != partition.leader_epoch().get() {
         return Found::at(&partition, Some(ErrorCode::FencedLeaderEpoch));
     }

@@ -72,7 +72,7 @@ impl<D: Disk> Partition<D> {
         (Appended { base, end, append_time_ms }, epoch)
     }
 
-    fn ensure_room(&self, pending: &mut PendingGroup, bytes: usize) {
+    pub(super) fn ensure_room(&self, pending: &mut PendingGroup, bytes: usize) {
         if bytes <= pending.buffer.len() {
             return;
         }
@@ -113,7 +113,10 @@ impl<D: Disk> Partition<D> {
 
     /// Puts an attestation into the next round if the log has gone idle without one.
     pub fn attest_if_idle(&self, idle_since_ms: i64) -> bool {
-        if self.closed.get() || self.last_append_ms.get() > idle_since_ms || !self.pending.borrow().is_empty()
+        if self.closed.get()
+            || self.cutting.get()
+            || self.last_append_ms.get() > idle_since_ms
+            || !self.pending.borrow().is_empty()
         {
             return false;
         }

@@ -13,9 +13,11 @@
 
 mod append;
 pub mod chunk_cache;
+mod cut;
 mod index_files;
 pub mod prepare;
 mod producers;
+mod pushed;
 pub mod reader;
 mod segments;
 pub mod tail_cache;
@@ -34,7 +36,9 @@ use logic::log::recovery::Tail;
 use logic::log::retention::RetentionSettings;
 use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId, SegmentName};
 use logic::producer_state::ProducerTable;
+use logic::replication::NotAdmitted;
 use prepare::Preparation;
+pub use pushed::{AppendedRun, PushRead, PushRefused};
 use schema::checkpoint::PartitionCheckpoint;
 use schema::segment::{GROUP_HEADER_BYTES, group_bytes};
 use std::cell::{Cell, RefCell};
@@ -126,6 +130,17 @@ pub enum Blocked {
     Zeroing,
 }
 
+/// What this broker may do with a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// It leads: it alone serves.
+    pub leads: bool,
+    /// It leads, and everything that earlier leaders committed is visible: only then it tells what is latest.
+    pub applied: bool,
+    /// Why nothing is appended for producers.
+    pub refusal: Option<NotAdmitted>,
+}
+
 /// How far the high watermark moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advance {
@@ -204,6 +219,7 @@ pub struct Partition<D: Disk> {
     committed_waiters: Waiters,
     /// What is durable here and not committed, oldest first; empty without other replicas.
     uncommitted: RefCell<VecDeque<Uncommitted>>,
+    standing: Cell<Standing>,
     placing: Cell<bool>,
     /// Segments that the log has left behind and whose files are still there, in the order in which they go.
     dropped: RefCell<VecDeque<Dropped>>,
@@ -212,6 +228,8 @@ pub struct Partition<D: Disk> {
     compaction: Cell<CompactionState>,
     /// Somebody is reclaiming them.
     reclaiming: Cell<bool>,
+    /// The log is being cut: nobody else changes it.
+    cutting: Cell<bool>,
     closed: Cell<bool>,
     last_append_ms: Cell<i64>,
     report: OpenReport,
@@ -258,11 +276,14 @@ impl<D: Disk> Partition<D> {
             durable_waiters: Waiters::default(),
             committed_waiters: Waiters::default(),
             uncommitted: RefCell::default(),
+            // With one replica there is nobody else.
+            standing: Cell::new(Standing { leads: true, applied: true, refusal: None }),
             placing: Cell::new(false),
             dropped: RefCell::default(),
             reclaiming: Cell::new(false),
             compacting: Cell::new(false),
             compaction: Cell::default(),
+            cutting: Cell::new(false),
             closed: Cell::new(false),
             last_append_ms: Cell::new(now_ms),
             report,
@@ -429,7 +450,22 @@ impl<D: Disk> Partition<D> {
         if !log.is_replicated() {
             let known = if after_start { log.log_start() } else { log.high_watermark() };
             log.replicate(known);
+            self.standing.set(Standing {
+                leads: false,
+                applied: false,
+                refusal: Some(NotAdmitted::NotLeader),
+            });
         }
+    }
+
+    /// What this broker may do with it.
+    pub fn standing(&self) -> Standing {
+        self.standing.get()
+    }
+
+    /// Its replica says what this broker may do with it.
+    pub fn set_standing(&self, standing: Standing) {
+        self.standing.set(standing);
     }
 
     /// Every offset below `to` is committed: answers who waits for it. What became visible.
@@ -650,6 +686,7 @@ impl<D: Disk> Partition<D> {
             || self.placing.get()
             || self.reclaiming.get()
             || self.compacting.get()
+            || self.cutting.get()
             || self.preparation.borrow().is_busy()
     }
 }

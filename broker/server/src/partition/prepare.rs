@@ -148,7 +148,7 @@ impl<D: Disk> Partition<D> {
     /// Whether blocks should be written ahead now.
     pub fn wants_preparation(&self) -> bool {
         let physical = self.settings.get().log.physical_bytes();
-        !self.closed.get() && self.preparation.borrow().wanted(physical).is_some()
+        !self.closed.get() && !self.cutting.get() && self.preparation.borrow().wanted(physical).is_some()
     }
 
     /// Writes zeros ahead, at the background's pace, and publishes them.

@@ -13,7 +13,7 @@ use crate::storage::disk::Disk;
 use logic::ids::Offset;
 use logic::limits::{BLOCK_BYTES, UNPACKED_BATCH_BYTES_MAX};
 use logic::log::Segment;
-use logic::log::read::{ReadFrom, ReadPlan};
+use logic::log::read::{Below, ReadFrom, ReadPlan};
 use schema::compression;
 use schema::record_batch;
 use std::io;
@@ -68,9 +68,20 @@ impl<D: Disk> Partition<D> {
         offset: Offset,
         max_bytes: usize,
     ) -> Result<Vec<Slice>, ReadError> {
+        self.read_below(cache, offset, max_bytes, Below::Committed).await
+    }
+
+    /// The same for a reader who may see as much.
+    pub(super) async fn read_below(
+        self: &Rc<Self>,
+        cache: &Rc<ChunkCache>,
+        offset: Offset,
+        max_bytes: usize,
+        below: Below,
+    ) -> Result<Vec<Slice>, ReadError> {
         loop {
             let replacements = self.with_log(|log| log.replacements());
-            let found = self.read_once(cache, offset, max_bytes).await;
+            let found = self.read_once(cache, offset, max_bytes, below).await;
             // What was read from may have been rewritten meanwhile: then only sound records count.
             let replaced = replacements != self.with_log(|log| log.replacements());
             match found {
@@ -87,23 +98,26 @@ impl<D: Disk> Partition<D> {
         cache: &Rc<ChunkCache>,
         offset: Offset,
         max_bytes: usize,
+        below: Below,
     ) -> Result<Option<Vec<Slice>>, ReadError> {
         if self.is_closed() {
             return Err(ReadError::Closed);
         }
-        match self.plan(cache, |log| log.plan_read(offset)).await? {
+        match self.plan(cache, |log| log.plan_read(offset, below)).await? {
             ReadPlan::Wait => return Ok(Some(Vec::new())),
             ReadPlan::OutOfRange => return Err(self.out_of_range(offset)),
             ReadPlan::Damaged { from, until } => return Err(ReadError::Damaged { from, until }),
             ReadPlan::LoadIndex { .. } | ReadPlan::At(_) => {}
         }
-        if let Some(slices) = self.read_tail(offset, max_bytes) {
+        if below == Below::Committed
+            && let Some(slices) = self.read_tail(offset, max_bytes)
+        {
             return Ok(Some(slices));
         }
-        let ReadPlan::At(from) = self.with_log(|log| log.plan_read(offset)) else {
+        let ReadPlan::At(from) = self.with_log(|log| log.plan_read(offset, below)) else {
             return Ok(Some(Vec::new()));
         };
-        match self.read_device(cache, from, offset, max_bytes).await {
+        match self.read_device(cache, from, offset, max_bytes, below).await {
             // Retention took the segment away meanwhile.
             Err(ReadError::Device(_)) if self.with_log(|log| log.log_start()) > offset => {
                 Err(self.out_of_range(offset))
@@ -152,7 +166,9 @@ impl<D: Disk> Partition<D> {
         from: ReadFrom,
         offset: Offset,
         max_bytes: usize,
+        below: Below,
     ) -> Result<Option<Vec<Slice>>, ReadError> {
+        let limit = || self.with_log(|log| log.end_for(below));
         let replacements = self.with_log(|log| log.replacements());
         let replaced = || self.with_log(|log| log.replacements()) != replacements;
         let mut walk = Walk::new(self, cache, from);
@@ -163,13 +179,13 @@ impl<D: Disk> Partition<D> {
         let mut damaged = false;
         while taken < max_bytes {
             let header = match walk.next_header().await? {
-                Step::Group(header) if Offset::new(header.base_offset) < self.high_watermark() => header,
+                Step::Group(header) if Offset::new(header.base_offset) < limit() => header,
                 // What was found is served; the next read meets the damage.
                 _ if !out.is_empty() => break,
                 Step::Replaced => return Ok(None),
                 _ if replaced() => return Ok(None),
                 Step::End | Step::Group(_) if damaged && self.with_log(|log| log.log_start()) <= offset => {
-                    let until = self.high_watermark();
+                    let until = limit();
                     return Err(self.damage(walk.from.sequence, expected, offset, until));
                 }
                 Step::End | Step::Group(_) => break,
@@ -218,7 +234,7 @@ impl<D: Disk> Partition<D> {
                 }
                 range.start += batch.batch_bytes;
             }
-            let limit = self.high_watermark();
+            let limit = limit();
             if Offset::new(header.end_offset) > limit {
                 range.end = range.start;
                 while let Some(batch) = rope.batch_header(range.end) {

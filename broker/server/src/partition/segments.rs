@@ -50,7 +50,7 @@ impl<D: Disk> Partition<D> {
 
     /// The segment that should be put in place ahead of need, if none is on its way.
     pub fn segment_wanted(&self) -> Option<SegmentNeeded> {
-        if self.placing.get() || self.closed.get() {
+        if self.placing.get() || self.closed.get() || self.cutting.get() {
             return None;
         }
         self.log.borrow().segment_wanted()
@@ -101,13 +101,16 @@ impl<D: Disk> Partition<D> {
 
     /// Applies retention; reclaims the files that went, when their readers have finished.
     pub async fn enforce_retention(&self) -> io::Result<u64> {
-        if self.closed.get() {
+        if self.closed.get() || self.cutting.get() {
             return Ok(0);
         }
         let now_ms = self.storage.environment.now_ms();
         let start = {
             let log = self.log.borrow();
-            let by_settings = retention::new_log_start(&log, self.settings.get().retention, now_ms);
+            // Where another broker leads, its log's start is followed.
+            let own = self.standing.get().leads;
+            let by_settings =
+                own.then(|| retention::new_log_start(&log, self.settings.get().retention, now_ms)).flatten();
             // Below a start that was moved before, a segment may have been left since.
             by_settings.unwrap_or(log.log_start()).min(log.high_watermark())
         };
@@ -160,7 +163,8 @@ impl<D: Disk> Partition<D> {
     pub(crate) fn begin_compaction(&self) -> bool {
         let waits_for_footer = !self.preparation.borrow().closed.is_empty();
         let damaged = self.with_log(|log| !log.damaged().is_empty());
-        !self.closed.get() && !waits_for_footer && !damaged && !self.compacting.replace(true)
+        let busy = self.closed.get() || self.cutting.get() || waits_for_footer || damaged;
+        !busy && !self.compacting.replace(true)
     }
 
     /// Has rewritten segments, or given it up.
@@ -254,7 +258,7 @@ impl<D: Disk> Partition<D> {
 }
 
 impl Dropped {
-    fn of(segment: &Segment) -> Self {
+    pub(super) fn of(segment: &Segment) -> Self {
         Self { name: segment.name(), nonce: segment.nonce, end_position: segment.end_position }
     }
 }

@@ -67,6 +67,11 @@ impl TailCache {
         self.bytes = 0;
     }
 
+    /// The groups, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &TailGroup> {
+        self.groups.iter()
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -124,6 +129,12 @@ pub fn batches_before(payload: &[u8], offset: Offset) -> usize {
         at += header.batch_bytes;
     }
     at
+}
+
+/// One past the last offset of whole batches.
+pub fn last_end(batches: &[u8]) -> Option<Offset> {
+    let last = schema::record_batch::batches(batches).map_while(Result::ok).last();
+    last.map(|(header, _)| Offset::new(header.end_offset()))
 }
 
 /// Bytes of the leading batches that end at or below `limit`.
