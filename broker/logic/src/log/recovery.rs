@@ -720,8 +720,11 @@ impl Recovery {
         // A file of which not even the header can be read may have held anything.
         let unreadable = self.files[cursor.file + 1..].iter().any(|file| file.header.is_none());
         self.remains = Remains { torn: unreadable || is_remains(block, &cursor), until: None };
-        for header in self.files[cursor.file + 1..].iter().filter_map(opened) {
-            if header.incarnation >= cursor.incarnation {
+        for at in cursor.file + 1..self.files.len() {
+            if let Some(header) = opened(&self.files[at])
+                && header.incarnation >= cursor.incarnation
+                && !self.is_cut_off(at, header.incarnation, header.base_offset)
+            {
                 self.floor = self.floor.max(header.durable_floor);
             }
         }

@@ -644,8 +644,8 @@ fn cuts() {
         ("a3 a2 a2 C X5 a1 x1.0 !", "0..6 clean"),
         ("a3 a2 a2 X5 a1 x1.1 !", "0..5 unproven ..6 open"),
         ("a3 a2 a2 X5 a1 x1.0 x1.1 !", "0..7 unproven ..? discard 1 open"),
-        ("a3 a2 a2 X5 y0.2 !", "0..5 clean lost 3..5 open"),
-        ("a3 R a2 R a2 X4 y0.1 !", "0..4 clean lost 0..3 discard 2 open"),
+        ("a3 a2 a2 X5 y0.2 !", "0..5 clean lost 3..5"),
+        ("a3 R a2 R a2 X4 y0.1 !", "0..4 clean lost 0..3 discard 1 discard 2"),
         ("a3 a2 X3 t2 !", "0..3 unproven ..5 open"),
     ]);
 }
