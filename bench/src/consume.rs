@@ -1,13 +1,13 @@
-//! Consuming: fetches one after the other from the start of a partition to its end, and again.
+//! Consuming: fetches one after the other from the start of a partition to its end, and again; of several in turn.
 //!
-//! Owner: a run. Each of a connection's `in_flight` workers reads its partition on its own. Batches are
+//! Owner: a run. Each of a connection's `in_flight` workers reads its partitions on its own. Batches are
 //! walked by their headers, as every consumer must, and checked by their CRC where that is asked for.
 
-use crate::load::{Lane, LoadConfig, LoadError, all, is_repeatable};
+use crate::load::{Lane, LoadConfig, LoadError, all, is_repeatable, workers};
 use crate::meter::Meter;
-use ringlog_client::PartitionLog;
 use ringlog_client::reply::Reply;
 use ringlog_client::request::{FetchEntry, Request};
+use ringlog_client::{PartitionLog, PartitionPlace};
 use schema::record_batch::{self, BatchError};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,28 +22,34 @@ pub async fn run(
     config: &LoadConfig,
     meter: &Rc<RefCell<Meter>>,
 ) -> Result<(), LoadError> {
-    let mut workers = Vec::new();
-    for lane in lanes.iter().flat_map(|lane| std::iter::repeat_n(lane, config.in_flight)) {
-        let log = logs.iter().find(|log| log.partition == lane.place.partition);
-        let log = log.ok_or(LoadError::UnexpectedReply("DescribeLogs"))?;
-        if log.log_start == log.high_watermark {
-            let partition = log.partition;
-            return Err(LoadError::Invalid(format!("partition {partition} is empty: produce to it first")));
+    let mut running = Vec::new();
+    for (lane, worker) in workers(lanes, config.in_flight) {
+        let mut offsets = Vec::with_capacity(lane.places.len());
+        for place in lane.places.iter() {
+            let log = logs.iter().find(|log| log.partition == place.partition);
+            let log = log.ok_or(LoadError::UnexpectedReply("DescribeLogs"))?;
+            if log.log_start == log.high_watermark {
+                let partition = log.partition;
+                return Err(LoadError::Invalid(format!(
+                    "partition {partition} is empty: produce to it first"
+                )));
+            }
+            offsets.push((log.log_start, log.log_start));
         }
-        let (lane, meter, first) = (lane.clone(), meter.clone(), log.log_start);
+        let (lane, meter) = (lane.clone(), meter.clone());
         let (fetch_bytes, verify) = (config.fetch_bytes, config.verify);
-        workers.push(tokio::task::spawn_local(async move {
-            let mut offset = first;
-            loop {
+        running.push(tokio::task::spawn_local(async move {
+            for at in lane.turns(worker) {
                 let sent = Instant::now();
                 if meter.borrow().is_over(sent) {
-                    return Ok(());
+                    break;
                 }
-                match fetch(&lane, offset, fetch_bytes, verify).await? {
+                let (first, offset) = &mut offsets[at];
+                match fetch(&lane, lane.places[at], *offset, fetch_bytes, verify).await? {
                     Some(read) => {
                         meter.borrow_mut().answered(sent, Instant::now(), read.records, read.bytes);
                         // Nothing new is the end: from the start again.
-                        offset = read.end_offset.unwrap_or(first);
+                        *offset = read.end_offset.unwrap_or(*first);
                     }
                     None => {
                         meter.borrow_mut().refused(Instant::now());
@@ -51,9 +57,10 @@ pub async fn run(
                     }
                 }
             }
+            Ok(())
         }));
     }
-    all(workers).await
+    all(running).await
 }
 
 struct Read {
@@ -63,10 +70,16 @@ struct Read {
 }
 
 /// `None` is a refusal that may be repeated.
-async fn fetch(lane: &Lane, offset: u64, max_bytes: u32, verify: bool) -> Result<Option<Read>, LoadError> {
-    let partition = lane.place.partition;
+async fn fetch(
+    lane: &Lane,
+    place: PartitionPlace,
+    offset: u64,
+    max_bytes: u32,
+    verify: bool,
+) -> Result<Option<Read>, LoadError> {
+    let partition = place.partition;
     let entry =
-        FetchEntry { topic: lane.topic, partition, leader_epoch: lane.place.leader_epoch, offset, max_bytes };
+        FetchEntry { topic: lane.topic, partition, leader_epoch: place.leader_epoch, offset, max_bytes };
     let request = Request::Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes, entries: vec![entry] };
     let response = lane.connection.request(request, TIMEOUT).await?;
     let (code, result) = match (response.error, response.reply) {

@@ -1,4 +1,4 @@
-//! Closed-loop load: each connection keeps a fixed number of requests in flight to its own partition.
+//! Closed-loop load: each connection keeps a fixed number of requests in flight to its own partitions.
 //!
 //! Requests are raw, one per batch, and the batch is encoded once and sent again and again, so that what is
 //! measured is the broker and the wire, not the making of records.
@@ -47,7 +47,8 @@ pub struct LoadConfig {
     pub records_per_request: usize,
     /// Requests in flight per connection.
     pub in_flight: usize,
-    /// Connections; connection `i` uses partition `i` modulo their number, on the core that owns it.
+    /// Connections; connection `i` of `n` uses partition `i` modulo their number, on the core that owns it, and in turn
+    /// with it the partitions `i + n`, `i + 2n`, … of the same core.
     pub connections: usize,
     /// Partitions of the topic if it is made.
     pub partitions: u32,
@@ -224,12 +225,26 @@ fn pin(core: Option<usize>) -> Result<(), LoadError> {
     }
 }
 
-/// One connection and the partition it works on.
+/// One connection and the partitions it works on.
 #[derive(Clone)]
 pub(crate) struct Lane {
     pub connection: Connection,
     pub topic: TopicId,
-    pub place: PartitionPlace,
+    /// At least one, all on the connection's core.
+    pub places: Rc<[PartitionPlace]>,
+}
+
+impl Lane {
+    /// The partitions in turn for worker `worker` of this lane: workers begin at different ones.
+    pub fn turns(&self, worker: usize) -> impl Iterator<Item = usize> + use<> {
+        let count = self.places.len();
+        (worker % count..count).chain(std::iter::repeat_with(move || 0..count).flatten())
+    }
+}
+
+/// Every worker of every lane with its number.
+pub(crate) fn workers(lanes: &[Lane], in_flight: usize) -> impl Iterator<Item = (&Lane, usize)> {
+    lanes.iter().flat_map(move |lane| (0..in_flight).map(move |worker| (lane, worker)))
 }
 
 async fn load(config: &LoadConfig) -> Result<LoadReport, LoadError> {
@@ -272,9 +287,12 @@ async fn measure(client: &Client, config: &LoadConfig, made: bool) -> Result<Loa
     let topic = client.admin().describe_topic(&config.topic).await?;
     let mut lanes = Vec::with_capacity(config.connections);
     for index in 0..config.connections {
-        let place = topic.partitions[index % topic.partitions.len()];
-        let connection = client.open_connection(place.broker, place.shard).await?;
-        lanes.push(Lane { connection, topic: topic.id, place });
+        let first = topic.partitions[index % topic.partitions.len()];
+        let connection = client.open_connection(first.broker, first.shard).await?;
+        let others = topic.partitions.iter().skip(index).step_by(config.connections).skip(1);
+        let here = others.filter(|place| (place.broker, place.shard) == (first.broker, first.shard));
+        let places = std::iter::once(first).chain(here.copied()).collect();
+        lanes.push(Lane { connection, topic: topic.id, places });
     }
     let broker_shards = lanes[0].connection.hello().shards;
     if config.mode == Mode::Consume && made {

@@ -3,12 +3,12 @@
 //! Owner: a run. Each of a connection's `in_flight` workers has one request on its way. The broker
 //! overwrites only base offset and leader epoch, which the CRC does not cover, so that one batch serves all.
 
-use crate::load::{Lane, LoadConfig, LoadError, all, is_repeatable};
+use crate::load::{Lane, LoadConfig, LoadError, all, is_repeatable, workers};
 use crate::meter::Meter;
 use bytes::Bytes;
 use ringlog_client::reply::Reply;
 use ringlog_client::request::{ProduceEntry, Request};
-use ringlog_client::{Acks, Durability, ErrorCode};
+use ringlog_client::{Acks, Durability, ErrorCode, PartitionPlace};
 use schema::record_batch::BatchBuilder;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,16 +29,16 @@ enum Outcome {
 pub async fn run(lanes: &[Lane], config: &LoadConfig, meter: &Rc<RefCell<Meter>>) -> Result<(), LoadError> {
     let batch = batch(config);
     let (records, bytes) = (config.records_per_request as u64, payload_bytes(config));
-    let mut workers = Vec::new();
-    for lane in lanes.iter().flat_map(|lane| std::iter::repeat_n(lane, config.in_flight)) {
+    let mut running = Vec::new();
+    for (lane, worker) in workers(lanes, config.in_flight) {
         let (lane, batch, meter, acks) = (lane.clone(), batch.clone(), meter.clone(), config.acks);
-        workers.push(tokio::task::spawn_local(async move {
-            loop {
+        running.push(tokio::task::spawn_local(async move {
+            for at in lane.turns(worker) {
                 let sent = Instant::now();
                 if meter.borrow().is_over(sent) {
-                    return Ok(());
+                    break;
                 }
-                match produce(&lane, batch.clone(), acks).await? {
+                match produce(&lane, lane.places[at], batch.clone(), acks).await? {
                     Outcome::Acknowledged(durability) => {
                         let mut meter = meter.borrow_mut();
                         meter.answered(sent, Instant::now(), records, bytes);
@@ -50,47 +50,53 @@ pub async fn run(lanes: &[Lane], config: &LoadConfig, meter: &Rc<RefCell<Meter>>
                     }
                 }
             }
+            Ok(())
         }));
     }
-    all(workers).await
+    all(running).await
 }
 
-/// Appends about `fill_bytes` to the partition of every lane.
+/// Appends about `fill_bytes` to every partition of every lane.
 pub async fn fill(lanes: &[Lane], config: &LoadConfig) -> Result<(), LoadError> {
     let batch = batch(config);
-    let mut workers = Vec::new();
+    let mut running = Vec::new();
     let mut filled = std::collections::BTreeSet::new();
-    for lane in lanes.iter().filter(|lane| filled.insert(lane.place.partition)) {
-        let missing = Rc::new(Cell::new(config.fill_bytes));
-        for _ in 0..4 {
-            let (lane, batch, missing) = (lane.clone(), batch.clone(), missing.clone());
-            workers.push(tokio::task::spawn_local(async move {
-                while missing.get() > 0 {
+    for lane in lanes {
+        let new: Vec<PartitionPlace> =
+            lane.places.iter().filter(|place| filled.insert(place.partition)).copied().collect();
+        let missing = Rc::new(Cell::new(config.fill_bytes * new.len() as u64));
+        for worker in 0..4 {
+            let (lane, new, batch, missing) = (lane.clone(), new.clone(), batch.clone(), missing.clone());
+            running.push(tokio::task::spawn_local(async move {
+                for place in new.iter().cycle().skip(worker) {
+                    if missing.get() == 0 {
+                        break;
+                    }
                     missing.set(missing.get().saturating_sub(batch.len() as u64));
-                    produce_surely(&lane, &batch).await?;
+                    produce_surely(&lane, *place, &batch).await?;
                 }
                 Ok(())
             }));
         }
     }
-    all(workers).await
+    all(running).await
 }
 
 /// Sends again what is refused, for a while.
-async fn produce_surely(lane: &Lane, batch: &Bytes) -> Result<(), LoadError> {
+async fn produce_surely(lane: &Lane, place: PartitionPlace, batch: &Bytes) -> Result<(), LoadError> {
     let started = Instant::now();
-    while let Outcome::Refused(code, wait) = produce(lane, batch.clone(), Acks::Leader).await? {
+    while let Outcome::Refused(code, wait) = produce(lane, place, batch.clone(), Acks::Leader).await? {
         if started.elapsed() > TIMEOUT {
-            return Err(LoadError::Refused { partition: lane.place.partition, code });
+            return Err(LoadError::Refused { partition: place.partition, code });
         }
         tokio::time::sleep(wait).await;
     }
     Ok(())
 }
 
-async fn produce(lane: &Lane, batch: Bytes, acks: Acks) -> Result<Outcome, LoadError> {
-    let partition = lane.place.partition;
-    let entry = ProduceEntry { topic: lane.topic, partition, leader_epoch: lane.place.leader_epoch, batch };
+async fn produce(lane: &Lane, place: PartitionPlace, batch: Bytes, acks: Acks) -> Result<Outcome, LoadError> {
+    let partition = place.partition;
+    let entry = ProduceEntry { topic: lane.topic, partition, leader_epoch: place.leader_epoch, batch };
     let request = Request::Produce { acks, explain: false, entries: vec![entry] };
     let response = lane.connection.request(request, TIMEOUT).await?;
     let (code, retry_after, durability) = match (response.error, response.reply) {

@@ -45,11 +45,11 @@ pub struct BenchArguments {
 enum BenchCommand {
     /// The shipped workloads
     Workloads(FormatArguments),
-    /// Closed loop of raw requests: every connection keeps N in flight to its own partition
+    /// Closed loop of raw requests: every connection keeps N in flight to its own partitions
     Load(Box<load::LoadArguments>),
     /// The same workload against several brokers, by turns, each started for it: medians, spread, ratios
     Compare(Box<compare::CompareArguments>),
-    /// What compaction costs produce: with and without it by turns, on one broker; ratios
+    /// What compaction and deletion cost produce: with and without them by turns, on one broker; ratios
     Compaction(Box<compaction::CompactionArguments>),
 }
 

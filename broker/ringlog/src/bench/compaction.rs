@@ -1,13 +1,14 @@
-//! `ringlog bench compaction`: what compaction costs produce, as a ratio within one run.
+//! `ringlog bench compaction`: what compaction and deletion cost produce, as a ratio within one run.
 //!
-//! One broker, one open-loop load on a topic of its own, and a second, compacted topic that is written to all the
-//! time. By turns compaction of it is held back (`min.compaction.lag.ms`) and let go; all else is the same in
-//! both. Owner: the command. Invariants: latencies count from when a record was due; a phase with compaction
-//! in which none ran, or one without in which some did, is an error, not a figure; both topics are deleted.
+//! One broker, one open-loop load on a topic of its own, and two more topics that are written to all the time: one is
+//! compacted, one loses its oldest segments. By turns both are held back (`min.compaction.lag.ms`, `retention.bytes`) and
+//! let go; all else is the same. Owner: the command. Invariants: latencies count from when a record was due; a
+//! phase with both in which one of them did not run, or one without in which one did, is an error, not a figure; the
+//! topics are deleted.
 
 use super::embedded::EmbeddedBroker;
 use crate::failure::Failure;
-use crate::output::{FormatArguments, Output, Table, bytes, duration_us};
+use crate::output::{FormatArguments, Output, Table, bytes, duration_us, grouped};
 use crate::place::{self, Place};
 use ::bench::pacer::Pacer;
 use ::bench::stamp::now_ns;
@@ -20,10 +21,11 @@ use std::time::Duration;
 
 const MEASURED: &str = "bench-compaction-measured";
 const COMPACTED: &str = "bench-compaction-compacted";
-/// Longer than any run: nothing is old enough.
-const HELD_BACK: &str = "1000w";
-const LET_GO: &str = "0";
-/// How long compaction may take to stop or to begin.
+const DELETED: &str = "bench-compaction-deleted";
+/// Topic and setting: held back, let go. A lag longer than any run: nothing is old enough.
+const SWITCHES: [(&str, &str, [&str; 2]); 2] =
+    [(COMPACTED, "min.compaction.lag.ms", ["1000w", "0"]), (DELETED, "retention.bytes", ["-1", "16MiB"])];
+/// How long they may take to stop or to begin.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `ringlog bench compaction`
@@ -41,6 +43,9 @@ pub struct CompactionArguments {
     /// Records per second to the compacted topic, all the time
     #[arg(long, value_name = "N", default_value_t = 2000.0)]
     dirty_rate: f64,
+    /// Records per second to the topic that loses its oldest segments, all the time
+    #[arg(long, value_name = "N", default_value_t = 4000.0)]
+    deleted_rate: f64,
     /// Keys of the compacted topic: a kilobyte each is what stays of it
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     keys: u64,
@@ -59,9 +64,45 @@ pub struct CompactionArguments {
 
 /// One phase.
 struct Phase {
-    compacts: bool,
+    with_both: bool,
     latencies_us: Histogram<u64>,
-    written_bytes: u64,
+    done: Done,
+}
+
+/// What was done beside the load.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    /// Bytes that compaction read or wrote.
+    compacted_bytes: u64,
+    /// Records that retention deleted.
+    deleted_records: u64,
+}
+
+impl Done {
+    async fn so_far(admin: &Admin) -> Result<Self, Failure> {
+        let status = admin.status().await?;
+        let counters = status.shards.iter().flat_map(|shard| &shard.counters);
+        let moved = counters.filter(|(name, _)| {
+            ["compaction_read_bytes_total", "compaction_written_bytes_total"].contains(&name.as_str())
+        });
+        let logs = admin.describe_logs(DELETED).await?;
+        Ok(Self {
+            compacted_bytes: moved.map(|(_, value)| value).sum(),
+            deleted_records: logs.iter().map(|log| log.log_start).sum(),
+        })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            compacted_bytes: self.compacted_bytes - before.compacted_bytes,
+            deleted_records: self.deleted_records - before.deleted_records,
+        }
+    }
+
+    /// Whether both were at work, or neither was.
+    fn is(self, both: bool) -> bool {
+        (self.compacted_bytes > 0) == both && (self.deleted_records > 0) == both
+    }
 }
 
 /// Runs it.
@@ -81,7 +122,7 @@ pub fn run(arguments: CompactionArguments) -> Result<(), Failure> {
         let client = Client::connect(ClientConfig::new(address.as_str())?).await?;
         let admin = client.admin();
         let phases = measure(&arguments, &client, &admin).await;
-        for topic in [MEASURED, COMPACTED] {
+        for topic in [MEASURED, COMPACTED, DELETED] {
             // What was not made is not there.
             let _ = admin.delete_topic(topic).await;
         }
@@ -98,50 +139,64 @@ async fn measure(
 ) -> Result<Vec<Phase>, Failure> {
     let own =
         |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-    let measured = NewTopic {
-        partitions: 1,
-        configs: own(&[("retention.bytes", "256MiB"), ("segment.bytes", "64MiB")]),
-        ..NewTopic::named(MEASURED)
+    let topics: [(&str, &[(&str, &str)]); 3] = [
+        (MEASURED, &[("segment.bytes", "64MiB")]),
+        (
+            COMPACTED,
+            &[
+                ("cleanup.policy", "compact"),
+                ("segment.bytes", "2MiB"),
+                ("max.message.bytes", "512KiB"),
+                ("min.cleanable.dirty.ratio", "0"),
+            ],
+        ),
+        (DELETED, &[("segment.bytes", "4MiB")]),
+    ];
+    for (name, settings) in topics {
+        let topic = NewTopic { partitions: 1, configs: own(settings), ..NewTopic::named(name) };
+        admin.create_topic(&topic).await?;
+    }
+    let switch = async |both: bool| {
+        for (topic, setting, values) in SWITCHES {
+            let changed: Vec<(String, String)> = own(&[(setting, values[usize::from(both)])]);
+            admin.alter_configs(topic, &changed, &[]).await?;
+        }
+        Ok::<(), Failure>(())
     };
-    let compacted = NewTopic {
-        partitions: 1,
-        configs: own(&[
-            ("cleanup.policy", "compact"),
-            ("segment.bytes", "2MiB"),
-            ("max.message.bytes", "512KiB"),
-            ("min.cleanable.dirty.ratio", "0"),
-            ("min.compaction.lag.ms", HELD_BACK),
-        ]),
-        ..NewTopic::named(COMPACTED)
-    };
-    admin.create_topic(&measured).await?;
-    admin.create_topic(&compacted).await?;
+    switch(false).await?;
     let value = vec![b'v'; arguments.record_bytes];
     let config = || ProducerConfig { batch_size: 256 << 10, ..ProducerConfig::default() };
     let (dirty, measured) = (client.producer(config()), client.producer(config()));
     // Something to begin with: every key three times.
     for key in 0..3 * arguments.keys {
-        drop(dirty.send(keyed(key % arguments.keys, &value)).await.map_err(failed)?);
+        drop(dirty.send(keyed(COMPACTED, key % arguments.keys, &value)).await.map_err(failed)?);
     }
     dirty.flush().await.map_err(failed)?;
-    let dirtying = tokio::spawn(keep_dirty(dirty, arguments.dirty_rate, arguments.keys, value.clone()));
+    let keep = |topic, producer, rate| {
+        tokio::spawn(keep_writing(topic, producer, rate, arguments.keys, value.clone()))
+    };
+    let beside = [
+        keep(COMPACTED, dirty, arguments.dirty_rate),
+        keep(DELETED, client.producer(config()), arguments.deleted_rate),
+    ];
     let mut phases = Vec::new();
     for n in 0..2 * arguments.rounds {
-        let compacts = n % 2 == 1;
-        let lag = if compacts { LET_GO } else { HELD_BACK };
-        admin.alter_configs(COMPACTED, &own(&[("min.compaction.lag.ms", lag)]).to_vec(), &[]).await?;
-        let before = settle(admin, compacts).await?;
+        let with_both = n % 2 == 1;
+        switch(with_both).await?;
+        let before = settle(admin, with_both).await?;
         let latencies_us = phase(&measured, arguments, &value).await?;
-        let written_bytes = written(admin).await? - before;
-        if (written_bytes > 0) != compacts {
+        let done = Done::so_far(admin).await?.since(before);
+        if !done.is(with_both) {
             return Err(Failure::operation(format!(
-                "phase {n} is no figure: compaction wrote {written_bytes} bytes in it; try --seconds {}",
+                "phase {n} is no figure: in it compaction read and wrote {} bytes and retention deleted {} records; try --seconds {}",
+                done.compacted_bytes,
+                done.deleted_records,
                 2.0 * arguments.seconds
             )));
         }
-        phases.push(Phase { compacts, latencies_us, written_bytes });
+        phases.push(Phase { with_both, latencies_us, done });
     }
-    dirtying.abort();
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(phases)
 }
 
@@ -149,40 +204,33 @@ fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::operation(error.to_string())
 }
 
-fn keyed(key: u64, value: &[u8]) -> ProducerRecord {
-    ProducerRecord::new(COMPACTED, value.to_vec()).with_key(format!("key-{key}"))
+fn keyed(topic: &str, key: u64, value: &[u8]) -> ProducerRecord {
+    ProducerRecord::new(topic, value.to_vec()).with_key(format!("key-{key}"))
 }
 
 /// Writes keys in turn for as long as it is let.
-async fn keep_dirty(producer: Producer, rate: f64, keys: u64, value: Vec<u8>) {
+async fn keep_writing(topic: &str, producer: Producer, rate: f64, keys: u64, value: Vec<u8>) {
     let Ok(mut pacer) = Pacer::new(now_ns(), rate) else { return };
     for n in 0.. {
-        if pacer.next().await.is_err() || producer.send(keyed(n % keys, &value)).await.is_err() {
+        if pacer.next().await.is_err() || producer.send(keyed(topic, n % keys, &value)).await.is_err() {
             return;
         }
     }
 }
 
-/// Bytes that compaction has written so far.
-async fn written(admin: &Admin) -> Result<u64, Failure> {
-    let status = admin.status().await?;
-    let counters = status.shards.iter().flat_map(|shard| &shard.counters);
-    Ok(counters.filter(|(name, _)| name == "compaction_written_bytes_total").map(|(_, value)| value).sum())
-}
-
-/// Waits until compaction runs, or until what is under way has ended; what it had written by then.
-async fn settle(admin: &Admin, runs: bool) -> Result<u64, Failure> {
+/// Waits until both are at work, or until what is under way has ended; what they had done by then.
+async fn settle(admin: &Admin, both: bool) -> Result<Done, Failure> {
     let began = std::time::Instant::now();
-    let mut before = written(admin).await?;
+    let mut before = Done::so_far(admin).await?;
     loop {
         tokio::time::sleep(Duration::from_millis(1500)).await;
-        let now = written(admin).await?;
-        if (now > before) == runs {
+        let now = Done::so_far(admin).await?;
+        if now.since(before).is(both) {
             return Ok(now);
         }
         if began.elapsed() > PATIENCE {
-            let what = if runs { "does not begin" } else { "does not end" };
-            return Err(Failure::operation(format!("compaction {what}; see ringlog status")));
+            let what = if both { "do not begin" } else { "do not end" };
+            return Err(Failure::operation(format!("compaction and deletion {what}; see ringlog status")));
         }
         before = now;
     }
@@ -222,15 +270,16 @@ async fn phase(
 }
 
 /// The middle one of the rounds' quantiles, microseconds.
-fn median_us(phases: &[Phase], compacts: bool, quantile: f64) -> f64 {
-    let of = phases.iter().filter(|phase| phase.compacts == compacts);
+fn median_us(phases: &[Phase], with_both: bool, quantile: f64) -> f64 {
+    let of = phases.iter().filter(|phase| phase.with_both == with_both);
     let mut values: Vec<u64> = of.map(|phase| phase.latencies_us.value_at_quantile(quantile)).collect();
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or(0) as f64
 }
 
 fn show(arguments: &CompactionArguments, phases: &[Phase], output: &mut Output) -> Result<(), Failure> {
-    let written: u64 = phases.iter().map(|phase| phase.written_bytes).sum();
+    let compacted: u64 = phases.iter().map(|phase| phase.done.compacted_bytes).sum();
+    let deleted: u64 = phases.iter().map(|phase| phase.done.deleted_records).sum();
     let quantiles = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
     let ratio = |quantile| median_us(phases, true, quantile) / median_us(phases, false, quantile).max(1.0);
     if output.is_json() {
@@ -238,7 +287,9 @@ fn show(arguments: &CompactionArguments, phases: &[Phase], output: &mut Output) 
             .iter()
             .map(|phase| {
                 json!({
-                    "compaction": phase.compacts, "compaction_written_bytes": phase.written_bytes,
+                    "compaction_and_deletion": phase.with_both,
+                    "compaction_read_and_written_bytes": phase.done.compacted_bytes,
+                    "deleted_records": phase.done.deleted_records,
                     "records": phase.latencies_us.len(),
                     "p50_us": phase.latencies_us.value_at_quantile(0.5),
                     "p99_us": phase.latencies_us.value_at_quantile(0.99),
@@ -247,13 +298,14 @@ fn show(arguments: &CompactionArguments, phases: &[Phase], output: &mut Output) 
             })
             .collect();
         output.json(&json!({
-            "rate": arguments.rate, "dirty_rate": arguments.dirty_rate, "record_bytes": arguments.record_bytes,
+            "rate": arguments.rate, "dirty_rate": arguments.dirty_rate, "deleted_rate": arguments.deleted_rate,
+            "record_bytes": arguments.record_bytes,
             "seconds": arguments.seconds, "rounds": rounds, "p50_ratio": ratio(0.5), "p99_ratio": ratio(0.99),
             "p999_ratio": ratio(0.999),
         }))?;
         return output.flush();
     }
-    let mut table = Table::new(&["PRODUCE", ">WITHOUT COMPACTION", ">WITH", ">RATIO"]);
+    let mut table = Table::new(&["PRODUCE", ">WITHOUT", ">WITH COMPACTION AND DELETION", ">RATIO"]);
     for (name, quantile) in quantiles {
         table.row([
             name.to_owned(),
@@ -264,10 +316,11 @@ fn show(arguments: &CompactionArguments, phases: &[Phase], output: &mut Output) 
     }
     output.table(&table)?;
     output.line(&format!(
-        "\nmedians of {} phases of {} s each, by turns; compaction wrote {} in its own",
+        "\nmedians of {} phases of {} s each, by turns; in those with them compaction read and wrote {}, retention deleted {} records",
         arguments.rounds,
         arguments.seconds,
-        bytes(written)
+        bytes(compacted),
+        grouped(deleted)
     ))?;
     output.flush()
 }

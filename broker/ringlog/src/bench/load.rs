@@ -36,7 +36,7 @@ pub struct LoadArguments {
     /// Requests in flight per connection
     #[arg(long, value_name = "N", default_value_t = 1)]
     in_flight: usize,
-    /// Connections; connection i works on partition i modulo their number
+    /// Connections; connection i of n works on partition i modulo their number, and in turn on i + n, i + 2n, …
     #[arg(long, value_name = "N", default_value_t = 1)]
     connections: usize,
     /// Partitions of the topic if it is made; default: one per connection
