@@ -96,6 +96,10 @@ pub const BATCH_BYTES_DEFAULT: usize = MIB;
 
 // ---- Storage -----------------------------------------------------------------------------------------
 
+/// Partitions of a shard that are opened at once: each waits for its directory's sync, and after a crash for a few reads of at
+/// most [`READ_BYTES_MAX`] and for a write.
+pub const PARTITIONS_OPENING_MAX: usize = 32;
+
 /// The unit of every write: groups start and end on it.
 pub const BLOCK_BYTES: usize = 4 * KIB;
 /// The largest flush group, header and padding included.

@@ -20,12 +20,13 @@ use crate::stall;
 use crate::storage::ring::RingDisk;
 use crate::store::Store;
 use flatbuffers::FlatBufferBuilder;
+use futures_util::StreamExt;
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerId, ShardId, TopicPartition};
 use logic::limits::{
     CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS,
-    IN_FLIGHT_BYTES_PER_SHARD_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES, REPLY_BYTES_PER_SHARD_MAX,
-    WRITE_TIMEOUT_MS,
+    IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES,
+    REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
 };
 use logic::log::compaction::{self, CompactionSettings};
 use logic::log::retention::RetentionSettings;
@@ -274,18 +275,24 @@ impl Shard {
         .await;
     }
 
-    /// Follows the newest image: one step at a time, closing before opening. Run by one task only.
+    /// Follows the newest image: closing before opening, many partitions at once, as each waits for its disk. Run by one
+    /// task only.
     pub async fn follow_metadata(self: &Rc<Self>) {
         loop {
             let image = self.metadata.image();
             *self.image.borrow_mut() = image.clone();
             let here = Here { broker: self.identity.broker, shard: self.identity.shard };
             let actions = reconcile(&self.local.borrow(), &image, here);
-            for action in &actions {
-                self.perform(action).await;
-                self.local.borrow_mut().record(action);
-                // Long lists of partitions must not keep requests from being served.
-                glommio::yield_if_needed().await;
+            let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
+            let (closes, others) = actions.split_at(actions.partition_point(closes));
+            for (stage, at_once) in [(closes, 1), (others, PARTITIONS_OPENING_MAX)] {
+                let each = |action| async move {
+                    self.perform(action).await;
+                    self.local.borrow_mut().record(action);
+                    // Long lists of partitions must not keep requests from being served.
+                    glommio::yield_if_needed().await;
+                };
+                futures_util::stream::iter(stage).for_each_concurrent(at_once, each).await;
             }
             self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
             // Before anybody is told that the change is in force.

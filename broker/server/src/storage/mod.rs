@@ -501,6 +501,18 @@ impl<D: Disk> Storage<D> {
         self.disk.sync_directory(&self.own_directory().join("spare")).await
     }
 
+    /// Makes the name of a log's directory durable, and those of all directories above it up to the root.
+    ///
+    /// # Errors
+    /// Whether they are there after a crash is unknown.
+    pub async fn sync_directories_above(&self, directory: &Path) -> io::Result<()> {
+        let below_root = |above: &&Path| above.starts_with(&self.root);
+        for above in directory.ancestors().skip(1).take_while(below_root) {
+            self.disk.sync_directory(above).await?;
+        }
+        Ok(())
+    }
+
     /// Writes a buffer in permitted pieces.
     pub async fn write_all(
         &self,

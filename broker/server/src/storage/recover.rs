@@ -23,11 +23,7 @@ pub async fn recover<D: Disk>(
     clean: bool,
 ) -> io::Result<Recovered> {
     let directory = partition_directory(storage.root(), &identity);
-    for made in storage.disk.make_directory(&directory).await? {
-        if let Some(parent) = made.parent() {
-            storage.disk.sync_directory(parent).await?;
-        }
-    }
+    storage.disk.make_directory(&directory).await?;
     let mut files: Vec<SegmentFile> = storage
         .disk
         .list(&directory)
@@ -36,6 +32,11 @@ pub async fn recover<D: Disk>(
         .filter_map(|(name, bytes)| Some(SegmentFile { name: SegmentName::parse(&name)?, bytes }))
         .collect();
     files.sort_by_key(|file| file.name);
+    if files.is_empty() {
+        // It has just been made, or before a crash that it may not survive: before its first segment its name is durable,
+        // and those of the directories above, whoever made them.
+        storage.sync_directories_above(&directory).await?;
+    }
     let mut recovery = Recovery::new(identity, checkpoint, clean, &files);
     let mut open: BTreeMap<SegmentName, D::File> = BTreeMap::new();
     while let Some(request) = recovery.need() {
