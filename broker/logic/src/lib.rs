@@ -14,3 +14,4 @@ pub mod metadata;
 pub mod producer_state;
 pub mod replication;
 pub mod routing;
+pub mod rules;

@@ -27,6 +27,7 @@ use logic::limits::{
 use logic::log::append::{Rewritten, Segment};
 use logic::log::compaction::{self, CompactionSettings, Left, Look, Pass};
 use logic::log::tiles::{SourcesEnd, Tile, Tiles};
+use logic::rules::{Rule, holds};
 use schema::record_batch::{self, BatchError, Header};
 use schema::segment::{Footer, GROUP_HEADER_BYTES, GroupHeader, RewrittenHeader, SegmentHeader};
 use std::future::poll_fn;
@@ -158,7 +159,8 @@ impl<'a, D: Disk> Job<'a, D> {
             let dirty = pairs.filter(|(own, end)| *end > look.first_dirty && own.base < look.end);
             dirty.map(|(own, _)| own.clone()).collect()
         });
-        for segment in dirty {
+        let learned = if holds(Rule::LearnAll) { dirty.len() } else { 1 };
+        for segment in dirty.into_iter().take(learned) {
             let mut source = Source::open(self.partition, &segment).await?;
             while let Some((group, payload)) = source.next(self).await? {
                 if group.end_offset <= look.first_dirty.get() {
@@ -194,9 +196,10 @@ impl<'a, D: Disk> Job<'a, D> {
             // Retention was faster.
             return Err(Stopped::Changed);
         }
-        if !self.partition.with_log(|log| log.is_behind_checkpoint(last.name())) {
+        let behind = |own: &Self| own.partition.with_log(|log| log.is_behind_checkpoint(last.name()));
+        if !behind(self) && holds(Rule::WaitForCheckpoint) {
             self.store.checkpoint_now().await?;
-            if !self.partition.with_log(|log| log.is_behind_checkpoint(last.name())) {
+            if !behind(self) {
                 return Err(Stopped::Changed);
             }
         }
@@ -263,7 +266,10 @@ impl<'a, D: Disk> Job<'a, D> {
         };
         let ends = SourcesEnd {
             last_sequence: newest.name().last,
-            revision: 1 + sources.iter().map(|source| source.name().revision).max().unwrap_or(0),
+            revision: match holds(Rule::RaiseRevision) {
+                true => 1 + sources.iter().map(|source| source.name().revision).max().unwrap_or(0),
+                false => 1,
+            },
             position,
             chain,
             clean_until: pass.learned_until().get(),
@@ -305,7 +311,9 @@ impl<'a, D: Disk> Job<'a, D> {
         header.encode(&mut block);
         second.encode(&mut block);
         self.storage.write_all(file, Rc::new(block), 0, false).await?;
-        self.storage.disk.sync(file).await?;
+        if holds(Rule::SyncBeforeName) {
+            self.storage.disk.sync(file).await?;
+        }
         Ok(())
     }
 
@@ -334,7 +342,9 @@ impl<'a, D: Disk> Job<'a, D> {
             }
             Err(error) => failed(error),
         }
-        if let Err(error) = self.storage.sync_names(&identity).await {
+        if holds(Rule::SyncNames)
+            && let Err(error) = self.storage.sync_names(&identity).await
+        {
             // Whether the name is there after a crash is unknown, and what comes next depends on it.
             failed(error);
         }

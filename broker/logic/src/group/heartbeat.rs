@@ -8,13 +8,13 @@ use super::assignor::Assignor;
 use super::group::{Group, compile};
 use super::member::{AWAY_EPOCH, Member};
 use super::request::{GroupError, GroupState, Heartbeat, HeartbeatReply, JOIN_EPOCH, LEAVE_EPOCH};
-use super::rules::{Rule, holds};
 use super::{Coordinator, Now, check_group_id};
 use crate::limits::{
     GROUP_ID_BYTES_MAX, HEARTBEAT_INTERVAL_MOVING_MS, HEARTBEAT_INTERVAL_MS, MEMBER_ID_BYTES_MAX,
     MEMBER_TEXT_BYTES_MAX, MEMBERS_PER_GROUP_MAX, PATTERN_BYTES_MAX, REBALANCE_TIMEOUT_MS_DEFAULT,
     SESSION_TIMEOUT_MS_DEFAULT, SESSION_TIMEOUT_MS_MAX, SESSION_TIMEOUT_MS_MIN, SUBSCRIPTION_BYTES_MAX,
 };
+use crate::rules::{Rule, holds};
 use regex::Regex;
 use schema::group_record::{GroupRecord, MemberValue};
 

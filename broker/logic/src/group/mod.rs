@@ -24,7 +24,6 @@ pub mod member;
 pub mod offsets;
 pub mod records;
 pub mod request;
-mod rules;
 
 #[cfg(test)]
 mod simulation;
@@ -40,9 +39,9 @@ use crate::limits::{
     OFFSETS_RETENTION_MINUTES_DEFAULT, OFFSETS_SWEEP_MS, OFFSETS_SWEPT_MAX,
 };
 use crate::metadata::Image;
+use crate::rules::{Rule, holds};
 use group::Group;
 use request::{Commit, FetchOffsets, GroupState, LEAVE_EPOCH, Progress};
-use rules::{Rule, holds};
 use schema::error_code::ErrorCode;
 use schema::group_record::{GroupRecord, OffsetValue};
 use std::collections::{BTreeMap, BTreeSet};

@@ -15,9 +15,9 @@
 //! Invariant: a seed replays exactly. Absent on purpose: the driver, which `broker/ringlog/tests` runs for real.
 
 use super::request::{Commit, FetchOffsets, Heartbeat, HeartbeatReply};
-use super::rules::{Rule, delete};
 use super::tests::FakeTopics;
 use super::*;
+use crate::rules::{Rule, delete};
 use std::collections::HashMap;
 
 const TICK_MS: u64 = 10;

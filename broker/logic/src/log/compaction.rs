@@ -18,6 +18,7 @@
 use crate::ids::Offset;
 use crate::limits::{COMPACTION_MAP_BYTES_MAX, COMPACTION_PRODUCERS_MAX, UNPACKED_BATCH_BYTES_MAX};
 use crate::log::append::Log;
+use crate::rules::{Rule, holds};
 use schema::compression;
 use schema::record_batch::{self, BatchError, Compression, Header, NO_PRODUCER, Record};
 use std::collections::HashMap;
@@ -344,11 +345,12 @@ impl Pass {
             return Stays::Yes;
         }
         let Some(key) = record.key else { return Stays::WithoutKey };
-        if self.map.latest(key).is_some_and(|latest| latest > record.offset) {
+        let latest = self.map.latest(key);
+        if latest.is_some_and(|latest| latest > record.offset || !holds(Rule::KeepLatest)) {
             return Stays::Superseded;
         }
         // Behind a batch that nobody can look into, an older value may come to light again.
-        let expired = horizon_ms.is_some_and(|horizon_ms| self.now_ms >= horizon_ms);
+        let expired = horizon_ms.is_some_and(|ms| self.now_ms >= ms || !holds(Rule::KeepTombstones));
         match record.value.is_none() && expired && self.counts.opaque_batches == 0 {
             true => Stays::Expired,
             false => Stays::Yes,
@@ -368,6 +370,7 @@ impl Pass {
     /// Whether this batch says where its producer's sequence is.
     fn is_last_of_producer(&self, header: &Header) -> bool {
         header.producer_id != NO_PRODUCER
+            && holds(Rule::KeepLastOfProducer)
             && self.producers.get(&header.producer_id).is_none_or(|last| *last <= header.base_offset)
     }
 }

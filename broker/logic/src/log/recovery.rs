@@ -38,6 +38,7 @@ use crate::log::append::{LogIdentity, LogStart, Rewritten, Segment};
 use crate::log::index::Index;
 use crate::log::segment_name::SegmentName;
 use crate::producer_state::{ProducerBatch, ProducerTable};
+use crate::rules::{Rule, holds};
 use schema::checkpoint::{PartitionCheckpoint, SegmentSummary};
 use schema::record_batch;
 use schema::segment::{GroupHeader, RewrittenHeader, SegmentHeader, SegmentState};
@@ -209,7 +210,9 @@ impl Recovery {
         let active = checkpoint.as_ref().and_then(|c| c.segments.last()).map(|segment| segment.sequence);
         let rewritten: Vec<SegmentName> =
             files.iter().map(|file| file.name).filter(|name| name.is_rewritten()).collect();
-        let counts = |file: &&SegmentFile| !rewritten.iter().any(|other| other.supersedes(file.name));
+        let counts = |file: &&SegmentFile| {
+            !rewritten.iter().any(|other| other.supersedes(file.name)) || !holds(Rule::DiscardSuperseded)
+        };
         let mut discard: Vec<SegmentName> =
             files.iter().filter(|file| !counts(file)).map(|file| file.name).collect();
         // An older checkpoint may go on from a segment that has been rewritten since: then all is read.

@@ -5,6 +5,7 @@
 
 use crate::ids::Offset;
 use crate::log::append::Log;
+use crate::rules::{Rule, holds};
 
 /// What a topic keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,10 +29,11 @@ pub fn new_log_start(log: &Log, settings: RetentionSettings, now_ms: i64) -> Opt
         // A segment without timestamps counts from when it was opened.
         let newest_ms = segment.max_timestamp_ms.max(segment.opened_ms.min(next.opened_ms));
         let newest_ms = if segment.max_timestamp_ms >= 0 { segment.max_timestamp_ms } else { newest_ms };
-        let expired = settings.retention_ms >= 0 && now_ms.saturating_sub(newest_ms) > settings.retention_ms;
+        let expired = settings.retention_ms >= 0
+            && (now_ms.saturating_sub(newest_ms) > settings.retention_ms || !holds(Rule::KeepTime));
         // What remains without this segment must still reach the bound.
-        let oversize = settings.retention_bytes >= 0
-            && bytes.saturating_sub(segment.end_position) >= settings.retention_bytes as u64;
+        let left = if holds(Rule::KeepBytes) { bytes.saturating_sub(segment.end_position) } else { bytes };
+        let oversize = settings.retention_bytes >= 0 && left >= settings.retention_bytes as u64;
         if !expired && !oversize {
             break;
         }

@@ -10,6 +10,7 @@ use crate::storage::disk::Disk;
 use logic::ids::Offset;
 use logic::log::append::{Segment, SegmentNeeded};
 use logic::log::{SegmentName, retention};
+use logic::rules::{Rule, holds};
 use std::io;
 use std::rc::Rc;
 
@@ -135,7 +136,11 @@ impl<D: Disk> Partition<D> {
     /// Moves the log's start; the number of segments that went.
     pub(super) fn advance_start(&self, start: Offset) -> u64 {
         let dropped = self.log.borrow_mut().advance_start(start);
-        self.dropped.borrow_mut().extend(dropped.iter().map(Dropped::of));
+        let mut all = self.dropped.borrow_mut();
+        match holds(Rule::OldestFirst) {
+            true => all.extend(dropped.iter().map(Dropped::of)),
+            false => dropped.iter().for_each(|segment| all.push_front(Dropped::of(segment))),
+        }
         dropped.len() as u64
     }
 
@@ -218,7 +223,7 @@ impl<D: Disk> Partition<D> {
         self.files.borrow_mut().remove(&sequence);
         self.storage.read_files.forget(self.id(), Some(nonce));
         let is_used = || self.uses.borrow().get(&nonce).is_some_and(|used| Rc::strong_count(used) > 1);
-        while is_used() {
+        while is_used() && holds(Rule::WaitForReaders) {
             self.storage.environment.sleep(std::time::Duration::from_millis(5)).await;
         }
         self.uses.borrow_mut().remove(&nonce);

@@ -4,7 +4,9 @@
 //! image of a crash is recovered and judged, and some of them live on. Judged after each recovery: of every
 //! key the latest record is there (a tombstone at least as long as promised, and nothing older in its place); what
 //! is missing was superseded; offsets, batches and bytes of what is there are those that were appended; the
-//! last batch of every producer is there, and its next one is taken; looking up by time finds what reading finds.
+//! last batch of every producer is there, and its next one is taken; looking up by time finds what reading finds. Some
+//! logs are not compacted but lose their oldest segments by size or time: none that is to be kept, and all others.
+//! One rule deleted at a time (`logic::rules`) must be missed.
 
 use super::Dice;
 use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
@@ -32,7 +34,9 @@ const IDENTITY: LogIdentity = LogIdentity {
     generation: 1,
 };
 const DEPTH_MAX: u32 = 5;
-const STEPS_MAX: u32 = 200_000;
+const STEPS_MAX: u32 = 20_000;
+/// Between the time of the first record and that of the first life.
+const CLOCKS_APART_MS: i64 = 1_700_000_000_000 - 1_000_000;
 
 /// What a run of seeds came to.
 #[derive(Default)]
@@ -44,6 +48,7 @@ pub struct Report {
     pub passes: u64,
     pub removed_records: u64,
     pub expired_tombstones: u64,
+    pub retained_records: u64,
     pub virtual_ms: i64,
     pub violations: Vec<String>,
 }
@@ -106,6 +111,9 @@ impl Plan {
     fn draw(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let delete_retention_ms = [0, 300, 2_000][dice.below(3) as usize];
+        let compacts = !dice.chance(15);
+        let by_size = dice.chance(if compacts { 25 } else { 50 });
+        let by_time = !compacts && !by_size;
         let compaction = CompactionSettings {
             min_dirty_millionths: [0, 0, 300_000, 500_000][dice.below(4) as usize],
             min_lag_ms: if dice.chance(20) { 200 } else { 0 },
@@ -116,10 +124,11 @@ impl Plan {
             settings: PartitionSettings {
                 log: LogSettings { segment_bytes: 1 << 20, segment_ms: [8, 25, 60][dice.below(3) as usize] },
                 retention: RetentionSettings {
-                    retention_ms: -1,
-                    retention_bytes: if dice.chance(25) { 200_000 } else { -1 },
+                    // A record's time is its number's, the clock's is another.
+                    retention_ms: if by_time { CLOCKS_APART_MS + dice.below(2_000) as i64 } else { -1 },
+                    retention_bytes: if by_size { 200_000 } else { -1 },
                 },
-                compaction: Some(compaction),
+                compaction: compacts.then_some(compaction),
                 max_message_bytes: 4 << 20,
                 log_append_time: false,
             },
@@ -422,8 +431,21 @@ impl Life<'_> {
 
     fn retain(&mut self) {
         let store = self.store.clone();
+        let (partition, model, report) = (self.partition.clone(), self.model.clone(), self.report.clone());
+        let (retention, only) = (self.plan.settings.retention, self.plan.settings.compaction.is_none());
         glommio::spawn_local(async move {
-            store.enforce_retention().await;
+            let now_ms = store.storage.environment.now_ms();
+            let start = || partition.with_log(|log| log.log_start().get());
+            let before = start();
+            // Up to the first wait, nobody else moves the start.
+            let mut enforcing = std::pin::pin!(store.enforce_retention());
+            let first = futures_util::poll!(&mut enforcing);
+            if only {
+                judge_retention(&partition, &model.borrow(), retention, now_ms, before, &report);
+            }
+            if first.is_pending() {
+                enforcing.await;
+            }
         })
         .detach();
     }
@@ -494,6 +516,49 @@ impl Life<'_> {
             }
         })
         .detach();
+    }
+}
+
+/// What retention has just taken, from `before` to the log's start, and what it has left: a log that nothing else
+/// makes smaller.
+fn judge_retention(
+    partition: &Partition<CrashDisk>,
+    model: &Model,
+    settings: RetentionSettings,
+    now_ms: i64,
+    before: u64,
+    report: &RefCell<Report>,
+) {
+    let (start, visible, segments) = partition.with_log(|log| {
+        let segments = log.segments().iter().map(|segment| (segment.base.get(), segment.end_position));
+        (log.log_start().get(), log.high_watermark().get(), segments.collect::<Vec<(u64, u64)>>())
+    });
+    let newest_ms = |range: std::ops::Range<u64>| {
+        let inside = model.batches.iter().filter(|batch| batch.base < range.end && batch.end > range.start);
+        inside.flat_map(|batch| &batch.records).map(|(.., ms)| *ms).max()
+    };
+    let bytes: u64 = segments.iter().map(|(_, bytes)| bytes).sum();
+    let mut report = report.borrow_mut();
+    if start > before {
+        report.retained_records += start - before;
+        let young = newest_ms(before..start).is_some_and(|ms| now_ms - ms <= settings.retention_ms);
+        if settings.retention_bytes < 0 && young {
+            report.fail(format!("retention took {before}..{start}, which is not old enough at {now_ms}"));
+        }
+        if settings.retention_ms < 0 && bytes < settings.retention_bytes as u64 {
+            report.fail(format!("retention took {before}..{start}, and left {bytes} bytes"));
+        }
+    }
+    // The oldest one, if somebody can see something of it, and something durable is behind it.
+    if let [(base, first_bytes), (next, _), ..] = segments[..]
+        && start < next
+        && next <= visible
+    {
+        let old = newest_ms(base..next).is_some_and(|ms| now_ms - ms > settings.retention_ms);
+        let large = bytes - first_bytes >= settings.retention_bytes as u64;
+        if settings.retention_ms >= 0 && old || settings.retention_bytes >= 0 && large {
+            report.fail(format!("retention left {base}..{next} of {bytes} bytes at {now_ms}: {segments:?}"));
+        }
     }
 }
 
