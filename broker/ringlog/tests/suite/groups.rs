@@ -8,7 +8,7 @@ use crate::workers::{Said, Workers, values};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A broker where the one before it was.
 fn start_again(data: &Path, address: &str) -> Broker {
@@ -166,6 +166,31 @@ fn offsets_survive_kill_9_of_the_broker() {
     let seen: BTreeSet<usize> =
         values(&workers.lines(), &[next]).keys().map(|value| value.parse().unwrap()).collect();
     assert!(seen.into_iter().eq(200..250), "only what came since");
+}
+
+#[test]
+fn offsets_expire_when_nobody_is_left() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run(&["topic", "create", "jobs"]).ok();
+    produce(&broker, "jobs", 0, 10);
+    let consume = ["consume", "jobs", "--group", "g", "--max", "10"];
+    assert_eq!(broker.run(&consume).ok().text().lines().count(), 10);
+    let groups = |broker: &Broker| broker.run(&["group", "list", "--format", "json"]).ok().json().len();
+    broker.stop(libc::SIGTERM);
+    let broker = Broker::start(data.path());
+    assert_eq!(groups(&broker), 1, "they outlive a restart");
+    broker.stop(libc::SIGTERM);
+    // A coordinator looks for what has expired when it has loaded.
+    let line =
+        ["--shards", "2", "--cores", "none", "--listen", "127.0.0.1:0", "--offsets-retention-minutes", "0"];
+    let broker = Broker::start_with(data.path(), &line);
+    let until = Instant::now() + Duration::from_secs(60);
+    while groups(&broker) > 0 {
+        assert!(Instant::now() < until, "the offsets are still there");
+    }
+    // Where there is nothing committed, a group begins at the start.
+    assert_eq!(broker.run(&consume).ok().text().lines().count(), 10);
 }
 
 #[test]
