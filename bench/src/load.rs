@@ -288,9 +288,11 @@ async fn measure(client: &Client, config: &LoadConfig, made: bool) -> Result<Loa
     let mut lanes = Vec::with_capacity(config.connections);
     for index in 0..config.connections {
         let first = topic.partitions[index % topic.partitions.len()];
-        let connection = client.open_connection(first.broker, first.shard).await?;
+        let nobody =
+            || ClientError::NoLeader { name: topic.name.as_str().into(), partition: first.partition };
+        let connection = client.open_connection(first.leader.ok_or_else(nobody)?, first.shard).await?;
         let others = topic.partitions.iter().skip(index).step_by(config.connections).skip(1);
-        let here = others.filter(|place| (place.broker, place.shard) == (first.broker, first.shard));
+        let here = others.filter(|place| (place.leader, place.shard) == (first.leader, first.shard));
         let places = std::iter::once(first).chain(here.copied()).collect();
         lanes.push(Lane { connection, topic: topic.id, places });
     }

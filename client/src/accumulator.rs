@@ -10,7 +10,8 @@
 //! that it is not in the log; at most [`IN_FLIGHT_PER_PARTITION`] of a partition are out. Absent on purpose: the
 //! connections, and what a reply means ([`crate::sender`]).
 
-use crate::client::{ClientError, Home, Topic};
+use crate::client::ClientError;
+use crate::cluster::{Home, Topic};
 use crate::delivery::{BatchReceipt, Outcome, ProduceError};
 use crate::producer::{BATCH_SIZE_MAX, Linger, ProducerConfig};
 use crate::request::{Acks, TopicId};
@@ -88,6 +89,8 @@ pub(crate) struct Batch {
     /// Whether an attempt ended without a word from the broker.
     pub outcome_unknown: bool,
     sequence: u64,
+    /// Of the leader that it was sent to last.
+    leader_epoch: u32,
     payload: Payload,
     /// Whether it gets a sequence: not what was encoded elsewhere.
     stampable: bool,
@@ -190,6 +193,8 @@ pub(crate) enum Work {
     Open(Home),
     Send(Flight),
     Refresh(usize, Arc<str>),
+    /// Give up what the connection has in flight: its broker is silent, and others lead by now.
+    Abandon(Home),
     /// Get an id for the producer.
     Identify,
 }
@@ -229,6 +234,10 @@ struct Queue {
     signalled: bool,
     /// What the next batch is likely to need.
     batch_bytes_last: usize,
+    /// Of the leader that `lane` leads to.
+    leader_epoch: u32,
+    /// The leader has failed, or said that it is none, and no newer one has been learnt of since.
+    leader_failed: bool,
 }
 
 struct TopicQueues {
@@ -255,6 +264,16 @@ struct Lane {
     not_before: Option<Instant>,
     failures: u32,
     active: VecDeque<Route>,
+    /// Since when it has been connecting, or nothing has come back of what is in flight.
+    silent_since: Option<Instant>,
+    /// When its partitions' leaders were last asked for because of that.
+    checked_at: Option<Instant>,
+}
+
+impl Lane {
+    fn silent_for(&self, now: Instant) -> Duration {
+        self.silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
 }
 
 /// See the module.
@@ -263,6 +282,7 @@ pub(crate) struct Accumulator {
     linger: Linger,
     max_in_flight: usize,
     delivery_timeout: Duration,
+    leader_check_after: Duration,
     topics: Vec<TopicQueues>,
     by_name: HashMap<Arc<str>, usize>,
     lanes: Vec<Lane>,
@@ -272,6 +292,7 @@ pub(crate) struct Accumulator {
     spares: Vec<Vec<u8>>,
     idempotent: bool,
     identity: Identity,
+    abandoned: Vec<Home>,
 }
 
 /// The producer's id and epoch, and how it comes.
@@ -293,12 +314,14 @@ enum Leave {
 }
 
 impl Accumulator {
-    pub(crate) fn new(config: &ProducerConfig) -> Self {
+    /// `leader_check_after`: how long a lane may be silent before its partitions' leaders are asked for.
+    pub(crate) fn new(config: &ProducerConfig, leader_check_after: Duration) -> Self {
         Self {
             batch_size: config.batch_size,
             linger: config.linger,
             max_in_flight: config.max_in_flight_requests_per_connection,
             delivery_timeout: config.delivery_timeout,
+            leader_check_after,
             topics: Vec::new(),
             by_name: HashMap::new(),
             lanes: Vec::new(),
@@ -308,6 +331,7 @@ impl Accumulator {
             spares: Vec::new(),
             idempotent: config.enable_idempotence && config.acks != Acks::None,
             identity: Identity::default(),
+            abandoned: Vec::new(),
         }
     }
 
@@ -318,7 +342,7 @@ impl Accumulator {
     }
 
     /// Registers a topic, or takes up what was learnt about it.
-    pub(crate) fn learn(&mut self, topic: Arc<Topic>) -> usize {
+    pub(crate) fn learn(&mut self, topic: Arc<Topic>, now: Instant) -> usize {
         let index = match self.by_name.get(&topic.name) {
             Some(index) => *index,
             None => {
@@ -343,7 +367,9 @@ impl Accumulator {
         for partition in 0..count as u32 {
             let route = Route { topic: index, partition };
             match topic.home(partition) {
-                Some(home) => self.settle_down(route, home),
+                Some(home) => {
+                    self.settle_down(route, home, topic.places[partition as usize].leader_epoch, now)
+                }
                 // The topic was made again with fewer partitions.
                 None => {
                     if let Err(error) = topic.place(partition) {
@@ -363,9 +389,12 @@ impl Accumulator {
         }
     }
 
-    /// A refresh has ended, one way or the other.
+    /// A refresh has ended, one way or the other. While partitions wait for a leader there will be another.
     pub(crate) fn refreshed(&mut self, index: usize) {
-        self.topics[index].refreshing = false;
+        let topic = &mut self.topics[index];
+        topic.refreshing = false;
+        let waits = |queue: &Queue| queue.leader_failed && (queue.open.is_some() || !queue.ready.is_empty());
+        topic.refresh_wanted |= topic.queues.iter().any(waits);
     }
 
     /// Has the topic's metadata learnt anew before long.
@@ -447,6 +476,8 @@ impl Accumulator {
     /// lingers.
     pub(crate) fn drain(&mut self, now: Instant, pressed: bool, work: &mut Vec<Work>) -> Option<Instant> {
         let mut next = None;
+        self.check_leaders(now, &mut next);
+        work.extend(self.abandoned.drain(..).map(Work::Abandon));
         for (index, topic) in self.topics.iter_mut().enumerate() {
             if topic.refresh_wanted && !topic.refreshing {
                 topic.refresh_wanted = false;
@@ -476,6 +507,7 @@ impl Accumulator {
                         let needs_id = |route: &Route| self.needs_id(*route);
                         self.identity.wanted |= self.lanes[lane].active.iter().any(needs_id);
                         self.lanes[lane].link = Link::Opening;
+                        self.lanes[lane].silent_since = Some(now);
                         work.push(Work::Open(self.lanes[lane].home));
                     }
                 }
@@ -485,6 +517,7 @@ impl Accumulator {
                             break;
                         };
                         self.lanes[lane].in_flight += 1;
+                        self.lanes[lane].silent_since.get_or_insert(now);
                         work.push(Work::Send(flight));
                     }
                 }
@@ -575,6 +608,7 @@ impl Accumulator {
                             batch.stamp = queue.sequencer.stamp(batch.record_count, known);
                         }
                         queue.in_flight.push((batch.sequence, batch.outcome.clone()));
+                        batch.leader_epoch = epoch;
                         cargo.push((batch, topic.id, epoch));
                     }
                 }
@@ -680,7 +714,11 @@ impl Accumulator {
                 batch.attempts += 1;
                 batch.outcome_unknown |= outcome_unknown;
                 batch.reason = Some(reason);
-                self.topics[route.topic].refresh_wanted |= refresh;
+                // One that was sent before a newer leader was learnt of says nothing of that one.
+                if refresh && batch.leader_epoch == self.queue(route).leader_epoch {
+                    self.topics[route.topic].refresh_wanted = true;
+                    self.queue_mut(route).leader_failed = true;
+                }
                 let retry_at = now + wait.max(backoff);
                 let queue = self.queue_mut(route);
                 queue.retry_at = queue.retry_at.max(Some(retry_at));
@@ -711,6 +749,8 @@ impl Accumulator {
     pub(crate) fn landed(&mut self, home: Home, throttle: Duration, now: Instant) {
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.home == home) {
             lane.in_flight -= 1;
+            lane.silent_since = (lane.in_flight > 0).then_some(now);
+            lane.checked_at = None;
             if !throttle.is_zero() {
                 lane.not_before = Some(now + throttle);
             }
@@ -720,6 +760,7 @@ impl Accumulator {
     /// The lane has a connection whose requests may have this many bytes.
     pub(crate) fn opened(&mut self, home: Home, request_bytes_max: usize) {
         if let Some(lane) = self.lanes.iter_mut().find(|lane| lane.home == home) {
+            (lane.silent_since, lane.checked_at) = (None, None);
             lane.link = Link::Open { request_bytes_max };
             lane.failures = 0;
         }
@@ -746,11 +787,13 @@ impl Accumulator {
         };
         let lane = &mut self.lanes[at];
         lane.link = Link::Closed;
+        (lane.silent_since, lane.checked_at) = (None, None);
         lane.failures += 1;
         lane.not_before = Some(now + backoff(lane.failures));
         for route in lane.active.clone() {
             self.topics[route.topic].refresh_wanted = true;
             let queue = self.queue_mut(route);
+            queue.leader_failed = true;
             for batch in queue.ready.iter_mut().chain(&mut queue.open) {
                 batch.reason = Some(reason.clone());
             }
@@ -833,7 +876,13 @@ impl Accumulator {
 
     fn route(&self, topic: usize, partition: Option<u32>) -> Result<Route, ProduceError> {
         let TopicQueues { topic: known, sticky, .. } = &self.topics[topic];
-        let partition = partition.unwrap_or(sticky % known.places.len() as u32);
+        let partition = partition.unwrap_or_else(|| {
+            let count = known.places.len() as u32;
+            let any = (0..count).map(|step| sticky.wrapping_add(step) % count);
+            // What may go anywhere goes where somebody takes it.
+            let led = |partition: &u32| known.places[*partition as usize].leader.is_some();
+            any.clone().find(led).unwrap_or(sticky % count)
+        });
         known.place(partition)?;
         Ok(Route { topic, partition })
     }
@@ -873,6 +922,7 @@ impl Accumulator {
             attempts: 0,
             outcome_unknown: false,
             sequence,
+            leader_epoch: 0,
             stampable: matches!(payload, Payload::Building(_)),
             payload,
             stamp: None,
@@ -924,8 +974,27 @@ impl Accumulator {
         }
     }
 
+    /// Where the leaders of silent lanes' partitions have moved to is asked for, now and again.
+    fn check_leaders(&mut self, now: Instant, next: &mut Option<Instant>) {
+        for at in 0..self.lanes.len() {
+            let lane = &mut self.lanes[at];
+            let Some(since) = lane.checked_at.or(lane.silent_since) else { continue };
+            let due = since + self.leader_check_after;
+            if due > now {
+                earlier(next, due);
+                continue;
+            }
+            lane.checked_at = Some(now);
+            earlier(next, now + self.leader_check_after);
+            for topic in &mut self.topics {
+                let waits = |queue: &Queue| queue.lane == at && (queue.active || !queue.in_flight.is_empty());
+                topic.refresh_wanted |= topic.queues.iter().any(waits);
+            }
+        }
+    }
+
     /// Gives a partition its lane, the one to `home`.
-    fn settle_down(&mut self, route: Route, home: Home) {
+    fn settle_down(&mut self, route: Route, home: Home, leader_epoch: u32, now: Instant) {
         let lane = match self.lanes.iter().position(|lane| lane.home == home) {
             Some(lane) => lane,
             None => {
@@ -936,6 +1005,8 @@ impl Accumulator {
                     not_before: None,
                     failures: 0,
                     active: VecDeque::new(),
+                    silent_since: None,
+                    checked_at: None,
                 });
                 self.lanes.len() - 1
             }
@@ -946,9 +1017,25 @@ impl Accumulator {
         }
         let queue = &mut queues[route.partition as usize];
         let before = std::mem::replace(&mut queue.lane, lane);
+        if before != lane || leader_epoch > queue.leader_epoch {
+            // Whatever the old leader wanted to be waited for is over.
+            if std::mem::take(&mut queue.leader_failed) {
+                queue.retry_at = None;
+            }
+        }
+        queue.leader_epoch = leader_epoch;
         if before != lane {
             // What is in flight on the old connection comes first.
             queue.recovering |= !queue.in_flight.is_empty();
+            let in_flight = !queue.in_flight.is_empty();
+            let old = &self.lanes[before];
+            if in_flight
+                && old.silent_for(now) >= self.leader_check_after
+                && !self.abandoned.contains(&old.home)
+            {
+                self.abandoned.push(old.home);
+            }
+            let queue = &mut self.topics[route.topic].queues[route.partition as usize];
             if queue.active {
                 self.lanes[before].active.retain(|other| *other != route);
                 self.lanes[lane].active.push_back(route);

@@ -43,8 +43,8 @@ use Step::{
 fn check(config: ProducerConfig, steps: &[Step]) {
     let start = Instant::now();
     let mut now = start;
-    let mut accumulator = Accumulator::new(&config);
-    let place = |partition| PartitionPlace { partition, broker: 1, shard: 0, leader_epoch: 0 };
+    let mut accumulator = Accumulator::new(&config, Duration::from_secs(1));
+    let place = |partition| PartitionPlace { partition, leader: Some(1), shard: 0, leader_epoch: 0 };
     let topic = Topic {
         name: "t".into(),
         id: TopicId(1),
@@ -52,7 +52,7 @@ fn check(config: ProducerConfig, steps: &[Step]) {
         compacted: false,
         learnt_at: now,
     };
-    let index = accumulator.learn(Arc::new(topic));
+    let index = accumulator.learn(Arc::new(topic), now);
     accumulator.opened(HOME, 1 << 20);
     let budget = Arc::new(Semaphore::new(0));
     let mut flying: VecDeque<Flight> = VecDeque::new();

@@ -5,13 +5,14 @@
 //! effect. Invariant: when [`Admin::create_topic`] or [`Admin::create_partitions`] returns, metadata
 //! shows every partition. Absent on purpose: batches of topics in one call; a loop does the same.
 
-use crate::client::{ClientError, Cluster, Home, Topic};
+use crate::client::ClientError;
+use crate::cluster::{Cluster, Home, READ_ATTEMPT, Topic};
 use crate::reply::{
     BrokerError, BrokerStatus, ConfigValue, PartitionLog, PartitionPlace, Reply, TopicMetadata, TopicOutcome,
 };
 use crate::request::{DeleteRecordsEntry, ListOffsetsEntry, NewTopic, OffsetSpec, Request, TopicId};
 use schema::error_code::{Class, ErrorCode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -130,19 +131,48 @@ impl Admin {
         self.wait_for(name, total as usize).await.map(drop)
     }
 
-    /// What the broker stores of each partition of a topic.
+    /// What the leader of each partition of a topic stores of it; partitions without a leader are not there.
     pub async fn describe_logs(&self, name: &str) -> Result<Vec<PartitionLog>, ClientError> {
-        let unexpected = ClientError::UnexpectedReply { request: "DescribeLogs" };
-        match self.ask(name, Request::DescribeLogs { topic: name.to_owned() }).await? {
-            Reply::Logs(topics) => match topics.into_iter().next() {
-                Some(topic) => match topic.error {
-                    None => Ok(topic.partitions),
-                    Some(code) => Err(refused(name, BrokerError::of(code))),
-                },
-                None => Err(unexpected),
-            },
-            _ => Err(unexpected),
+        let started = Instant::now();
+        let mut attempt = 0;
+        loop {
+            let topic = self.cluster.refresh(name, Instant::now()).await?;
+            let error = match self.describe_logs_once(&topic).await {
+                Ok(logs) => return Ok(logs),
+                Err(error) => error,
+            };
+            attempt += 1;
+            let wait = self.cluster.config.backoff(attempt);
+            if !retry_may_help(&error, attempt)
+                || started.elapsed() + wait > self.cluster.config.request_timeout
+            {
+                return Err(error);
+            }
+            tokio::time::sleep(wait).await;
         }
+    }
+
+    async fn describe_logs_once(&self, topic: &Topic) -> Result<Vec<PartitionLog>, ClientError> {
+        let unexpected = || ClientError::UnexpectedReply { request: "DescribeLogs" };
+        let leaders: BTreeSet<u32> = topic.places.iter().filter_map(|place| place.leader).collect();
+        let mut logs = Vec::with_capacity(topic.places.len());
+        for broker in leaders {
+            let connection = self.cluster.connection(Home { broker, shard: 0 }).await?;
+            let request = Request::DescribeLogs { topic: topic.name.to_string() };
+            let reply =
+                connection.request(request, self.cluster.config.request_timeout).await?.into_result()?;
+            let Reply::Logs(described) = reply else { return Err(unexpected()) };
+            let described = described.into_iter().next().ok_or_else(unexpected)?;
+            if let Some(code) = described.error {
+                return Err(refused(&topic.name, BrokerError::of(code)));
+            }
+            let leads = |log: &PartitionLog| {
+                topic.places.get(log.partition as usize).is_some_and(|place| place.leader == Some(broker))
+            };
+            logs.extend(described.partitions.into_iter().filter(leads));
+        }
+        logs.sort_unstable_by_key(|log| log.partition);
+        Ok(logs)
     }
 
     /// Turns places into offsets, in the order asked; each partition's leader is asked.
@@ -265,7 +295,7 @@ fn refused(name: &str, error: BrokerError) -> ClientError {
 /// Whether asking again, of newer metadata, may give another answer. A missing partition is looked for once.
 fn retry_may_help(error: &ClientError, attempt: u32) -> bool {
     match error {
-        ClientError::Connection(_) | ClientError::UnknownBroker { .. } => true,
+        ClientError::Connection(_) | ClientError::UnknownBroker { .. } | ClientError::NoLeader { .. } => true,
         ClientError::UnknownPartition { .. } => attempt <= 1,
         ClientError::Broker(error) => error.class() != Class::Fatal,
         _ => false,
@@ -279,8 +309,7 @@ fn by_home(
 ) -> Result<BTreeMap<Home, Vec<usize>>, ClientError> {
     let mut by_home: BTreeMap<Home, Vec<usize>> = BTreeMap::new();
     for (at, partition) in partitions.enumerate() {
-        let place = topic.place(partition)?;
-        by_home.entry(Home { broker: place.broker, shard: place.shard }).or_default().push(at);
+        by_home.entry(topic.leader(partition)?).or_default().push(at);
     }
     Ok(by_home)
 }
@@ -357,8 +386,8 @@ async fn list_offsets_once(
             .map(|at| ListOffsetsEntry { topic: topic.id, partition: places[*at].0, spec: places[*at].1 })
             .collect();
         let connection = cluster.connection(home).await?;
-        let response =
-            connection.request(Request::ListOffsets { entries }, cluster.config.request_timeout).await?;
+        let request = Request::ListOffsets { entries };
+        let response = connection.request(request, cluster.config.request_timeout.min(READ_ATTEMPT)).await?;
         let unexpected = ClientError::UnexpectedReply { request: "ListOffsets" };
         let Reply::ListOffsets(results) = response.into_result()? else {
             return Err(unexpected);

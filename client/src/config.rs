@@ -34,6 +34,9 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// The age at which metadata is learnt anew although nothing failed, to notice added partitions.
     pub metadata_max_age: Duration,
+    /// How long a broker may be silent about what it was sent before others are asked whether it still leads. What is
+    /// on its way to one that does not is taken back and sent to the new leader.
+    pub leader_check_after: Duration,
     /// The first wait before something is tried again; it doubles up to `retry_backoff_max`, with jitter.
     pub retry_backoff: Duration,
     /// The longest wait before something is tried again.
@@ -63,6 +66,7 @@ impl ClientConfig {
             request_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             metadata_max_age: Duration::from_secs(60),
+            leader_check_after: Duration::from_secs(1),
             retry_backoff: Duration::from_millis(20),
             retry_backoff_max: Duration::from_secs(1),
             max_response_bytes: (64 << 20) + (1 << 16),

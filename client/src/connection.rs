@@ -222,6 +222,14 @@ impl Connection {
         self.inner.shared.lock().closed.is_some()
     }
 
+    /// Closes the connection: its broker is silent, and not the one to ask any more. What was sent and not answered
+    /// may or may not have taken effect.
+    pub(crate) fn give_up(&self, reason: &str) {
+        let shared = &self.inner.shared;
+        shared.fail(shared.lost(reason));
+        shared.kill.notify_one();
+    }
+
     /// Queues `request` behind all that were sent before and returns its reply to come. A request
     /// without a reply (`acks` none) resolves to [`Reply::Empty`] once it is with the kernel.
     ///

@@ -13,7 +13,8 @@ mod fetched;
 pub use fetched::{ConsumedRecord, FetchedBatch, FetchedRecords};
 
 use crate::admin;
-use crate::client::{ClientError, Cluster};
+use crate::client::ClientError;
+use crate::cluster::Cluster;
 use crate::connection::ConnectionError;
 use crate::fetcher::{Fetcher, Item};
 use crate::reply::BrokerError;
@@ -230,7 +231,7 @@ impl Consumer {
     }
 
     /// Reads one more partition, from `offset`; the others go on.
-    pub(crate) fn add(&mut self, topic: &crate::client::Topic, partition: u32, offset: u64) {
+    pub(crate) fn add(&mut self, topic: &crate::cluster::Topic, partition: u32, offset: u64) {
         self.forget_unpacked(&topic.name, Some(partition));
         self.fetcher.add(topic, partition, offset);
     }

@@ -5,7 +5,8 @@
 //! the coordinator any more, is forgotten and looked for again at the next request. Invariant: what is asked here does
 //! no harm twice, so that [`Coordinator::ask`] may repeat it. Absent on purpose: what the answers mean.
 
-use crate::client::{ClientError, Cluster, Home};
+use crate::client::ClientError;
+use crate::cluster::{Cluster, Home};
 use crate::connection::{Connection, ConnectionError};
 use crate::reply::Reply;
 use crate::request::Request;
@@ -18,7 +19,16 @@ use std::time::{Duration, Instant};
 pub(crate) struct Coordinator {
     pub cluster: Arc<Cluster>,
     pub group: Arc<str>,
-    connection: tokio::sync::Mutex<Option<Connection>>,
+    connection: tokio::sync::Mutex<Option<Found>>,
+}
+
+/// The coordinator as it was found.
+#[derive(Clone)]
+struct Found {
+    connection: Connection,
+    /// The group's partition of the offsets topic, and who led it.
+    partition: u32,
+    home: Home,
 }
 
 impl Coordinator {
@@ -26,19 +36,19 @@ impl Coordinator {
         Self { cluster, group: group.into(), connection: tokio::sync::Mutex::default() }
     }
 
-    async fn connection(&self) -> Result<Connection, ClientError> {
+    async fn find(&self) -> Result<Found, ClientError> {
         let mut slot = self.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        if let Some(found) = slot.as_ref().filter(|found| !found.connection.is_closed()) {
+            return Ok(found.clone());
         }
         *slot = None;
         // Whoever comes here has no coordinator, or lost it: what is remembered is of no use.
         let topic = self.cluster.refresh(OFFSETS_TOPIC, Instant::now()).await?;
         let partition = schema::coordinator_partition(&self.group, topic.places.len() as u32);
-        let place = topic.place(partition)?;
-        let home = Home { broker: place.broker, shard: place.shard };
+        let home = topic.leader(partition)?;
         // A connection of its own: a heartbeat must not stand behind somebody's large batches.
-        Ok(slot.insert(self.cluster.open(home).await?).clone())
+        let connection = self.cluster.open(home).await?;
+        Ok(slot.insert(Found { connection, partition, home }).clone())
     }
 
     async fn forget(&self) {
@@ -47,8 +57,18 @@ impl Coordinator {
 
     /// One try.
     pub(crate) async fn try_once(&self, request: Request, timeout: Duration) -> Result<Reply, ClientError> {
-        let connection = self.connection().await?;
-        match connection.request(request, timeout).await {
+        let Found { connection, partition, home } = self.find().await?;
+        let answer = tokio::select! {
+            answer = connection.request(request, timeout) => answer,
+            () = self.cluster.moved_away(OFFSETS_TOPIC, partition, home) => {
+                connection.give_up("it does not answer, and another broker coordinates the group by now");
+                Err(ConnectionError::Lost {
+                    address: connection.address().into(),
+                    reason: "another broker coordinates the group by now".into(),
+                })
+            }
+        };
+        match answer {
             Ok(response) => match response.into_result() {
                 Ok(reply) => Ok(reply),
                 Err(error) => {
@@ -94,6 +114,7 @@ pub(crate) fn may_pass(error: &ClientError) -> bool {
         // The offsets topic is made when it is asked for, and seen a little later.
         ClientError::UnknownTopic { .. }
         | ClientError::UnknownPartition { .. }
+        | ClientError::NoLeader { .. }
         | ClientError::UnknownBroker { .. } => true,
         ClientError::Broker(error) => error.class() != Class::Fatal,
         ClientError::Config(_) | ClientError::UnexpectedReply { .. } => false,

@@ -9,7 +9,8 @@
 //! acknowledgements. Absent on purpose: looking into records.
 
 use crate::admin;
-use crate::client::{ClientError, Cluster, Home, Topic};
+use crate::client::ClientError;
+use crate::cluster::{Cluster, Home, Topic};
 use crate::connection::Connection;
 use crate::consumer::{AutoOffsetReset, ConsumeError, ConsumerConfig, FetchedBatch};
 use crate::reply::{BrokerError, FetchResult, Reply, Response};
@@ -17,6 +18,7 @@ use crate::request::{FetchEntry, OffsetSpec, Request, TopicId};
 use schema::error_code::{Class, ErrorCode};
 use schema::record_batch::{self, BatchError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -307,7 +309,7 @@ impl Shared {
         let Some(place) = topic.places.get(partition as usize) else {
             return;
         };
-        let home = Home { broker: place.broker, shard: place.shard };
+        let home = Home::of(place);
         let part = Part {
             topic_id: topic.id,
             leader_epoch: place.leader_epoch,
@@ -345,6 +347,7 @@ impl Shared {
     /// Takes up where the partitions of a topic live now.
     fn rehome(shared: &Arc<Self>, topic: &Topic) {
         let mut state = shared.lock();
+        let mut changed = false;
         let keys: Vec<Key> = state.parts.keys().filter(|key| key.0 == topic.name).cloned().collect();
         for key in keys {
             let place = topic.places.get(key.1 as usize);
@@ -353,25 +356,36 @@ impl Shared {
             };
             let generation = part.generation;
             match place {
+                // Metadata that was learnt later may have been taken up earlier.
+                Some(place) if part.topic_id == topic.id && place.leader_epoch < part.leader_epoch => {}
                 Some(place) if part.topic_id == topic.id => {
-                    part.home = Home { broker: place.broker, shard: place.shard };
-                    part.leader_epoch = place.leader_epoch;
-                    let home = part.home;
-                    Self::ensure_lane(shared, &mut state, home);
+                    let home = Home::of(place);
+                    if (part.home, part.leader_epoch) != (home, place.leader_epoch) {
+                        changed = true;
+                        part.home = home;
+                        part.leader_epoch = place.leader_epoch;
+                        // Whatever the old leader wanted to be waited for is over.
+                        part.retry_at = None;
+                        part.failures = 0;
+                        Self::ensure_lane(shared, &mut state, home);
+                    }
                 }
                 _ if part.halted => {}
                 _ => {
+                    changed = true;
                     let error = ConsumeError::TopicReplaced { topic: topic.name.clone() };
                     state.fail(&key, generation, error);
                 }
             }
         }
         drop(state);
-        shared.changed();
+        if changed {
+            shared.changed();
+        }
     }
 
     async fn refresh(shared: &Arc<Self>, name: &Arc<str>, asked_at: Instant) {
-        match shared.cluster.refresh(name, asked_at).await {
+        match shared.cluster.relearn(name, asked_at).await {
             Ok(topic) => Self::rehome(shared, &topic),
             Err(error @ ClientError::UnknownTopic { .. }) => {
                 let mut state = shared.lock();
@@ -385,6 +399,28 @@ impl Shared {
             }
             // Nobody answers just now; whoever tries next asks again.
             Err(_) => {}
+        }
+    }
+}
+
+impl Shared {
+    /// While a broker is silent for longer than it may be: learns whether others lead what it was asked for.
+    async fn watch_leaders(shared: &Arc<Self>, asked: &[(Key, u64)]) -> Infallible {
+        let topics: BTreeSet<Arc<str>> = asked.iter().map(|((topic, _), _)| topic.clone()).collect();
+        tokio::time::sleep(shared.config.fetch_max_wait + shared.cluster.config.leader_check_after).await;
+        Self::relearn(shared, &topics).await
+    }
+
+    /// Learns again and again where the topics are, at the pace of [`Cluster::relearn`].
+    async fn relearn(shared: &Arc<Self>, topics: &BTreeSet<Arc<str>>) -> Infallible {
+        loop {
+            let asked_at = Instant::now();
+            for topic in topics {
+                Self::refresh(shared, topic, asked_at).await;
+            }
+            if topics.is_empty() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -483,17 +519,24 @@ impl Worker {
 
     /// One round trip. An error is one of the connection; those of partitions are dealt with here.
     async fn fetch(&mut self, plan: Plan) -> Result<(), ClientError> {
-        let connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
-            Some(connection) => connection,
-            None => self.shared.cluster.open(self.home).await?,
+        let shared = self.shared.clone();
+        let (config, version) = (&shared.cluster.config, plan.version);
+        let answer = async {
+            let connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+                Some(connection) => connection,
+                None => shared.cluster.open(self.home).await?,
+            };
+            let timeout = shared.config.fetch_max_wait + config.request_timeout;
+            let reply = connection.send(plan.request, timeout)?;
+            self.connection = Some(connection);
+            Ok::<_, ClientError>(reply.wait().await?)
         };
-        let timeout = self.shared.config.fetch_max_wait + self.shared.cluster.config.request_timeout;
-        let reply = connection.send(plan.request, timeout)?;
-        self.connection = Some(connection);
         let response = tokio::select! {
-            response = reply.wait() => response?,
+            response = answer => response?,
             // The reply to come is out of date in part; what it brings will be asked for again.
-            _ = self.version.wait_for(|version| *version != plan.version) => return Ok(()),
+            _ = self.version.wait_for(|now| *now != version) => return Ok(()),
+            // Tells by a new version, if others lead by now.
+            never = Shared::watch_leaders(&shared, &plan.asked) => match never {},
         };
         self.failing_since = None;
         self.failures = 0;
@@ -662,15 +705,17 @@ impl Worker {
             self.shared.lock().ready.push_back(ready);
             self.shared.ready.notify_one();
         }
-        tokio::time::sleep(self.shared.cluster.config.backoff(self.failures)).await;
-        let asked_at = Instant::now();
         let topics: BTreeSet<Arc<str>> = {
             let state = self.shared.lock();
             let mine = state.parts.iter().filter(|(_, part)| part.home == self.home);
             mine.map(|(key, _)| key.0.clone()).collect()
         };
-        for topic in topics {
-            Shared::refresh(&self.shared, &topic, asked_at).await;
+        let backoff = self.shared.cluster.config.backoff(self.failures);
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            // Partitions have moved, or been sought: what is left here is tried again as if nothing had been.
+            _ = self.version.changed() => {}
+            never = Shared::relearn(&self.shared, &topics) => match never {},
         }
     }
 }

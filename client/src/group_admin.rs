@@ -5,7 +5,8 @@
 //! purpose: following a group over time.
 
 use crate::admin::{Admin, list_offsets};
-use crate::client::{ClientError, Home};
+use crate::client::ClientError;
+use crate::cluster::Home;
 use crate::consumer::Consumer;
 use crate::consumer::{AutoOffsetReset, ConsumerConfig, StartFrom};
 use crate::coordinator::Coordinator;
@@ -81,7 +82,10 @@ impl Admin {
     /// Every group of every broker, by name.
     pub async fn list_groups(&self) -> Result<Vec<ListedGroup>, ClientError> {
         // Whoever asks for the topic makes it: then there are coordinators to ask.
-        let mut brokers: Vec<u32> = self.cluster.brokers().keys().copied().collect();
+        // Who is fenced coordinates nothing.
+        let alive = self.cluster.brokers();
+        let mut brokers: Vec<u32> =
+            alive.values().filter(|broker| !broker.fenced).map(|broker| broker.id).collect();
         brokers.sort_unstable();
         let mut groups = Vec::new();
         for broker in brokers {

@@ -42,7 +42,7 @@ pub use config::{
 };
 pub use error::GroupError;
 
-use crate::client::Cluster;
+use crate::cluster::Cluster;
 use crate::consumer::{ConsumedRecord, Consumer, FetchedBatch, StartFrom};
 use crate::coordinator::Coordinator;
 use crate::request::TopicId;

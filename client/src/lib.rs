@@ -92,18 +92,23 @@
 //! partition is reached on the core that owns it. Absent on purpose: transactions, TLS (a later issue); a synchronous
 //! interface.
 //!
-//! Code map: [`connection`] frames and pipelining; [`request`] and [`reply`] what can be said; `client`
-//! metadata and pool; `producer` → `accumulator` (rules) → `sender` (driver); `consumer` → `fetcher`;
+//! Code map: [`connection`] frames and pipelining; [`request`] and [`reply`] what can be said; `cluster`
+//! metadata and pool; `bootstrap` whom to ask; `producer` → `accumulator` (rules) → `sender` (driver); `consumer` → `fetcher`;
 //! `group_consumer` → `coordinator` (who to ask), `consumer`.
 
+pub mod cluster_request;
 pub mod connection;
 pub mod group_request;
+pub mod plan;
 pub mod reply;
 pub mod request;
 
 mod accumulator;
 mod admin;
+mod bootstrap;
 mod client;
+mod cluster;
+mod cluster_admin;
 mod config;
 mod consumer;
 mod coordinator;
@@ -120,6 +125,10 @@ mod settings;
 pub use admin::{Admin, ListedOffset, TopicDescription};
 pub use client::{Client, ClientError};
 
+pub use cluster_request::{
+    BrokerDescription, ClusterDescription, ElectionOutcome, PartitionReplicas, QuorumMember, Reassignment,
+    ReplicaState, TopicReplicas,
+};
 pub use config::{ClientConfig, ConfigError};
 pub use connection::{Connection, ConnectionError};
 pub use consumer::{
@@ -136,7 +145,7 @@ pub use partitioner::{CustomPartitioner, Partitioner, kafka_hash};
 pub use producer::{BATCH_SIZE_MAX, Linger, Producer, ProducerConfig, ProducerRecord};
 pub use reply::{
     BrokerAnatomy, BrokerError, BrokerStatus, ConfigValue, Durability, GroupBehind, GroupStatus,
-    PartitionCompaction, PartitionLog, PartitionPlace, ShardStatus, TopicStatus,
+    PartitionCompaction, PartitionLog, PartitionPlace, ReplicaProgress, ShardStatus, TopicStatus,
 };
 pub use request::{Acks, NewTopic, OffsetSpec, TopicId};
 pub use schema::compression::UnpackError;

@@ -9,7 +9,8 @@
 //! after a lost connection can appear twice, and behind later ones. Absent on purpose: transactions.
 
 use crate::accumulator::{Accumulator, RecordParts, Reservation, Route};
-use crate::client::{ClientError, Cluster, Topic};
+use crate::client::ClientError;
+use crate::cluster::{Cluster, Topic};
 use crate::delivery::{BatchDelivery, DeliveryFuture, ProduceError};
 use crate::partitioner::Partitioner;
 use crate::request::Acks;
@@ -187,7 +188,7 @@ impl Shared {
             }
         }
         let topic = self.cluster.topic(name).await?;
-        Ok((self.lock().learn(topic.clone()), topic))
+        Ok((self.lock().learn(topic.clone(), Instant::now()), topic))
     }
 
     /// The topic, learnt anew if it has no such partition: it may have been added.
@@ -202,7 +203,7 @@ impl Shared {
             Some(partition) if partition as usize >= topic.places.len() => {
                 let topic = self.cluster.refresh(name, Instant::now()).await?;
                 topic.place(partition)?;
-                Ok((self.lock().learn(topic.clone()), topic))
+                Ok((self.lock().learn(topic.clone(), Instant::now()), topic))
             }
             _ => Ok((index, topic)),
         }
@@ -247,7 +248,7 @@ impl Producer {
     pub(crate) fn new(cluster: Arc<Cluster>, config: ProducerConfig) -> Self {
         let config = config.within_bounds();
         let shared = Arc::new(Shared {
-            accumulator: Mutex::new(Accumulator::new(&config)),
+            accumulator: Mutex::new(Accumulator::new(&config, cluster.config.leader_check_after)),
             budget: Arc::new(Semaphore::new(config.buffer_memory)),
             cluster,
             config,
@@ -296,7 +297,7 @@ impl Producer {
         // Many that are refused in a row cost few questions.
         let young = Instant::now().checked_sub(COMPACTED_BELIEVED).unwrap_or_else(Instant::now);
         let topic = shared.cluster.refresh(topic, young).await?;
-        shared.lock().learn(topic.clone());
+        shared.lock().learn(topic.clone(), Instant::now());
         match topic.compacted {
             true => Err(ProduceError::KeyRequired { topic: topic.name.clone() }),
             false => Ok(()),

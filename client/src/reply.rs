@@ -9,6 +9,7 @@ mod decode;
 
 pub(crate) use decode::{code, decode};
 
+use crate::cluster_request::{ClusterDescription, ElectionOutcome};
 use crate::group_request::{
     CommitResult, CommittedOffset, GroupDescription, GroupOutcome, GroupState, HeartbeatReply, ListedGroup,
 };
@@ -130,6 +131,10 @@ pub enum Reply {
     Logs(Vec<TopicLogs>),
     /// To `Status`.
     Status(Box<BrokerStatus>),
+    /// To `DescribeCluster`.
+    Cluster(Box<ClusterDescription>),
+    /// To `ElectLeaders`.
+    Elected(Vec<ElectionOutcome>),
     /// To `Heartbeat`.
     Heartbeat(HeartbeatReply),
     /// To `OffsetCommit`, one per entry.
@@ -200,6 +205,10 @@ pub struct BrokerEndpoint {
     pub port: u16,
     /// How many shards it has.
     pub shards: u32,
+    /// Where it stands, as it was told.
+    pub rack: Option<String>,
+    /// Whether the cluster has not heard of it lately: it leads nothing, and may not answer.
+    pub fenced: bool,
 }
 
 /// A topic with its partitions.
@@ -224,8 +233,8 @@ pub struct TopicMetadata {
 pub struct PartitionPlace {
     /// The partition.
     pub partition: u32,
-    /// The leader.
-    pub broker: u32,
+    /// The broker that leads it; `None` = nobody just now.
+    pub leader: Option<u32>,
     /// The core of that broker that owns it.
     pub shard: u32,
     /// Rises with every change of leader.
@@ -371,7 +380,7 @@ pub struct TopicLogs {
 }
 
 /// What a broker stores of a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionLog {
     /// The partition.
     pub partition: u32,
@@ -393,6 +402,23 @@ pub struct PartitionLog {
     pub bytes: u64,
     /// What compaction has done; `None` unless the topic is compacted.
     pub compaction: Option<PartitionCompaction>,
+    /// How far those who follow are, as far as this broker leads the partition.
+    pub replicas: Vec<ReplicaProgress>,
+}
+
+/// How far one replica is behind, as the partition's leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaProgress {
+    /// Whose.
+    pub broker: u32,
+    /// Every offset below is on its device, as it last acknowledged.
+    pub end: u64,
+    /// Records of the leader's log that it does not have yet.
+    pub lag_records: u64,
+    /// For how long it has not been caught up; 0 = it is.
+    pub lag_ms: u64,
+    /// It has a stream from the leader.
+    pub connected: bool,
 }
 
 /// What compaction has done and left of a partition.

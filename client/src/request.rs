@@ -5,6 +5,7 @@
 //! frame is a head (lengths and FlatBuffer) followed by the bodies as they are. Absent on purpose: ids
 //! and deadlines, which belong to the connection.
 
+use crate::cluster_request::{self, Reassignment};
 use crate::group_request::{self, Heartbeat, OffsetCommit, OffsetFetch};
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
@@ -255,6 +256,35 @@ pub enum Request {
         /// Which, and up to where.
         entries: Vec<DeleteRecordsEntry>,
     },
+    /// Brokers, quorum, replicas.
+    DescribeCluster {
+        /// Names; `None` = every topic, an empty list = brokers only.
+        topics: Option<Vec<String>>,
+    },
+    /// Other replicas for partitions.
+    ReassignPartitions {
+        /// All of them or none.
+        moves: Vec<Reassignment>,
+    },
+    /// A broker gives its leaderships away, or takes part again.
+    DrainBroker {
+        /// Its number.
+        broker: u32,
+        /// Whether it drains from now on.
+        draining: bool,
+    },
+    /// A broker goes for good.
+    RemoveBroker {
+        /// Its number.
+        broker: u32,
+    },
+    /// Other leaders.
+    ElectLeaders {
+        /// Topics with their partitions (none = all); `None` = every topic.
+        topics: Option<Vec<(String, Vec<u32>)>>,
+        /// Whether records may be lost for it.
+        unclean: bool,
+    },
 }
 
 /// What stands around a request in its frame.
@@ -279,6 +309,7 @@ impl Request {
             | Request::OffsetFetch(_)
             | Request::DescribeGroups { .. }
             | Request::ListGroups
+            | Request::DescribeCluster { .. }
             // An id that nobody uses does no harm.
             | Request::InitProducer { .. } => true,
             Request::Produce { .. }
@@ -289,6 +320,10 @@ impl Request {
             | Request::Heartbeat(_)
             | Request::OffsetCommit(_)
             | Request::DeleteGroups { .. }
+            | Request::ReassignPartitions { .. }
+            | Request::DrainBroker { .. }
+            | Request::RemoveBroker { .. }
+            | Request::ElectLeaders { .. }
             | Request::DeleteRecords { .. } => false,
         }
     }
@@ -471,6 +506,13 @@ impl Request {
             Request::DescribeGroups { groups } => group_request::encode_describe(b, groups),
             Request::ListGroups => group_request::encode_list(b),
             Request::DeleteGroups { groups } => group_request::encode_delete(b, groups),
+            Request::DescribeCluster { topics } => cluster_request::encode_describe(b, topics.as_deref()),
+            Request::ReassignPartitions { moves } => cluster_request::encode_reassign(b, moves),
+            Request::DrainBroker { broker, draining } => cluster_request::encode_drain(b, *broker, *draining),
+            Request::RemoveBroker { broker } => cluster_request::encode_remove(b, *broker),
+            Request::ElectLeaders { topics, unclean } => {
+                cluster_request::encode_elect(b, topics.as_deref(), *unclean)
+            }
             Request::InitProducer { known } => {
                 let (producer_id, producer_epoch) = known.unwrap_or((-1, -1));
                 let args = wire::InitProducerRequestArgs { producer_id, producer_epoch };

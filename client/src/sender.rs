@@ -7,7 +7,8 @@
 //! of what may leave when, which are the accumulator's.
 
 use crate::accumulator::{Batch, Flight, Verdict, Work};
-use crate::client::{ClientError, Home, Topic};
+use crate::client::ClientError;
+use crate::cluster::{Home, Topic};
 use crate::connection::{Connection, ConnectionError};
 use crate::delivery::{Anatomy, BatchReceipt, ProduceError, Receipt};
 use crate::producer::Shared;
@@ -133,7 +134,7 @@ impl Sender<'_> {
             Work::Refresh(index, name) => {
                 let cluster = self.shared.cluster.clone();
                 let asked_at = Instant::now();
-                let learning = async move { Event::Learnt(index, cluster.refresh(&name, asked_at).await) };
+                let learning = async move { Event::Learnt(index, cluster.relearn(&name, asked_at).await) };
                 self.events.push(Box::pin(learning));
             }
             Work::Identify => {
@@ -148,6 +149,11 @@ impl Sender<'_> {
                 self.events.push(Box::pin(asking));
             }
             Work::Send(flight) => self.send(flight),
+            Work::Abandon(home) => {
+                if let Some(connection) = self.connections.get(&home) {
+                    connection.give_up("it does not answer, and others lead by now");
+                }
+            }
         }
     }
 
@@ -202,15 +208,15 @@ impl Sender<'_> {
             }
             Event::Learnt(index, result) => {
                 let mut accumulator = self.shared.lock();
-                accumulator.refreshed(index);
                 match result {
                     Ok(topic) => {
-                        accumulator.learn(topic);
+                        accumulator.learn(topic, now);
                     }
                     Err(error @ ClientError::UnknownTopic { .. }) => accumulator.fail_topic(index, &error),
                     // No broker answers just now. The batches wait; what is tried next asks again.
                     Err(_) => {}
                 }
+                accumulator.refreshed(index);
             }
             Event::Identified(Ok((id, epoch))) => self.shared.lock().identified(id, epoch),
             Event::Identified(Err(error)) => {
@@ -314,6 +320,13 @@ impl Sender<'_> {
         }
         match error.class() {
             Class::Retry => retry(false, false),
+            // A leader that is none any more cannot say what becomes of what it had appended.
+            Class::RefreshAndRetry if error.code == ErrorCode::NotLeader => {
+                match self.shared.config.resend_when_unknown {
+                    true => retry(true, true),
+                    false => Verdict::Failed(self.outcome_unknown(batch, error)),
+                }
+            }
             Class::RefreshAndRetry => retry(true, false),
             Class::Unknown if self.shared.config.resend_when_unknown => retry(false, true),
             Class::Unknown => Verdict::Failed(self.outcome_unknown(batch, error)),

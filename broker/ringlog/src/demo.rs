@@ -9,6 +9,7 @@
 //! anything is lost or differs; the directory is removed however it ends, but for a kill.
 //! Absent on purpose: a claim about the fastest possible: producing, reading and the broker share the cores.
 
+mod cluster;
 mod flights;
 mod ledger;
 mod reader;
@@ -34,13 +35,16 @@ use tokio::sync::watch;
 /// `ringlog demo`
 #[derive(clap::Args)]
 pub struct DemoArguments {
-    /// How much to produce, 10^6 bytes of keys and values
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    megabytes: u64,
+    /// How much to produce, 10^6 bytes of keys and values [default: 300, with --brokers 40]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    megabytes: Option<u64>,
+    /// A cluster of so many processes, one of which is killed in the middle
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=9))]
+    brokers: Option<u32>,
     /// Where the temporary directory is made [default: a place on a real disk]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Shards of the embedded broker [default: half of the cores]
+    /// Shards of the embedded broker [default: half of the cores], or of each process [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shards: Option<u16>,
     #[command(flatten)]
@@ -49,11 +53,19 @@ pub struct DemoArguments {
 
 const TOPIC: &str = "flights";
 const PARTITIONS: u32 = 8;
+/// Produced to one broker, and to a cluster, unless told otherwise.
+const MEGABYTES: u64 = 300;
+const CLUSTER_MEGABYTES: u64 = 40;
 
 /// Runs it.
 pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let mut output = Output::new(arguments.format.format);
     let place = Place::choose(arguments.data.as_deref())?;
+    if let Some(brokers) = arguments.brokers {
+        let bytes = arguments.megabytes.unwrap_or(CLUSTER_MEGABYTES) * 1_000_000;
+        let wanted = cluster::Wanted { brokers, bytes, shards: arguments.shards.unwrap_or(1) };
+        return cluster::run(&wanted, &place, &mut output);
+    }
     let shards = arguments.shards.map_or_else(place::default_shards, usize::from);
     let broker = start(&place, shards)?;
     if !output.is_json() {
@@ -65,7 +77,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
         ))?;
         output.flush()?;
     }
-    let flights = Arc::new(Flights::load(arguments.megabytes * 1_000_000));
+    let flights = Arc::new(Flights::load(arguments.megabytes.unwrap_or(MEGABYTES) * 1_000_000));
     let done = crate::block_on(async {
         tokio::select! {
             done = show(broker.address(), &flights, !output.is_json()) => done,
@@ -209,6 +221,12 @@ impl Bars {
         let bar = self.all.add(ProgressBar::new(records).with_style(style).with_prefix(name));
         bar.tick();
         bar
+    }
+
+    /// A line above the bars.
+    fn say(&self, text: &str) {
+        // Nobody who sees it is no fault.
+        let _ = self.all.println(text);
     }
 
     fn clear(&self) {

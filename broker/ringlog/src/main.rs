@@ -10,6 +10,7 @@
 
 mod bench;
 mod client;
+mod cluster;
 mod consume;
 mod demo;
 mod disk_profile;
@@ -60,6 +61,8 @@ enum Command {
     Consume(consume::ConsumeArguments),
     /// List, describe, reset and delete consumer groups: members, committed offsets, lag
     Group(group::GroupArguments),
+    /// Brokers, replicas and leaders of the cluster, and changes of them
+    Cluster(cluster::ClusterArguments),
     /// What the broker is and does: counters of each core, and notices
     Status(status::StatusArguments),
     /// Cores and topics of a running broker, refreshed in place
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Produce(arguments) => produce::run(arguments),
         Command::Consume(arguments) => consume::run(&arguments),
         Command::Group(arguments) => group::run(arguments),
+        Command::Cluster(arguments) => cluster::run(arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Bench(arguments) => bench::run(*arguments),

@@ -22,15 +22,76 @@ const EXAMPLES: Examples = &[
     ),
     (
         "demo",
-        &[("ringlog demo --megabytes 500", "half a gigabyte through a broker in this process, verified")],
+        &[
+            ("ringlog demo --megabytes 500", "half a gigabyte through a broker in this process, verified"),
+            ("ringlog demo --brokers 3", "three processes; one is killed while it leads, nothing is lost"),
+        ],
     ),
     (
         "topic create",
         &[
             ("ringlog topic create clicks --partitions 8 --config retention.ms=30d", "kept for a month"),
             (
+                "ringlog topic create orders --partitions 8 --replication-factor 3",
+                "each partition on three brokers",
+            ),
+            (
                 "ringlog topic create customers --partitions 1 --config cleanup.policy=compact",
                 "the latest record of each key is kept",
+            ),
+        ],
+    ),
+    (
+        "cluster status",
+        &[("ringlog cluster status", "brokers, who keeps the metadata, what is not as it should be")],
+    ),
+    (
+        "cluster describe",
+        &[
+            (
+                "ringlog cluster describe --troubled",
+                "partitions without a leader, with lagging replicas, on the move",
+            ),
+            ("ringlog cluster describe --topic clicks --format json", "one topic, for programs"),
+        ],
+    ),
+    (
+        "cluster move",
+        &[
+            (
+                "ringlog cluster move clicks:3 --to 1,2,4",
+                "partition 3 on brokers 1, 2 and 4; 1 is to lead it",
+            ),
+            ("ringlog cluster move clicks:3 --cancel", "give that up"),
+        ],
+    ),
+    (
+        "cluster drain",
+        &[
+            ("ringlog cluster drain 3", "everything off broker 3, before it is stopped for good"),
+            ("ringlog cluster drain 3 --leaders-only", "only leaderships, before a restart"),
+        ],
+    ),
+    ("cluster undrain", &[("ringlog cluster undrain 3", "it takes part again")]),
+    (
+        "cluster add",
+        &[("ringlog cluster add 4 --dry-run", "what would move to the broker that has just joined")],
+    ),
+    ("cluster remove", &[("ringlog cluster remove 3", "forget it, once it is drained and stopped")]),
+    (
+        "cluster rebalance",
+        &[
+            ("ringlog cluster rebalance --dry-run", "the plan, with what it would copy"),
+            ("ringlog cluster rebalance --no-wait", "carried out in the background"),
+        ],
+    ),
+    (
+        "cluster elect",
+        &[
+            ("ringlog cluster elect", "preferred leaders take over where they are in sync"),
+            (
+                "ringlog cluster elect --partition clicks:3 --unclean",
+                "nobody else can lead it: records may be LOST",
             ),
         ],
     ),
@@ -50,6 +111,7 @@ const EXAMPLES: Examples = &[
                 "while it is in use",
             ),
             ("ringlog topic alter clicks --partitions 16", "more partitions; keys may move"),
+            ("ringlog topic alter clicks --replication-factor 3 --dry-run", "what would be copied where"),
         ],
     ),
     ("topic delete", &[("ringlog topic delete clicks", "with all its records")]),

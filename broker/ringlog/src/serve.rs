@@ -21,6 +21,9 @@ use tuning::{Finding, HostFacts, Severity};
 
 /// Runs it.
 pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
+    if let Some(parent) = arguments.end_with_parent {
+        end_with(parent)?;
+    }
     let settings = arguments.settings()?;
     raise_open_files();
     // Before the directory is made, so that the error is about what the user gave.
@@ -53,6 +56,18 @@ pub fn run(arguments: ServeArguments) -> Result<(), Failure> {
     }
     say(&format!("ready {}", broker.address()));
     runtime.block_on(serve(broker, http, signals))
+}
+
+/// The kernel ends this process when the one that started it is gone, also if it was killed.
+fn end_with(parent: i32) -> Result<(), Failure> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| cannot_start(format!("cannot end with process {parent}: {error}")))?;
+    // It may have gone before this was asked for.
+    match getppid().map(|pid| pid.as_raw_nonzero().get()) == Some(parent) {
+        true => Ok(()),
+        false => Err(cannot_start(format!("process {parent} did not start this one, or is gone"))),
+    }
 }
 
 /// Waits for a signal and stops.

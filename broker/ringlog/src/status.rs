@@ -1,8 +1,9 @@
 //! `ringlog status`: what the broker says about itself.
 //!
-//! One request; counters are shown as the broker names them, so that a new one needs no change here.
+//! One request, and one for the state of the cluster's partitions; counters are shown as the broker names them, so that a new one needs no change here.
 
 use crate::client::BrokersArguments;
+use crate::cluster::describe::Health;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, grouped};
 use ringlog_client::BrokerStatus;
@@ -22,13 +23,15 @@ pub struct StatusArguments {
 pub fn run(arguments: &StatusArguments) -> Result<(), Failure> {
     let mut output = Output::new(arguments.format.format);
     crate::block_on(async {
-        let status = arguments.brokers.connect().await?.admin().status().await?;
-        print(&status, &mut output)?;
+        let admin = arguments.brokers.connect().await?.admin();
+        let status = admin.status().await?;
+        let health = Health::of(&admin.describe_cluster(None).await?);
+        print(&status, &health, &mut output)?;
         output.flush()
     })
 }
 
-fn print(status: &BrokerStatus, output: &mut Output) -> Result<(), Failure> {
+fn print(status: &BrokerStatus, health: &Health, output: &mut Output) -> Result<(), Failure> {
     if output.is_json() {
         let shards: Vec<_> = (status.shards.iter())
             .map(|shard| {
@@ -40,11 +43,13 @@ fn print(status: &BrokerStatus, output: &mut Output) -> Result<(), Failure> {
         return output.json(&json!({
             "broker": status.broker, "version": status.version, "data_directory": status.data_directory,
             "uptime_ms": status.uptime.as_millis() as u64, "shards": shards, "notices": status.notices,
+            "cluster": health,
         }));
     }
     output.line(&format!("broker {} {}", status.broker, status.version))?;
     output.line(&format!("data directory {}", status.data_directory))?;
     output.line(&format!("up {} s", grouped(status.uptime.as_secs())))?;
+    output.line(&format!("cluster: {}", health.words()))?;
     for notice in &status.notices {
         output.line(&format!("notice: {notice}"))?;
     }

@@ -6,6 +6,7 @@
 //! Absent on purpose: keys, colours, history: metrics systems have them (`serve --http`).
 
 use crate::client::BrokersArguments;
+use crate::cluster::describe::Health;
 use crate::failure::Failure;
 use crate::output::{
     Format, FormatArguments, Output, Table, bytes, counted, duration_ms, duration_us, grouped,
@@ -52,6 +53,7 @@ pub fn run(arguments: &TopArguments) -> Result<(), Failure> {
 struct Look {
     at: Instant,
     status: BrokerStatus,
+    health: Health,
 }
 
 async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
@@ -59,7 +61,8 @@ async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
     let admin = client.admin();
     let look = async || -> Result<Look, Failure> {
         let status = admin.status_in_full().await?;
-        Ok(Look { at: Instant::now(), status })
+        let health = Health::of(&admin.describe_cluster(None).await?);
+        Ok(Look { at: Instant::now(), status, health })
     };
     let live = !arguments.once && arguments.format.format == Format::Text && std::io::stdout().is_terminal();
     let _screen = live.then(Screen::take);
@@ -122,6 +125,7 @@ struct View {
     groups: Vec<GroupView>,
     notices: usize,
     last_notice: Option<String>,
+    health: Health,
 }
 
 /// A core.
@@ -237,6 +241,7 @@ impl View {
             groups,
             notices: after.status.notices.len(),
             last_notice: after.status.notices.last().cloned(),
+            health: after.health.clone(),
         }
     }
 
@@ -247,7 +252,7 @@ impl View {
             return output.json(&json!({
                 "broker": self.broker, "version": self.version, "uptime_ms": self.uptime.as_millis() as u64,
                 "seconds": self.seconds, "shards": self.shards, "topics": topics, "groups": groups,
-                "notices": self.notices,
+                "notices": self.notices, "cluster": self.health,
             }));
         }
         output.line(&format!(
@@ -259,6 +264,7 @@ impl View {
             counted(self.groups.len() as u64, "group"),
             counted(self.notices as u64, "notice"),
         ))?;
+        output.line(&format!("cluster: {}", self.health.words()))?;
         if let Some(notice) = &self.last_notice {
             output.line(&format!("last notice: {notice}"))?;
         }
@@ -363,7 +369,8 @@ mod tests {
             ..TopicStatus::default()
         });
         let shards = vec![ShardStatus { shard: 1, counters }];
-        Look { at, status: BrokerStatus { shards, topics: topics.collect(), ..BrokerStatus::default() } }
+        let status = BrokerStatus { shards, topics: topics.collect(), ..BrokerStatus::default() };
+        Look { at, status, health: Health::default() }
     }
 
     #[test]

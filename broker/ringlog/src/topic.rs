@@ -3,9 +3,12 @@
 //! Each is one or two admin requests and their answer as a table or JSON lines; nothing is kept.
 
 use crate::client::{BrokersArguments, setting};
+use crate::cluster::describe::{replica_json, state};
+use crate::cluster::moves::{MoveArguments, Moves, list as brokers};
+use crate::cluster::refused;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, bytes, counted, grouped};
-use ringlog_client::{Admin, NewTopic};
+use ringlog_client::{Admin, NewTopic, PartitionLog, PartitionReplicas, plan};
 use serde_json::json;
 
 /// `ringlog topic …`
@@ -28,6 +31,9 @@ enum TopicCommand {
         /// How many partitions; without it the broker decides
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         partitions: Option<u32>,
+        /// On how many brokers each partition is kept; without it the broker decides
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        replication_factor: Option<u32>,
         /// A setting, as retention.ms=7d; may be repeated. See them with: ringlog topic describe NAME
         #[arg(long = "config", value_name = "NAME=VALUE", value_parser = setting)]
         configs: Vec<(String, String)>,
@@ -41,7 +47,7 @@ enum TopicCommand {
     },
     /// Change settings, or add partitions
     #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
-        .args(["set", "unset", "partitions"])))]
+        .args(["set", "unset", "partitions", "replication_factor"])))]
     Alter {
         /// The topic
         name: String,
@@ -54,6 +60,11 @@ enum TopicCommand {
         /// The new number of partitions; keys may land in another one from then on
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         partitions: Option<u32>,
+        /// On how many brokers each partition is to be kept; shown, then moved
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        replication_factor: Option<u32>,
+        #[command(flatten)]
+        how: MoveArguments,
     },
     /// Delete a topic with all its records
     Delete {
@@ -88,14 +99,19 @@ pub fn run(arguments: TopicArguments) -> Result<(), Failure> {
     crate::block_on(async {
         let admin = arguments.brokers.connect().await?.admin();
         match arguments.command {
-            TopicCommand::Create { name, partitions, configs } => {
+            TopicCommand::Create { name, partitions, replication_factor, configs } => {
                 let partitions = partitions.unwrap_or(0);
-                let topic = NewTopic { name, partitions, replication_factor: 0, configs };
+                let replication_factor = replication_factor.unwrap_or(0);
+                let topic = NewTopic { name, partitions, replication_factor, configs };
                 create(&admin, &topic, &mut output).await?;
             }
             TopicCommand::List => list(&admin, &mut output).await?,
             TopicCommand::Describe { name } => describe(&admin, &name, &mut output).await?,
-            TopicCommand::Alter { name, set, unset, partitions } => {
+            TopicCommand::Alter { name, set, unset, partitions, replication_factor, how } => {
+                if how.dry_run && (!set.is_empty() || !unset.is_empty() || partitions.is_some()) {
+                    let text = "--dry-run is for --replication-factor alone: the others take effect at once";
+                    return Err(Failure::usage(text));
+                }
                 // Settings first: they are refused as a whole, and partitions cannot be taken back.
                 if !set.is_empty() || !unset.is_empty() {
                     admin.alter_configs(&name, &set, &unset).await?;
@@ -103,7 +119,14 @@ pub fn run(arguments: TopicArguments) -> Result<(), Failure> {
                 if let Some(total) = partitions {
                     admin.create_partitions(&name, total).await?;
                 }
-                done(&mut output, "altered", &name)?;
+                if let Some(factor) = replication_factor {
+                    let moves = Moves::of(&admin).await?;
+                    let plan = plan::replication_factor(&moves.cluster, &name, factor as usize, &moves.loads);
+                    moves.carry_out(&admin, &plan.map_err(refused)?, &how, &mut output).await?;
+                }
+                if !how.dry_run {
+                    done(&mut output, "altered", &name)?;
+                }
             }
             TopicCommand::Delete { name } => {
                 admin.delete_topic(&name).await?;
@@ -159,9 +182,18 @@ async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), 
     let topic = admin.describe_topic(name).await?;
     let logs = admin.describe_logs(name).await?;
     let settings = admin.describe_configs(name).await?;
+    let cluster = admin.describe_cluster(Some(&[name.to_owned()])).await?;
+    let partitions: Vec<_> = cluster.partitions().map(|(_, partition)| partition).collect();
     if output.is_json() {
-        for log in &logs {
+        for partition in &partitions {
+            let Some(log) = logs.iter().find(|log| log.partition == partition.partition) else {
+                output.json(&without_leader(name, &topic.id.to_string(), partition))?;
+                continue;
+            };
             output.json(&json!({
+                "leader": partition.leader, "partition_epoch": partition.partition_epoch,
+                "min_in_sync": partition.min_in_sync,
+                "replicas": partition.replicas.iter().map(replica_json).collect::<Vec<_>>(),
                 "kind": "partition", "topic": name, "id": topic.id.to_string(), "partition": log.partition,
                 "shard": log.shard, "leader_epoch": log.leader_epoch, "log_start": log.log_start,
                 "high_watermark": log.high_watermark, "log_end": log.log_end, "segments": log.segments,
@@ -181,31 +213,7 @@ async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), 
     }
     output.line(&format!("topic {name}, id {}", topic.id))?;
     output.line("")?;
-    let mut table = Table::new(&[
-        ">PARTITION",
-        ">SHARD",
-        ">EPOCH",
-        ">FIRST",
-        ">END",
-        ">RECORDS",
-        ">SEGMENTS",
-        ">ON DISK",
-        "STATE",
-    ]);
-    for log in &logs {
-        table.row([
-            log.partition.to_string(),
-            log.shard.to_string(),
-            log.leader_epoch.to_string(),
-            log.log_start.to_string(),
-            log.high_watermark.to_string(),
-            grouped(log.high_watermark.saturating_sub(log.log_start)),
-            log.segments.to_string(),
-            bytes(log.bytes),
-            log.error.map_or("ok", |code| code.name()).to_owned(),
-        ]);
-    }
-    output.table(&table)?;
+    output.table(&partition_table(&partitions, &logs))?;
     if logs.iter().any(|log| log.compaction.is_some()) {
         output.line("")?;
         let mut table = Table::new(&[">PARTITION", ">COMPACTED", ">DIRTY", ">RATIO", "LAST PASS"]);
@@ -228,6 +236,62 @@ async fn describe(admin: &Admin, name: &str, output: &mut Output) -> Result<(), 
         table.row([setting.name, setting.value, by.to_owned(), setting.documentation]);
     }
     output.table(&table)
+}
+
+/// A partition whose log nobody can tell of.
+fn without_leader(topic: &str, id: &str, partition: &PartitionReplicas) -> serde_json::Value {
+    json!({
+        "kind": "partition", "topic": topic, "id": id, "partition": partition.partition, "leader": null,
+        "leader_epoch": partition.leader_epoch, "partition_epoch": partition.partition_epoch,
+        "min_in_sync": partition.min_in_sync,
+        "replicas": partition.replicas.iter().map(replica_json).collect::<Vec<_>>(),
+        "error": ringlog_client::ErrorCode::LeaderNotAvailable.name(),
+    })
+}
+
+fn partition_table(partitions: &[&PartitionReplicas], logs: &[PartitionLog]) -> Table {
+    let mut table = Table::new(&[
+        ">PARTITION",
+        ">LEADER",
+        ">SHARD",
+        ">EPOCH",
+        "REPLICAS",
+        "IN SYNC",
+        "ELIGIBLE",
+        ">FIRST",
+        ">END",
+        ">RECORDS",
+        ">SEGMENTS",
+        ">ON DISK",
+        "STATE",
+    ]);
+    for partition in partitions {
+        let log = logs.iter().find(|log| log.partition == partition.partition);
+        let of = |tell: &dyn Fn(&PartitionLog) -> String| log.map_or("-".to_owned(), tell);
+        let which = |is: &dyn Fn(&ringlog_client::ReplicaState) -> bool| {
+            let replicas = partition.replicas.iter().filter(|replica| is(replica));
+            brokers(&replicas.map(|replica| replica.broker).collect::<Vec<_>>())
+        };
+        table.row([
+            partition.partition.to_string(),
+            partition.leader.map_or("none".to_owned(), |leader| leader.to_string()),
+            of(&|log| log.shard.to_string()),
+            partition.leader_epoch.to_string(),
+            which(&|_| true),
+            which(&|replica| replica.in_sync),
+            which(&|replica| replica.eligible),
+            of(&|log| log.log_start.to_string()),
+            of(&|log| log.high_watermark.to_string()),
+            of(&|log| grouped(log.high_watermark.saturating_sub(log.log_start))),
+            of(&|log| log.segments.to_string()),
+            of(&|log| bytes(log.bytes)),
+            match log.and_then(|log| log.error) {
+                Some(code) => code.name().to_owned(),
+                None => state(partition).to_owned(),
+            },
+        ]);
+    }
+    table
 }
 
 async fn delete_records(

@@ -3,29 +3,31 @@
 //! None is on the data path. Changes go to the metadata thread and are answered once they are durable
 //! and published; questions about partitions of other shards go through their mailboxes.
 
+mod cluster;
 mod delete_records;
+mod logs;
+mod metadata;
+mod status;
 
 pub use delete_records::delete_records_here;
+pub use logs::list_offsets_here;
 
 use crate::connection::InFlight;
-use crate::error_code;
-use crate::group::{self, lag};
-use crate::mailbox::{DescribedLog, ListedOffset, Message, ShardReport};
+use crate::group;
+use crate::mailbox::Message;
 use crate::metadata::{MetadataError, new_topic_id};
-use crate::shard::{Location, Shard};
-use crate::{stall, traffic};
+use crate::shard::Shard;
+use crate::stall;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use futures_channel::oneshot;
 use futures_util::future::join_all;
-use logic::ids::{BrokerId, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::ids::{ShardId, TopicId};
 use logic::limits::TOPICS_PER_REQUEST_MAX;
-use logic::metadata::topic_config::CleanupPolicy;
-use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, Topic, topic_config};
+use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, topic_config};
 use schema::error_code::ErrorCode;
 use schema::wire;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// Partitions of a topic that is created without saying how many.
 const PARTITIONS_DEFAULT: u32 = 1;
@@ -54,6 +56,8 @@ pub enum Request {
     InitProducer(i64, i16),
     /// Records that go: partition and the new start, by topic.
     DeleteRecords(Vec<(TopicId, Vec<(u32, u64)>)>),
+    /// Brokers, replicas, leaders.
+    Cluster(cluster::Request),
 }
 
 /// A topic that is asked for.
@@ -146,7 +150,7 @@ impl Request {
                 });
                 Self::DeleteRecords(topics.collect())
             }
-            _ => return None,
+            _ => return cluster::Request::parse(request).map(Self::Cluster),
         })
     }
 }
@@ -183,6 +187,7 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
             Request::Status { topics, groups } => reply.status(&shard, topics, groups).await,
             Request::InitProducer(id, epoch) => reply.init_producer(&shard, id, epoch).await,
             Request::DeleteRecords(topics) => reply.delete_records(&shard, topics).await,
+            Request::Cluster(request) => reply.cluster(&shard, request).await,
         }
     })
     .detach();
@@ -286,6 +291,10 @@ impl Reply {
         });
     }
 
+    fn refuse(&self, code: ErrorCode, text: &str) {
+        self.in_flight.connection().reply_error(self.id, code, text, 0);
+    }
+
     fn one_outcome(&self, outcome: TopicOutcome, kind: wire::ResponseApi) {
         self.send(kind, |builder| {
             let outcome = Some(outcome.encode(builder));
@@ -300,7 +309,7 @@ impl Reply {
 
     /// A new id with epoch 0, or the next epoch of one that was given out.
     async fn init_producer(&self, shard: &Shard, id: i64, epoch: i16) {
-        let refuse = |code, text: &str| self.in_flight.connection().reply_error(self.id, code, text, 0);
+        let refuse = |code, text: &str| self.refuse(code, text);
         let (id, epoch) = match (id, epoch) {
             (-1, -1) | (0.., i16::MAX) => {
                 match shard.producer_ids.next(&shard.metadata, shard.identity.broker).await {
@@ -320,51 +329,6 @@ impl Reply {
         self.send(wire::ResponseApi::InitProducerResponse, |builder| {
             let args = wire::InitProducerResponseArgs { producer_id: id, producer_epoch: epoch };
             wire::InitProducerResponse::create(builder, &args).as_union_value()
-        });
-    }
-
-    fn metadata(&self, shard: &Shard, names: Option<Vec<String>>) {
-        let image = shard.metadata.image();
-        let topics: Vec<(String, Option<Arc<Topic>>)> = match names {
-            Some(names) => names
-                .into_iter()
-                .map(|name| {
-                    let found = image.topic_by_name(&name).cloned();
-                    (name, found)
-                })
-                .collect(),
-            None => {
-                image.topics_by_name().map(|topic| (topic.name.to_string(), Some(topic.clone()))).collect()
-            }
-        };
-        self.send(wire::ResponseApi::MetadataResponse, |builder| {
-            let brokers: Vec<_> = image
-                .brokers()
-                .map(|broker| {
-                    let registration = &broker.registration;
-                    let host = builder.create_string(&registration.host);
-                    wire::BrokerEndpoint::create(
-                        builder,
-                        &wire::BrokerEndpointArgs {
-                            id: registration.broker.get(),
-                            host: Some(host),
-                            port: registration.port,
-                            shards: u32::from(registration.shards),
-                        },
-                    )
-                })
-                .collect();
-            let topics: Vec<_> = topics
-                .iter()
-                .map(|(name, topic)| encode_topic(builder, &image, name, topic.as_deref()))
-                .collect();
-            let (brokers, topics) = (builder.create_vector(&brokers), builder.create_vector(&topics));
-            let args = wire::MetadataResponseArgs {
-                version: image.version(),
-                brokers: Some(brokers),
-                topics: Some(topics),
-            };
-            wire::MetadataResponse::create(builder, &args).as_union_value()
         });
     }
 
@@ -461,264 +425,6 @@ impl Reply {
                 .as_union_value()
         });
     }
-
-    async fn list_offsets(&self, shard: &Rc<Shard>, topics: Vec<(TopicId, Vec<(u32, i64)>)>) {
-        let mut by_shard: BTreeMap<ShardId, Vec<(TopicPartition, i64)>> = BTreeMap::new();
-        let mut listed = Vec::new();
-        let mut here = Vec::new();
-        for (topic, entries) in &topics {
-            for (partition, timestamp_ms) in entries {
-                let id = TopicPartition { topic: *topic, partition: PartitionIndex::new(*partition) };
-                match shard.locate(id) {
-                    Location::Here(_) => here.push((id, *timestamp_ms)),
-                    Location::Shard(home) => by_shard.entry(home).or_default().push((id, *timestamp_ms)),
-                    Location::Nowhere(code) => listed.push(ListedOffset { id, result: Err(code) }),
-                }
-            }
-        }
-        let elsewhere = by_shard.into_iter().map(|(home, asked)| async move {
-            let unanswered: Vec<_> = asked
-                .iter()
-                .map(|(id, _)| ListedOffset { id: *id, result: Err(ErrorCode::ShuttingDown) })
-                .collect();
-            ask(shard, home, |reply| Message::ListOffsets(asked, reply)).await.unwrap_or(unanswered)
-        });
-        listed.extend(list_offsets_here(shard, here).await);
-        listed.extend(join_all(elsewhere).await.into_iter().flatten());
-        let found: BTreeMap<TopicPartition, Vec<ListedOffset>> =
-            listed.into_iter().fold(BTreeMap::new(), |mut map, one| {
-                map.entry(one.id).or_insert_with(Vec::new).push(one);
-                map
-            });
-        let mut taken: BTreeMap<TopicPartition, usize> = BTreeMap::new();
-        self.send(wire::ResponseApi::ListOffsetsResponse, |builder| {
-            let topics: Vec<_> = topics
-                .iter()
-                .map(|(topic, entries)| {
-                    let results: Vec<wire::ListOffsetsResult> = entries
-                        .iter()
-                        .map(|(partition, _)| {
-                            let id =
-                                TopicPartition { topic: *topic, partition: PartitionIndex::new(*partition) };
-                            // A partition may be asked about twice, by different times.
-                            let turn = taken.entry(id).or_insert(0);
-                            let one = found.get(&id).and_then(|list| list.get(*turn));
-                            *turn += 1;
-                            let result = one.map_or(Err(ErrorCode::UnknownPartition), |one| one.result);
-                            let (offset, timestamp_ms) = result.unwrap_or((Offset::new(0), -1));
-                            let error = result.err().map_or(0, ErrorCode::to_wire);
-                            wire::ListOffsetsResult::new(*partition, error, 0, offset.get(), timestamp_ms)
-                        })
-                        .collect();
-                    let results = builder.create_vector(&results);
-                    wire::ListOffsetsTopicResult::create(
-                        builder,
-                        &wire::ListOffsetsTopicResultArgs {
-                            id: Some(&wire::TopicId::from_u128(topic.get())),
-                            results: Some(results),
-                        },
-                    )
-                })
-                .collect();
-            let topics = Some(builder.create_vector(&topics));
-            wire::ListOffsetsResponse::create(builder, &wire::ListOffsetsResponseArgs { topics })
-                .as_union_value()
-        });
-    }
-
-    async fn describe_logs(&self, shard: &Rc<Shard>, names: Vec<String>) {
-        let image = shard.metadata.image();
-        let mut described = Vec::with_capacity(names.len());
-        for name in names {
-            let topic = image.topic_by_name(&name).cloned();
-            let logs = match &topic {
-                Some(topic) => describe_topic(shard, &image, topic).await,
-                None => Vec::new(),
-            };
-            described.push((name, topic, logs));
-        }
-        self.send(wire::ResponseApi::DescribeLogsResponse, |builder| {
-            let topics: Vec<_> = described
-                .iter()
-                .map(|(name, topic, logs)| {
-                    let partitions: Vec<wire::PartitionLog> = logs
-                        .iter()
-                        .map(|log| {
-                            wire::PartitionLog::new(
-                                log.id.partition.get(),
-                                u32::from(log.shard.get()),
-                                log.leader_epoch,
-                                log.error.map_or(0, ErrorCode::to_wire),
-                                0,
-                                log.log_start,
-                                log.high_watermark,
-                                log.log_end,
-                                log.segments,
-                                log.bytes,
-                            )
-                        })
-                        .collect();
-                    let compaction: Vec<wire::PartitionCompaction> = logs
-                        .iter()
-                        .filter_map(|log| {
-                            let found = log.compaction?;
-                            Some(wire::PartitionCompaction::new(
-                                log.id.partition.get(),
-                                0,
-                                found.clean_bytes,
-                                found.dirty_bytes,
-                                found.last_pass_ms,
-                            ))
-                        })
-                        .collect();
-                    let partitions = builder.create_vector(&partitions);
-                    let compaction = builder.create_vector(&compaction);
-                    let name = builder.create_string(name);
-                    wire::TopicLogs::create(
-                        builder,
-                        &wire::TopicLogsArgs {
-                            name: Some(name),
-                            id: topic.as_ref().map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
-                            error: topic.as_ref().map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
-                            partitions: Some(partitions),
-                            compaction: Some(compaction),
-                        },
-                    )
-                })
-                .collect();
-            let topics = Some(builder.create_vector(&topics));
-            wire::DescribeLogsResponse::create(builder, &wire::DescribeLogsResponseArgs { topics })
-                .as_union_value()
-        });
-    }
-
-    async fn status(&self, shard: &Rc<Shard>, topics: bool, groups: bool) {
-        let others = || (0..shard.identity.shards).map(ShardId::new).filter(|it| *it != shard.identity.shard);
-        let topics = match topics {
-            true => {
-                let asked = join_all(others().map(|other| ask(shard, other, Message::Traffic)));
-                let (own, asked) = futures_util::join!(traffic::gather(shard), asked);
-                let all: Vec<_> = own.into_iter().chain(asked.into_iter().flatten().flatten()).collect();
-                traffic::by_topic(&all, &shard.metadata.image())
-            }
-            false => Vec::new(),
-        };
-        let groups = if groups { group_reports(shard).await } else { Vec::new() };
-        let asked = others().map(|other| ask(shard, other, Message::Status));
-        let mut reports: Vec<ShardReport> = join_all(asked).await.into_iter().flatten().collect();
-        reports.push(shard.report());
-        reports.sort_by_key(|report| report.shard);
-        self.send(wire::ResponseApi::StatusResponse, |builder| {
-            let shards: Vec<_> = reports
-                .iter()
-                .map(|report| {
-                    let counters: Vec<_> = report
-                        .counters
-                        .iter()
-                        .map(|(name, value)| {
-                            let name = Some(builder.create_string(name));
-                            wire::Counter::create(builder, &wire::CounterArgs { name, value: *value })
-                        })
-                        .collect();
-                    let counters = Some(builder.create_vector(&counters));
-                    let number = u32::from(report.shard.get());
-                    wire::ShardStatus::create(builder, &wire::ShardStatusArgs { shard: number, counters })
-                })
-                .collect();
-            let notices: Vec<_> = reports
-                .iter()
-                .flat_map(|report| &report.notices)
-                .map(|notice| builder.create_string(notice))
-                .collect();
-            let topics: Vec<_> = topics
-                .iter()
-                .map(|topic| {
-                    let args = wire::TopicStatusArgs {
-                        name: Some(builder.create_string(&topic.name)),
-                        partitions: topic.partitions,
-                        produced_batches: topic.produced_batches,
-                        produced_records: topic.produced_records,
-                        produced_bytes: topic.produced_bytes,
-                        fetched_bytes: topic.fetched_bytes,
-                        segments: topic.segments,
-                        log_bytes: topic.log_bytes,
-                    };
-                    wire::TopicStatus::create(builder, &args)
-                })
-                .collect();
-            let groups: Vec<_> = groups
-                .iter()
-                .map(|group| {
-                    let args = wire::GroupStatusArgs {
-                        group: Some(builder.create_string(&group.group)),
-                        state: group::wire::state(group.state),
-                        members: group.members,
-                        partitions: group.partitions,
-                        lag_known: group.lags.is_some(),
-                        lag_records: group.records(),
-                        lag_ms: group.ms(),
-                    };
-                    wire::GroupStatus::create(builder, &args)
-                })
-                .collect();
-            let topics = builder.create_vector(&topics);
-            let groups = builder.create_vector(&groups);
-            let shards = builder.create_vector(&shards);
-            let notices = builder.create_vector(&notices);
-            let version = builder.create_string(env!("CARGO_PKG_VERSION"));
-            let directory = builder.create_string(&shard.store.storage.root().display().to_string());
-            let args = wire::StatusResponseArgs {
-                broker: shard.identity.broker.get(),
-                version: Some(version),
-                data_directory: Some(directory),
-                uptime_ms: shard.now_ms(),
-                shards: Some(shards),
-                notices: Some(notices),
-                topics: Some(topics),
-                groups: Some(groups),
-            };
-            wire::StatusResponse::create(builder, &args).as_union_value()
-        });
-    }
-}
-
-fn encode_topic<'f>(
-    builder: &mut FlatBufferBuilder<'f>,
-    image: &Image,
-    name: &str,
-    topic: Option<&Topic>,
-) -> WIPOffset<wire::TopicMetadata<'f>> {
-    let places: Vec<wire::PartitionPlace> = topic
-        .iter()
-        .flat_map(|topic| {
-            topic.partitions.iter().enumerate().map(|(index, partition)| (topic.id, index, partition))
-        })
-        .map(|(topic, index, partition)| {
-            let index = PartitionIndex::new(index as u32);
-            let id = TopicPartition { topic, partition: index };
-            let home = partition.leader.and_then(|leader| image.home_of(leader, id, Some(partition)));
-            wire::PartitionPlace::new(
-                index.get(),
-                // Clients know no place without a leader yet; this one refuses them with `NOT_LEADER`.
-                partition.leader.or_else(|| partition.preferred_leader()).map_or(0, BrokerId::get),
-                home.map_or(0, |shard| u32::from(shard.get())),
-                partition.leader_epoch.get(),
-            )
-        })
-        .collect();
-    let places = builder.create_vector(&places);
-    let name = builder.create_string(name);
-    wire::TopicMetadata::create(
-        builder,
-        &wire::TopicMetadataArgs {
-            name: Some(name),
-            id: topic.map(|topic| wire::TopicId::from_u128(topic.id.get())).as_ref(),
-            error: topic.map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
-            partitions: Some(places),
-            internal: topic.is_some_and(|topic| topic.is_internal()),
-            compacted: topic.is_some_and(|topic| topic.config.cleanup_policy != CleanupPolicy::Delete),
-        },
-    )
 }
 
 /// Asks another shard and waits for its answer; `None` if it is stopping.
@@ -730,69 +436,4 @@ pub async fn ask<T>(
     let (reply, answer) = oneshot::channel();
     shard.mailboxes.send(to, message(reply)).await.ok()?;
     answer.await.ok()
-}
-
-/// Every group of this broker, and how far it is behind.
-async fn group_reports(shard: &Rc<Shard>) -> Vec<lag::GroupReport> {
-    let own = shard.identity.shard;
-    let others = other_shards(shard).map(|other| ask(shard, other, Message::Progress));
-    let (here, others) = futures_util::join!(lag::gather(shard), join_all(others));
-    let all: Vec<lag::Gathered> = others.into_iter().flatten().chain([here]).collect();
-    let groups: Vec<_> = all.into_iter().flat_map(|gathered| gathered.groups).collect();
-    let image = shard.metadata.image();
-    let questions = lag::questions(&groups, &image, shard.identity.broker);
-    let answers = questions.into_iter().map(|(home, asked)| async move {
-        match home == own {
-            true => lag::answer(shard, asked).await,
-            false => ask(shard, home, |reply| Message::Lag(asked, reply)).await.unwrap_or_default(),
-        }
-    });
-    let answers = join_all(answers).await.into_iter().flatten().collect();
-    lag::reports(groups, answers, &image)
-}
-
-async fn describe_topic(shard: &Rc<Shard>, image: &Image, topic: &Topic) -> Vec<DescribedLog> {
-    let mut by_shard: BTreeMap<ShardId, Vec<TopicPartition>> = BTreeMap::new();
-    for index in 0..topic.partitions.len() as u32 {
-        let id = TopicPartition { topic: topic.id, partition: PartitionIndex::new(index) };
-        let home = image.home_shard(shard.identity.broker, id).unwrap_or(shard.identity.shard);
-        by_shard.entry(home).or_default().push(id);
-    }
-    let asked = by_shard.into_iter().map(|(home, ids)| async move {
-        if home == shard.identity.shard {
-            return ids.into_iter().map(|id| shard.describe_log(id)).collect();
-        }
-        ask(shard, home, |reply| Message::DescribeLogs(ids, reply)).await.unwrap_or_default()
-    });
-    let mut logs: Vec<DescribedLog> = join_all(asked).await.into_iter().flatten().collect();
-    logs.sort_by_key(|log| log.id);
-    logs
-}
-
-/// Offsets of this shard's partitions: -1 = the high watermark, -2 = the log's start, else by time.
-pub async fn list_offsets_here(shard: &Rc<Shard>, asked: Vec<(TopicPartition, i64)>) -> Vec<ListedOffset> {
-    let mut listed = Vec::with_capacity(asked.len());
-    for (id, timestamp_ms) in asked {
-        let result = match (shard.locate(id), timestamp_ms) {
-            (Location::Here(partition), _) if !partition.standing().leads => Err(ErrorCode::NotLeader),
-            // What earlier leaders committed is not all visible yet: the end would go back for who asks.
-            (Location::Here(partition), _) if !partition.standing().applied => {
-                Err(ErrorCode::LeaderNotAvailable)
-            }
-            (Location::Here(partition), -1) => Ok((partition.high_watermark(), -1)),
-            (Location::Here(partition), -2) => Ok((partition.with_log(|log| log.log_start()), -1)),
-            (Location::Here(partition), timestamp_ms) => {
-                match partition.offset_of_timestamp(&shard.store.chunks, timestamp_ms).await {
-                    Ok(Some(found)) => Ok(found),
-                    // Nothing so young: where the next record will be.
-                    Ok(None) => Ok((partition.high_watermark(), -1)),
-                    Err(error) => Err(error_code::of_read(&error)),
-                }
-            }
-            (Location::Shard(_), _) => Err(ErrorCode::NotLeader),
-            (Location::Nowhere(code), _) => Err(code),
-        };
-        listed.push(ListedOffset { id, result });
-    }
-    listed
 }

@@ -6,6 +6,8 @@
 //! shards, topics, [`METRICS_PARTITIONS_MAX`] and [`METRICS_GROUPS_MAX`].
 //! Absent on purpose: quantiles computed here, which cannot be added over shards, and timestamps.
 
+mod cluster;
+
 use crate::group::lag::{GroupReport, PartitionLag};
 use crate::histogram::{BOUNDS_US, HistogramReport};
 use crate::mailbox::ShardReport;
@@ -122,6 +124,7 @@ pub fn text(seen: &Seen<'_>) -> String {
     topics(&mut out, &seen.observer.by_topic(seen.partitions));
     partitions(&mut out, seen);
     groups(&mut out, seen);
+    cluster::cluster(&mut out, &seen.observer.metadata.image(), seen.observer.broker);
     out.0
 }
 

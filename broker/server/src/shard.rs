@@ -362,7 +362,12 @@ impl Shard {
             return Location::Nowhere(ErrorCode::UnknownPartition);
         };
         if placed.leader != Some(self.identity.broker) {
-            return Location::Nowhere(ErrorCode::NotLeader);
+            let nobody = placed.leader.is_none();
+            return Location::Nowhere(if nobody {
+                ErrorCode::LeaderNotAvailable
+            } else {
+                ErrorCode::NotLeader
+            });
         }
         match image.home_of(self.identity.broker, id, Some(placed)) {
             Some(shard) if shard != self.identity.shard => Location::Shard(shard),

@@ -6,7 +6,8 @@
 use super::membership::{Key, Membership};
 use super::{GroupError, GroupPartition};
 use crate::admin::list_offsets;
-use crate::client::{ClientError, Topic};
+use crate::client::ClientError;
+use crate::cluster::Topic;
 use crate::consumer::AutoOffsetReset;
 use crate::coordinator::{is_fenced, may_pass, wait_of};
 use crate::group_request::{GroupTopic, OffsetFetch};

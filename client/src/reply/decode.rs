@@ -7,11 +7,11 @@
 use super::{
     BrokerAnatomy, BrokerEndpoint, BrokerError, BrokerStatus, ConfigValue, DeletedRecords, Durability,
     FetchResult, GroupBehind, GroupStatus, Hello, ListOffsetsResult, Metadata, PartitionCompaction,
-    PartitionLog, PartitionPlace, ProduceResult, Reply, ReplyError, Response, ShardStatus, TopicConfig,
-    TopicLogs, TopicMetadata, TopicOutcome, TopicStatus, no_words,
+    PartitionLog, PartitionPlace, ProduceResult, ReplicaProgress, Reply, ReplyError, Response, ShardStatus,
+    TopicConfig, TopicLogs, TopicMetadata, TopicOutcome, TopicStatus, no_words,
 };
-use crate::group_request;
 use crate::request::TopicId;
+use crate::{cluster_request, group_request};
 use bytes::Bytes;
 use flatbuffers::{ForwardsUOffset, Vector};
 use schema::error_code::ErrorCode;
@@ -20,6 +20,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Stands for a broker where there is none.
+const NO_BROKER: u32 = u32::MAX;
 /// The bit of a produce result's flags that says so.
 const DUPLICATE: u8 = 1;
 
@@ -188,6 +190,12 @@ fn decode_group_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
     if let Some(reply) = response.api_as_list_groups_response() {
         return group_request::listed(&reply).map(Reply::GroupList);
     }
+    if let Some(reply) = response.api_as_describe_cluster_response() {
+        return cluster_request::described(&reply).map(|described| Reply::Cluster(Box::new(described)));
+    }
+    if let Some(reply) = response.api_as_elect_leaders_response() {
+        return cluster_request::elected(&reply).map(Reply::Elected);
+    }
     if let Some(reply) = response.api_as_delete_groups_response() {
         return group_request::deleted(&reply).map(Reply::GroupOutcomes);
     }
@@ -201,6 +209,8 @@ fn metadata(reply: &wire::MetadataResponse<'_>) -> Result<Metadata, ReplyError> 
             host: text(broker.host()),
             port: broker.port(),
             shards: broker.shards(),
+            rack: broker.rack().filter(|rack| !rack.is_empty()).map(str::to_owned),
+            fenced: broker.fenced(),
         })
         .collect();
     let mut topics = Vec::new();
@@ -208,7 +218,7 @@ fn metadata(reply: &wire::MetadataResponse<'_>) -> Result<Metadata, ReplyError> 
         let mut partitions: Vec<_> = (topic.partitions().into_iter().flatten())
             .map(|place| PartitionPlace {
                 partition: place.partition(),
-                broker: place.broker(),
+                leader: Some(place.broker()).filter(|broker| *broker != NO_BROKER),
                 shard: place.shard(),
                 leader_epoch: place.leader_epoch(),
             })
@@ -293,6 +303,16 @@ fn logs(topics: Tables<'_, wire::TopicLogs<'_>>) -> Result<Vec<TopicLogs>, Reply
                 (found.partition(), compaction)
             })
             .collect();
+        let mut replicas: HashMap<u32, Vec<ReplicaProgress>> = HashMap::new();
+        for progress in topic.replicas().into_iter().flatten() {
+            replicas.entry(progress.partition()).or_default().push(ReplicaProgress {
+                broker: progress.broker(),
+                end: progress.end(),
+                lag_records: progress.lag_records(),
+                lag_ms: progress.lag_ms(),
+                connected: progress.connected(),
+            });
+        }
         let mut partitions = Vec::new();
         for log in topic.partitions().into_iter().flatten() {
             partitions.push(PartitionLog {
@@ -306,6 +326,7 @@ fn logs(topics: Tables<'_, wire::TopicLogs<'_>>) -> Result<Vec<TopicLogs>, Reply
                 segments: log.segments(),
                 bytes: log.bytes(),
                 compaction: compaction.get(&log.partition()).copied(),
+                replicas: replicas.remove(&log.partition()).unwrap_or_default(),
             });
         }
         partitions.sort_unstable_by_key(|log| log.partition);

@@ -26,6 +26,8 @@ use tokio::sync::{Notify, mpsc};
 /// One request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Call {
+    /// The broker that it came to.
+    pub broker: u32,
     /// The shard that the connection asked for.
     pub shard: Option<u32>,
     pub id: u64,
@@ -54,6 +56,9 @@ pub type Hook = Box<dyn FnMut(&Call) -> Do + Send>;
 
 pub struct FakePartition {
     pub shard: u32,
+    /// Who takes its produces; `None` = nobody.
+    pub leader: Option<u32>,
+    pub leader_epoch: u32,
     pub log_start: u64,
     /// Base offset, end offset, bytes.
     pub batches: Vec<(u64, u64, Bytes)>,
@@ -66,7 +71,14 @@ impl FakePartition {
     }
 
     fn new(shard: u32) -> Self {
-        Self { shard, log_start: 0, batches: Vec::new(), producers: FakeProducers::default() }
+        Self {
+            shard,
+            leader: Some(FIRST),
+            leader_epoch: 3,
+            log_start: 0,
+            batches: Vec::new(),
+            producers: FakeProducers::default(),
+        }
     }
 
     /// The base offset, and whether the batch was there already.
@@ -107,6 +119,11 @@ struct Held {
 }
 
 struct State {
+    /// The ports of the brokers.
+    brokers: BTreeMap<u32, u16>,
+    /// What a broker that lags behind tells of the metadata instead.
+    stale: BTreeMap<u32, Stale>,
+    version: u64,
     topics: BTreeMap<String, FakeTopic>,
     calls: Vec<Call>,
     hook: Hook,
@@ -115,7 +132,15 @@ struct State {
     producers_made: i64,
 }
 
+/// Metadata of the past: its version, and the leader of each partition of a topic.
+struct Stale {
+    version: u64,
+    leaders: BTreeMap<String, Vec<(Option<u32>, u32)>>,
+}
+
+/// One broker. Several of one cluster share what they store, as if replication were perfect.
 pub struct FakeBroker {
+    pub id: u32,
     pub address: String,
     state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
@@ -124,6 +149,8 @@ pub struct FakeBroker {
 
 pub const MAX_REQUEST_BYTES: u32 = 8 << 20;
 const SHARDS: u32 = 2;
+/// The number of the first broker.
+pub const FIRST: u32 = 7;
 
 impl Drop for FakeBroker {
     fn drop(&mut self) {
@@ -134,9 +161,15 @@ impl Drop for FakeBroker {
 impl FakeBroker {
     /// A broker with topic `t` of `partitions`, spread over two shards.
     pub async fn start(partitions: u32) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        Self::cluster(1, partitions).await.remove(0)
+    }
+
+    /// A cluster of brokers from [`FIRST`] on, with topic `t`, whose partitions they lead in turns.
+    pub async fn cluster(brokers: u32, partitions: u32) -> Vec<Self> {
         let state = Arc::new(Mutex::new(State {
+            brokers: BTreeMap::new(),
+            stale: BTreeMap::new(),
+            version: 1,
             topics: BTreeMap::new(),
             calls: Vec::new(),
             hook: Box::new(|_| Do::Serve),
@@ -145,26 +178,73 @@ impl FakeBroker {
             producers_made: 0,
         }));
         let changed = Arc::new(Notify::new());
+        let mut cluster = Vec::new();
+        for id in FIRST..FIRST + brokers {
+            cluster.push(Self::listen(id, state.clone(), changed.clone()).await);
+        }
+        cluster[0].create("t", partitions);
+        for partition in 0..partitions {
+            let leader = Some(FIRST + partition % brokers);
+            cluster[0].topic("t", |topic| topic.partitions[partition as usize].leader = leader);
+        }
+        cluster
+    }
+
+    async fn listen(id: u32, state: Arc<Mutex<State>>, changed: Arc<Notify>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        state.lock().unwrap().brokers.insert(id, port);
         let listening = {
             let (state, changed) = (state.clone(), changed.clone());
             tokio::spawn(async move {
+                // They end with this task.
+                let mut connections = tokio::task::JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
-                    tokio::spawn(serve(stream, state.clone(), changed.clone(), port));
+                    connections.spawn(serve(stream, state.clone(), changed.clone(), id));
                 }
             })
         };
-        let broker = Self {
-            address: format!("127.0.0.1:{port}"),
-            state,
-            changed,
-            listening: listening.abort_handle(),
-        };
-        broker.create("t", partitions);
-        broker
+        Self { id, address: format!("127.0.0.1:{port}"), state, changed, listening: listening.abort_handle() }
+    }
+
+    /// Ends the broker as kill -9 would: connections break, nobody listens. It stays in the metadata.
+    pub fn kill(&self) {
+        self.listening.abort();
+    }
+
+    /// The broker is not in the metadata any more.
+    pub fn unregister(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.brokers.remove(&self.id);
+        state.version += 1;
+    }
+
+    /// Another leader for a partition of `t`, or none.
+    pub fn lead(&self, partition: usize, leader: Option<u32>) {
+        let mut state = self.state.lock().unwrap();
+        state.version += 1;
+        let partition = &mut state.topics.get_mut("t").unwrap().partitions[partition];
+        (partition.leader, partition.leader_epoch) = (leader, partition.leader_epoch + 1);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// From now on the broker tells of the metadata what is true now, whatever happens.
+    pub fn freeze(&self) {
+        let mut state = self.state.lock().unwrap();
+        let leaders =
+            |topic: &FakeTopic| topic.partitions.iter().map(|p| (p.leader, p.leader_epoch)).collect();
+        let leaders = state.topics.iter().map(|(name, topic)| (name.clone(), leaders(topic))).collect();
+        let version = state.version;
+        state.stale.insert(self.id, Stale { version, leaders });
     }
 
     pub fn config(&self) -> ClientConfig {
-        ClientConfig { retry_backoff: Duration::from_millis(1), ..ClientConfig::new(&self.address).unwrap() }
+        ClientConfig {
+            retry_backoff: Duration::from_millis(1),
+            leader_check_after: Duration::from_millis(50),
+            ..ClientConfig::new(&self.address).unwrap()
+        }
     }
 
     pub async fn client(&self) -> Client {
@@ -270,7 +350,7 @@ fn create(state: &mut State, name: &str, partitions: u32) -> TopicId {
     id
 }
 
-async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<Notify>, port: u16) {
+async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<Notify>, broker: u32) {
     stream.set_nodelay(true).unwrap();
     let (mut read_half, write_half) = stream.into_split();
     let (out, frames) = mpsc::unbounded_channel();
@@ -280,7 +360,7 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<Notify>
         if let Request::Hello { shard: asked } = request {
             shard = asked;
         }
-        let call = Call { shard, id, request };
+        let call = Call { broker, shard, id, request };
         let action = {
             let mut state = state.lock().unwrap();
             state.calls.push(call.clone());
@@ -297,19 +377,19 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<Notify>
             }
             Do::RefuseEntries(code) => drop(out.send(Some(refuse_entries(&call, code)))),
             Do::ServeAndHangUp => {
-                answer(&call, &state, &changed, port).await;
+                answer(&call, &state, &changed).await;
                 break;
             }
             // A produce is appended in the order of arrival.
             Do::Serve if matches!(call.request, Request::Fetch { .. }) => {
                 tokio::spawn(async move {
-                    let frame = answer(&call, &state, &changed, port).await;
+                    let frame = answer(&call, &state, &changed).await;
                     let _ = out.send(frame);
                 });
             }
-            Do::Serve => drop(out.send(answer(&call, &state, &changed, port).await)),
+            Do::Serve => drop(out.send(answer(&call, &state, &changed).await)),
             Do::HoldReply => {
-                if let Some(frame) = answer(&call, &state, &changed, port).await {
+                if let Some(frame) = answer(&call, &state, &changed).await {
                     state.lock().unwrap().held.push(Held { call, frame, out });
                     changed.notify_waiters();
                 }
@@ -553,16 +633,16 @@ fn produce_result(partition: u32, result: Result<(u64, bool, u64), ErrorCode>) -
 }
 
 /// The reply of a broker in good health; none to a request that gets none.
-async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify, port: u16) -> Option<Vec<u8>> {
+async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify) -> Option<Vec<u8>> {
     let id = call.id;
     match &call.request {
         Request::Hello { shard } => {
-            let shard = shard.unwrap_or(0);
+            let (shard, broker) = (shard.unwrap_or(0), call.broker);
             let hello = move |b: &mut Builder| {
                 let software = Some(b.create_string("fake"));
                 let args = wire::HelloResponseArgs {
                     protocol_version: schema::PROTOCOL_VERSION,
-                    broker: 7,
+                    broker,
                     shard,
                     shards: SHARDS,
                     max_request_bytes: MAX_REQUEST_BYTES,
@@ -575,11 +655,11 @@ async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify, port: u16) 
             };
             Some(response(id, None, hello, &[]))
         }
-        Request::Metadata { topics } => Some(metadata(id, &state.lock().unwrap(), topics.as_deref(), port)),
+        Request::Metadata { topics } => Some(metadata(call, &state.lock().unwrap(), topics.as_deref())),
         Request::Produce { acks, entries, .. } => {
             let results = {
                 let mut state = state.lock().unwrap();
-                entries.iter().map(|entry| (entry.topic, append(&mut state, entry))).collect()
+                entries.iter().map(|entry| (entry.topic, append(&mut state, call.broker, entry))).collect()
             };
             changed.notify_waiters();
             (*acks != Acks::None).then(|| response(id, None, produce_reply(results), &[]))
@@ -588,7 +668,8 @@ async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify, port: u16) 
             let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(*max_wait_ms));
             loop {
                 let news = changed.notified();
-                let (results, body) = fetch(&state.lock().unwrap(), entries, *max_bytes as usize);
+                let (results, body) =
+                    fetch(&state.lock().unwrap(), call.broker, entries, *max_bytes as usize);
                 let failed = results.iter().any(|(_, result)| result.error() != 0);
                 if failed || body.len() >= *min_bytes as usize || tokio::time::Instant::now() >= deadline {
                     return Some(response(id, None, fetch_reply(results), &body));
@@ -607,7 +688,7 @@ async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify, port: u16) 
             };
             Some(response(id, None, init, &[]))
         }
-        Request::ListOffsets { entries } => Some(list_offsets(id, &state.lock().unwrap(), entries)),
+        Request::ListOffsets { entries } => Some(list_offsets(call, &state.lock().unwrap(), entries)),
         Request::DeleteRecords { entries } => Some(delete_records(id, &mut state.lock().unwrap(), entries)),
         _ => Some(administer(call, &mut state.lock().unwrap())),
     }
@@ -643,11 +724,12 @@ fn delete_records(id: u64, state: &mut State, entries: &[DeleteRecordsEntry]) ->
     response(id, None, api, &[])
 }
 
-fn append(state: &mut State, entry: &ProduceEntry) -> wire::ProduceResult {
+fn append(state: &mut State, broker: u32, entry: &ProduceEntry) -> wire::ProduceResult {
     let topic = state.topics.values_mut().find(|topic| topic.id == entry.topic);
     let result = match topic.map(|topic| topic.partitions.get_mut(entry.partition as usize)) {
         None => Err(ErrorCode::UnknownTopic),
         Some(None) => Err(ErrorCode::UnknownPartition),
+        Some(Some(partition)) if partition.leader != Some(broker) => Err(ErrorCode::NotLeader),
         Some(Some(partition)) => {
             let appended = partition.append(&entry.batch);
             appended.map(|(base, duplicate)| (base, duplicate, partition.end()))
@@ -658,6 +740,7 @@ fn append(state: &mut State, entry: &ProduceEntry) -> wire::ProduceResult {
 
 fn fetch(
     state: &State,
+    broker: u32,
     entries: &[FetchEntry],
     max_bytes: usize,
 ) -> (Vec<(TopicId, wire::FetchResult)>, Vec<u8>) {
@@ -673,7 +756,9 @@ fn fetch(
         let (end, start) = (partition.end(), partition.log_start);
         let before = body.len();
         let mut error = 0;
-        if entry.offset < start || entry.offset > end {
+        if partition.leader != Some(broker) {
+            error = ErrorCode::NotLeader.to_wire();
+        } else if entry.offset < start || entry.offset > end {
             error = ErrorCode::OffsetOutOfRange.to_wire();
         }
         for (_, batch_end, batch) in partition.batches.iter().filter(|_| error == 0) {
@@ -692,10 +777,11 @@ fn fetch(
     (results, body)
 }
 
-fn list_offsets(id: u64, state: &State, entries: &[ListOffsetsEntry]) -> Vec<u8> {
+fn list_offsets(call: &Call, state: &State, entries: &[ListOffsetsEntry]) -> Vec<u8> {
     let look = |entry: &ListOffsetsEntry| {
         let topic = state.topics.values().find(|topic| topic.id == entry.topic);
-        match topic.and_then(|topic| topic.partitions.get(entry.partition as usize)) {
+        let partition = topic.and_then(|topic| topic.partitions.get(entry.partition as usize));
+        match partition.filter(|partition| partition.leader == Some(call.broker)) {
             None => wire::ListOffsetsResult::new(entry.partition, ErrorCode::NotLeader.to_wire(), 0, 0, -1),
             Some(partition) => {
                 let offset = match entry.spec {
@@ -718,18 +804,22 @@ fn list_offsets(id: u64, state: &State, entries: &[ListOffsetsEntry]) -> Vec<u8>
         let api = wire::ListOffsetsResponse::create(b, &wire::ListOffsetsResponseArgs { topics });
         (wire::ResponseApi::ListOffsetsResponse, Some(api.as_union_value()))
     };
-    response(id, None, api, &[])
+    response(call.id, None, api, &[])
 }
 
-fn metadata(id: u64, state: &State, names: Option<&[String]>, port: u16) -> Vec<u8> {
+fn metadata(call: &Call, state: &State, names: Option<&[String]>) -> Vec<u8> {
     let all: Vec<String> = state.topics.keys().cloned().collect();
+    let stale = state.stale.get(&call.broker);
     let api = |b: &mut Builder| {
         let mut topics = Vec::new();
         for name in names.unwrap_or(&all) {
             let topic = state.topics.get(name);
+            let past = stale.and_then(|stale| stale.leaders.get(name));
             let places = topic.into_iter().flat_map(|topic| {
-                let place =
-                    |(at, p): (usize, &FakePartition)| wire::PartitionPlace::new(at as u32, 7, p.shard, 3);
+                let place = |(at, p): (usize, &FakePartition)| {
+                    let (leader, epoch) = past.map_or((p.leader, p.leader_epoch), |past| past[at]);
+                    wire::PartitionPlace::new(at as u32, leader.unwrap_or(u32::MAX), p.shard, epoch)
+                };
                 topic.partitions.iter().enumerate().map(place)
             });
             let partitions = Some(b.create_vector_from_iter(places.collect::<Vec<_>>().into_iter()));
@@ -744,14 +834,19 @@ fn metadata(id: u64, state: &State, names: Option<&[String]>, port: u16) -> Vec<
             topics.push(wire::TopicMetadata::create(b, &args));
         }
         let topics = Some(b.create_vector(&topics));
-        let host = Some(b.create_string("127.0.0.1"));
-        let args = wire::BrokerEndpointArgs { id: 7, host, port, shards: SHARDS };
-        let broker = wire::BrokerEndpoint::create(b, &args);
-        let brokers = Some(b.create_vector(&[broker]));
-        let args = wire::MetadataResponseArgs { version: 1, brokers, topics };
+        let mut brokers = Vec::new();
+        for (id, port) in &state.brokers {
+            let host = Some(b.create_string("127.0.0.1"));
+            let args =
+                wire::BrokerEndpointArgs { id: *id, host, port: *port, shards: SHARDS, ..Default::default() };
+            brokers.push(wire::BrokerEndpoint::create(b, &args));
+        }
+        let brokers = Some(b.create_vector(&brokers));
+        let version = stale.map_or(state.version, |stale| stale.version);
+        let args = wire::MetadataResponseArgs { version, brokers, topics, cluster: None };
         (wire::ResponseApi::MetadataResponse, Some(wire::MetadataResponse::create(b, &args).as_union_value()))
     };
-    response(id, None, api, &[])
+    response(call.id, None, api, &[])
 }
 
 fn administer(call: &Call, state: &mut State) -> Vec<u8> {

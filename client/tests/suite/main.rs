@@ -3,6 +3,7 @@
 mod admin;
 mod connection;
 mod consumer;
+mod failover;
 mod fake_broker;
 mod fake_producers;
 mod idempotence;

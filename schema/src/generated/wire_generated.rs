@@ -10,10 +10,10 @@ pub mod wire {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_API: u8 = 20;
+pub const ENUM_MAX_REQUEST_API: u8 = 25;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_API: [RequestApi; 21] = [
+pub const ENUM_VALUES_REQUEST_API: [RequestApi; 26] = [
   RequestApi::NONE,
   RequestApi::HelloRequest,
   RequestApi::MetadataRequest,
@@ -35,6 +35,11 @@ pub const ENUM_VALUES_REQUEST_API: [RequestApi; 21] = [
   RequestApi::DeleteGroupsRequest,
   RequestApi::InitProducerRequest,
   RequestApi::DeleteRecordsRequest,
+  RequestApi::DescribeClusterRequest,
+  RequestApi::ReassignPartitionsRequest,
+  RequestApi::DrainBrokerRequest,
+  RequestApi::RemoveBrokerRequest,
+  RequestApi::ElectLeadersRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -63,9 +68,14 @@ impl RequestApi {
   pub const DeleteGroupsRequest: Self = Self(18);
   pub const InitProducerRequest: Self = Self(19);
   pub const DeleteRecordsRequest: Self = Self(20);
+  pub const DescribeClusterRequest: Self = Self(21);
+  pub const ReassignPartitionsRequest: Self = Self(22);
+  pub const DrainBrokerRequest: Self = Self(23);
+  pub const RemoveBrokerRequest: Self = Self(24);
+  pub const ElectLeadersRequest: Self = Self(25);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 20;
+  pub const ENUM_MAX: u8 = 25;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloRequest,
@@ -88,6 +98,11 @@ impl RequestApi {
     Self::DeleteGroupsRequest,
     Self::InitProducerRequest,
     Self::DeleteRecordsRequest,
+    Self::DescribeClusterRequest,
+    Self::ReassignPartitionsRequest,
+    Self::DrainBrokerRequest,
+    Self::RemoveBrokerRequest,
+    Self::ElectLeadersRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -113,6 +128,11 @@ impl RequestApi {
       Self::DeleteGroupsRequest => Some("DeleteGroupsRequest"),
       Self::InitProducerRequest => Some("InitProducerRequest"),
       Self::DeleteRecordsRequest => Some("DeleteRecordsRequest"),
+      Self::DescribeClusterRequest => Some("DescribeClusterRequest"),
+      Self::ReassignPartitionsRequest => Some("ReassignPartitionsRequest"),
+      Self::DrainBrokerRequest => Some("DrainBrokerRequest"),
+      Self::RemoveBrokerRequest => Some("RemoveBrokerRequest"),
+      Self::ElectLeadersRequest => Some("ElectLeadersRequest"),
       _ => None,
     }
   }
@@ -172,10 +192,10 @@ pub struct RequestApiUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_API: u8 = 20;
+pub const ENUM_MAX_RESPONSE_API: u8 = 25;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 21] = [
+pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 26] = [
   ResponseApi::NONE,
   ResponseApi::HelloResponse,
   ResponseApi::MetadataResponse,
@@ -197,6 +217,11 @@ pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 21] = [
   ResponseApi::DeleteGroupsResponse,
   ResponseApi::InitProducerResponse,
   ResponseApi::DeleteRecordsResponse,
+  ResponseApi::DescribeClusterResponse,
+  ResponseApi::ReassignPartitionsResponse,
+  ResponseApi::DrainBrokerResponse,
+  ResponseApi::RemoveBrokerResponse,
+  ResponseApi::ElectLeadersResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -225,9 +250,14 @@ impl ResponseApi {
   pub const DeleteGroupsResponse: Self = Self(18);
   pub const InitProducerResponse: Self = Self(19);
   pub const DeleteRecordsResponse: Self = Self(20);
+  pub const DescribeClusterResponse: Self = Self(21);
+  pub const ReassignPartitionsResponse: Self = Self(22);
+  pub const DrainBrokerResponse: Self = Self(23);
+  pub const RemoveBrokerResponse: Self = Self(24);
+  pub const ElectLeadersResponse: Self = Self(25);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 20;
+  pub const ENUM_MAX: u8 = 25;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloResponse,
@@ -250,6 +280,11 @@ impl ResponseApi {
     Self::DeleteGroupsResponse,
     Self::InitProducerResponse,
     Self::DeleteRecordsResponse,
+    Self::DescribeClusterResponse,
+    Self::ReassignPartitionsResponse,
+    Self::DrainBrokerResponse,
+    Self::RemoveBrokerResponse,
+    Self::ElectLeadersResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -275,6 +310,11 @@ impl ResponseApi {
       Self::DeleteGroupsResponse => Some("DeleteGroupsResponse"),
       Self::InitProducerResponse => Some("InitProducerResponse"),
       Self::DeleteRecordsResponse => Some("DeleteRecordsResponse"),
+      Self::DescribeClusterResponse => Some("DescribeClusterResponse"),
+      Self::ReassignPartitionsResponse => Some("ReassignPartitionsResponse"),
+      Self::DrainBrokerResponse => Some("DrainBrokerResponse"),
+      Self::RemoveBrokerResponse => Some("RemoveBrokerResponse"),
+      Self::ElectLeadersResponse => Some("ElectLeadersResponse"),
       _ => None,
     }
   }
@@ -3271,6 +3311,357 @@ impl<'a> PartitionCompaction {
 
 }
 
+// struct ReplicaProgress, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct ReplicaProgress(pub [u8; 40]);
+impl Default for ReplicaProgress { 
+  fn default() -> Self { 
+    Self([0; 40])
+  }
+}
+impl ::core::fmt::Debug for ReplicaProgress {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("ReplicaProgress")
+      .field("partition", &self.partition())
+      .field("broker", &self.broker())
+      .field("end", &self.end())
+      .field("lag_records", &self.lag_records())
+      .field("lag_ms", &self.lag_ms())
+      .field("connected", &self.connected())
+      .field("reserved1", &self.reserved1())
+      .field("reserved2", &self.reserved2())
+      .field("reserved3", &self.reserved3())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ReplicaProgress {}
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaProgress {
+  type Inner = &'a ReplicaProgress;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a ReplicaProgress>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a ReplicaProgress {
+  type Inner = &'a ReplicaProgress;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<ReplicaProgress>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for ReplicaProgress {
+    type Output = ReplicaProgress;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const ReplicaProgress as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ReplicaProgress {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> ReplicaProgress {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    partition: u32,
+    broker: u32,
+    end: u64,
+    lag_records: u64,
+    lag_ms: u64,
+    connected: bool,
+    reserved1: u8,
+    reserved2: u16,
+    reserved3: u32,
+  ) -> Self {
+    let mut s = Self([0; 40]);
+    s.set_partition(partition);
+    s.set_broker(broker);
+    s.set_end(end);
+    s.set_lag_records(lag_records);
+    s.set_lag_ms(lag_ms);
+    s.set_connected(connected);
+    s.set_reserved1(reserved1);
+    s.set_reserved2(reserved2);
+    s.set_reserved3(reserved3);
+    s
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn broker(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_broker(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn end(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_end(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn lag_records(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_lag_records(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn lag_ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_lag_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn connected(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[32..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_connected(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[32..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn reserved1(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[33..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_reserved1(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[33..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn reserved2(&self) -> u16 {
+    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[34..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_reserved2(&mut self, x: u16) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[34..].as_mut_ptr(),
+        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn reserved3(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[36..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_reserved3(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[36..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 // struct OffsetCommitEntry, aligned to 8
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq)]
@@ -4130,6 +4521,835 @@ impl<'a> DeleteRecordsResult {
 
 }
 
+// struct QuorumMember, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct QuorumMember(pub [u8; 24]);
+impl Default for QuorumMember { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for QuorumMember {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("QuorumMember")
+      .field("broker", &self.broker())
+      .field("voter", &self.voter())
+      .field("leader", &self.leader())
+      .field("known", &self.known())
+      .field("reserved", &self.reserved())
+      .field("matched", &self.matched())
+      .field("silent_ms", &self.silent_ms())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for QuorumMember {}
+impl<'a> ::flatbuffers::Follow<'a> for QuorumMember {
+  type Inner = &'a QuorumMember;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a QuorumMember>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a QuorumMember {
+  type Inner = &'a QuorumMember;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<QuorumMember>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for QuorumMember {
+    type Output = QuorumMember;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const QuorumMember as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for QuorumMember {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> QuorumMember {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    broker: u32,
+    voter: bool,
+    leader: bool,
+    known: bool,
+    reserved: u8,
+    matched: u64,
+    silent_ms: u64,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_broker(broker);
+    s.set_voter(voter);
+    s.set_leader(leader);
+    s.set_known(known);
+    s.set_reserved(reserved);
+    s.set_matched(matched);
+    s.set_silent_ms(silent_ms);
+    s
+  }
+
+  pub fn broker(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_broker(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn voter(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_voter(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn leader(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[5..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_leader(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[5..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn known(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[6..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_known(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[6..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn reserved(&self) -> u8 {
+    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[7..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_reserved(&mut self, x: u8) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[7..].as_mut_ptr(),
+        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn matched(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_matched(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn silent_ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_silent_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct PartitionState, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct PartitionState(pub [u8; 24]);
+impl Default for PartitionState { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for PartitionState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("PartitionState")
+      .field("partition", &self.partition())
+      .field("leader", &self.leader())
+      .field("leader_epoch", &self.leader_epoch())
+      .field("partition_epoch", &self.partition_epoch())
+      .field("replicas", &self.replicas())
+      .field("min_in_sync", &self.min_in_sync())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PartitionState {}
+impl<'a> ::flatbuffers::Follow<'a> for PartitionState {
+  type Inner = &'a PartitionState;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a PartitionState>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a PartitionState {
+  type Inner = &'a PartitionState;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<PartitionState>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for PartitionState {
+    type Output = PartitionState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const PartitionState as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PartitionState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> PartitionState {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    partition: u32,
+    leader: u32,
+    leader_epoch: u32,
+    partition_epoch: u32,
+    replicas: u32,
+    min_in_sync: u32,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_partition(partition);
+    s.set_leader(leader);
+    s.set_leader_epoch(leader_epoch);
+    s.set_partition_epoch(partition_epoch);
+    s.set_replicas(replicas);
+    s.set_min_in_sync(min_in_sync);
+    s
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn leader(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_leader(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn leader_epoch(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_leader_epoch(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn partition_epoch(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition_epoch(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn replicas(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_replicas(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn min_in_sync(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_min_in_sync(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct ReplicaState, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct ReplicaState(pub [u8; 16]);
+impl Default for ReplicaState { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for ReplicaState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("ReplicaState")
+      .field("broker", &self.broker())
+      .field("generation", &self.generation())
+      .field("in_sync", &self.in_sync())
+      .field("eligible", &self.eligible())
+      .field("adding", &self.adding())
+      .field("removing", &self.removing())
+      .field("shard", &self.shard())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ReplicaState {}
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaState {
+  type Inner = &'a ReplicaState;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a ReplicaState>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a ReplicaState {
+  type Inner = &'a ReplicaState;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<ReplicaState>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for ReplicaState {
+    type Output = ReplicaState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const ReplicaState as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ReplicaState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> ReplicaState {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    broker: u32,
+    generation: u32,
+    in_sync: bool,
+    eligible: bool,
+    adding: bool,
+    removing: bool,
+    shard: u32,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_broker(broker);
+    s.set_generation(generation);
+    s.set_in_sync(in_sync);
+    s.set_eligible(eligible);
+    s.set_adding(adding);
+    s.set_removing(removing);
+    s.set_shard(shard);
+    s
+  }
+
+  pub fn broker(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_broker(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn generation(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_generation(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn in_sync(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_in_sync(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn eligible(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[9..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_eligible(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[9..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn adding(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[10..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_adding(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[10..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn removing(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[11..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_removing(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[11..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn shard(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_shard(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 pub enum RequestOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4506,6 +5726,81 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_describe_cluster_request(&self) -> Option<DescribeClusterRequest<'a>> {
+    if self.api_type() == RequestApi::DescribeClusterRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DescribeClusterRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_reassign_partitions_request(&self) -> Option<ReassignPartitionsRequest<'a>> {
+    if self.api_type() == RequestApi::ReassignPartitionsRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReassignPartitionsRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_drain_broker_request(&self) -> Option<DrainBrokerRequest<'a>> {
+    if self.api_type() == RequestApi::DrainBrokerRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DrainBrokerRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_remove_broker_request(&self) -> Option<RemoveBrokerRequest<'a>> {
+    if self.api_type() == RequestApi::RemoveBrokerRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RemoveBrokerRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_elect_leaders_request(&self) -> Option<ElectLeadersRequest<'a>> {
+    if self.api_type() == RequestApi::ElectLeadersRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ElectLeadersRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -4539,6 +5834,11 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestApi::DeleteGroupsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteGroupsRequest>>("RequestApi::DeleteGroupsRequest", pos),
           RequestApi::InitProducerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitProducerRequest>>("RequestApi::InitProducerRequest", pos),
           RequestApi::DeleteRecordsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteRecordsRequest>>("RequestApi::DeleteRecordsRequest", pos),
+          RequestApi::DescribeClusterRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DescribeClusterRequest>>("RequestApi::DescribeClusterRequest", pos),
+          RequestApi::ReassignPartitionsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReassignPartitionsRequest>>("RequestApi::ReassignPartitionsRequest", pos),
+          RequestApi::DrainBrokerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DrainBrokerRequest>>("RequestApi::DrainBrokerRequest", pos),
+          RequestApi::RemoveBrokerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBrokerRequest>>("RequestApi::RemoveBrokerRequest", pos),
+          RequestApi::ElectLeadersRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeadersRequest>>("RequestApi::ElectLeadersRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -4749,6 +6049,41 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestApi::DeleteRecordsRequest => {
           if let Some(x) = self.api_as_delete_records_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::DescribeClusterRequest => {
+          if let Some(x) = self.api_as_describe_cluster_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::ReassignPartitionsRequest => {
+          if let Some(x) = self.api_as_reassign_partitions_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::DrainBrokerRequest => {
+          if let Some(x) = self.api_as_drain_broker_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::RemoveBrokerRequest => {
+          if let Some(x) = self.api_as_remove_broker_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::ElectLeadersRequest => {
+          if let Some(x) = self.api_as_elect_leaders_request() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -5156,6 +6491,81 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_describe_cluster_response(&self) -> Option<DescribeClusterResponse<'a>> {
+    if self.api_type() == ResponseApi::DescribeClusterResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DescribeClusterResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_reassign_partitions_response(&self) -> Option<ReassignPartitionsResponse<'a>> {
+    if self.api_type() == ResponseApi::ReassignPartitionsResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReassignPartitionsResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_drain_broker_response(&self) -> Option<DrainBrokerResponse<'a>> {
+    if self.api_type() == ResponseApi::DrainBrokerResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { DrainBrokerResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_remove_broker_response(&self) -> Option<RemoveBrokerResponse<'a>> {
+    if self.api_type() == ResponseApi::RemoveBrokerResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RemoveBrokerResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_elect_leaders_response(&self) -> Option<ElectLeadersResponse<'a>> {
+    if self.api_type() == ResponseApi::ElectLeadersResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ElectLeadersResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -5191,6 +6601,11 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseApi::DeleteGroupsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteGroupsResponse>>("ResponseApi::DeleteGroupsResponse", pos),
           ResponseApi::InitProducerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitProducerResponse>>("ResponseApi::InitProducerResponse", pos),
           ResponseApi::DeleteRecordsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteRecordsResponse>>("ResponseApi::DeleteRecordsResponse", pos),
+          ResponseApi::DescribeClusterResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DescribeClusterResponse>>("ResponseApi::DescribeClusterResponse", pos),
+          ResponseApi::ReassignPartitionsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReassignPartitionsResponse>>("ResponseApi::ReassignPartitionsResponse", pos),
+          ResponseApi::DrainBrokerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DrainBrokerResponse>>("ResponseApi::DrainBrokerResponse", pos),
+          ResponseApi::RemoveBrokerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBrokerResponse>>("ResponseApi::RemoveBrokerResponse", pos),
+          ResponseApi::ElectLeadersResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeadersResponse>>("ResponseApi::ElectLeadersResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -5415,6 +6830,41 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseApi::DeleteRecordsResponse => {
           if let Some(x) = self.api_as_delete_records_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::DescribeClusterResponse => {
+          if let Some(x) = self.api_as_describe_cluster_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::ReassignPartitionsResponse => {
+          if let Some(x) = self.api_as_reassign_partitions_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::DrainBrokerResponse => {
+          if let Some(x) = self.api_as_drain_broker_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::RemoveBrokerResponse => {
+          if let Some(x) = self.api_as_remove_broker_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::ElectLeadersResponse => {
+          if let Some(x) = self.api_as_elect_leaders_response() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -6087,6 +7537,8 @@ impl<'a> BrokerEndpoint<'a> {
   pub const VT_HOST: ::flatbuffers::VOffsetT = 6;
   pub const VT_PORT: ::flatbuffers::VOffsetT = 8;
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 12;
+  pub const VT_FENCED: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6098,10 +7550,12 @@ impl<'a> BrokerEndpoint<'a> {
     args: &'args BrokerEndpointArgs<'args>
   ) -> ::flatbuffers::WIPOffset<BrokerEndpoint<'bldr>> {
     let mut builder = BrokerEndpointBuilder::new(_fbb);
+    if let Some(x) = args.rack { builder.add_rack(x); }
     builder.add_shards(args.shards);
     if let Some(x) = args.host { builder.add_host(x); }
     builder.add_id(args.id);
     builder.add_port(args.port);
+    builder.add_fenced(args.fenced);
     builder.finish()
   }
 
@@ -6134,6 +7588,20 @@ impl<'a> BrokerEndpoint<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(BrokerEndpoint::VT_SHARDS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(BrokerEndpoint::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn fenced(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(BrokerEndpoint::VT_FENCED, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for BrokerEndpoint<'_> {
@@ -6146,6 +7614,8 @@ impl ::flatbuffers::Verifiable for BrokerEndpoint<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, false)?
      .visit_field::<u16>("port", Self::VT_PORT, false)?
      .visit_field::<u32>("shards", Self::VT_SHARDS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
      .finish();
     Ok(())
   }
@@ -6155,6 +7625,8 @@ pub struct BrokerEndpointArgs<'a> {
     pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub port: u16,
     pub shards: u32,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub fenced: bool,
 }
 impl<'a> Default for BrokerEndpointArgs<'a> {
   #[inline]
@@ -6164,6 +7636,8 @@ impl<'a> Default for BrokerEndpointArgs<'a> {
       host: None,
       port: 0,
       shards: 0,
+      rack: None,
+      fenced: false,
     }
   }
 }
@@ -6190,6 +7664,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokerEndpointBuilder<'a, 'b,
     self.fbb_.push_slot::<u32>(BrokerEndpoint::VT_SHARDS, shards, 0);
   }
   #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(BrokerEndpoint::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_fenced(&mut self, fenced: bool) {
+    self.fbb_.push_slot::<bool>(BrokerEndpoint::VT_FENCED, fenced, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokerEndpointBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     BrokerEndpointBuilder {
@@ -6211,6 +7693,8 @@ impl ::core::fmt::Debug for BrokerEndpoint<'_> {
       ds.field("host", &self.host());
       ds.field("port", &self.port());
       ds.field("shards", &self.shards());
+      ds.field("rack", &self.rack());
+      ds.field("fenced", &self.fenced());
       ds.finish()
   }
 }
@@ -6233,6 +7717,7 @@ impl<'a> MetadataResponse<'a> {
   pub const VT_VERSION: ::flatbuffers::VOffsetT = 4;
   pub const VT_BROKERS: ::flatbuffers::VOffsetT = 6;
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_CLUSTER: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6245,6 +7730,7 @@ impl<'a> MetadataResponse<'a> {
   ) -> ::flatbuffers::WIPOffset<MetadataResponse<'bldr>> {
     let mut builder = MetadataResponseBuilder::new(_fbb);
     builder.add_version(args.version);
+    if let Some(x) = args.cluster { builder.add_cluster(x); }
     if let Some(x) = args.topics { builder.add_topics(x); }
     if let Some(x) = args.brokers { builder.add_brokers(x); }
     builder.finish()
@@ -6272,6 +7758,13 @@ impl<'a> MetadataResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata>>>>(MetadataResponse::VT_TOPICS, None)}
   }
+  #[inline]
+  pub fn cluster(&self) -> Option<&'a TopicId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<TopicId>(MetadataResponse::VT_CLUSTER, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for MetadataResponse<'_> {
@@ -6283,6 +7776,7 @@ impl ::flatbuffers::Verifiable for MetadataResponse<'_> {
      .visit_field::<u64>("version", Self::VT_VERSION, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<BrokerEndpoint>>>>("brokers", Self::VT_BROKERS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicMetadata>>>>("topics", Self::VT_TOPICS, false)?
+     .visit_field::<TopicId>("cluster", Self::VT_CLUSTER, false)?
      .finish();
     Ok(())
   }
@@ -6291,6 +7785,7 @@ pub struct MetadataResponseArgs<'a> {
     pub version: u64,
     pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<BrokerEndpoint<'a>>>>>,
     pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata<'a>>>>>,
+    pub cluster: Option<&'a TopicId>,
 }
 impl<'a> Default for MetadataResponseArgs<'a> {
   #[inline]
@@ -6299,6 +7794,7 @@ impl<'a> Default for MetadataResponseArgs<'a> {
       version: 0,
       brokers: None,
       topics: None,
+      cluster: None,
     }
   }
 }
@@ -6321,6 +7817,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetadataResponseBuilder<'a, '
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MetadataResponse::VT_TOPICS, topics);
   }
   #[inline]
+  pub fn add_cluster(&mut self, cluster: &TopicId) {
+    self.fbb_.push_slot_always::<&TopicId>(MetadataResponse::VT_CLUSTER, cluster);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MetadataResponseBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     MetadataResponseBuilder {
@@ -6341,6 +7841,7 @@ impl ::core::fmt::Debug for MetadataResponse<'_> {
       ds.field("version", &self.version());
       ds.field("brokers", &self.brokers());
       ds.field("topics", &self.topics());
+      ds.field("cluster", &self.cluster());
       ds.finish()
   }
 }
@@ -9546,6 +11047,7 @@ impl<'a> TopicLogs<'a> {
   pub const VT_ERROR: ::flatbuffers::VOffsetT = 8;
   pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 10;
   pub const VT_COMPACTION: ::flatbuffers::VOffsetT = 12;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9557,6 +11059,7 @@ impl<'a> TopicLogs<'a> {
     args: &'args TopicLogsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<TopicLogs<'bldr>> {
     let mut builder = TopicLogsBuilder::new(_fbb);
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
     if let Some(x) = args.compaction { builder.add_compaction(x); }
     if let Some(x) = args.partitions { builder.add_partitions(x); }
     if let Some(x) = args.id { builder.add_id(x); }
@@ -9601,6 +11104,13 @@ impl<'a> TopicLogs<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionCompaction>>>(TopicLogs::VT_COMPACTION, None)}
   }
+  #[inline]
+  pub fn replicas(&self) -> Option<::flatbuffers::Vector<'a, ReplicaProgress>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ReplicaProgress>>>(TopicLogs::VT_REPLICAS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TopicLogs<'_> {
@@ -9614,6 +11124,7 @@ impl ::flatbuffers::Verifiable for TopicLogs<'_> {
      .visit_field::<u16>("error", Self::VT_ERROR, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionLog>>>("partitions", Self::VT_PARTITIONS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionCompaction>>>("compaction", Self::VT_COMPACTION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ReplicaProgress>>>("replicas", Self::VT_REPLICAS, false)?
      .finish();
     Ok(())
   }
@@ -9624,6 +11135,7 @@ pub struct TopicLogsArgs<'a> {
     pub error: u16,
     pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionLog>>>,
     pub compaction: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionCompaction>>>,
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ReplicaProgress>>>,
 }
 impl<'a> Default for TopicLogsArgs<'a> {
   #[inline]
@@ -9634,6 +11146,7 @@ impl<'a> Default for TopicLogsArgs<'a> {
       error: 0,
       partitions: None,
       compaction: None,
+      replicas: None,
     }
   }
 }
@@ -9664,6 +11177,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicLogsBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicLogs::VT_COMPACTION, compaction);
   }
   #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ReplicaProgress>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicLogs::VT_REPLICAS, replicas);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicLogsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicLogsBuilder {
@@ -9686,6 +11203,7 @@ impl ::core::fmt::Debug for TopicLogs<'_> {
       ds.field("error", &self.error());
       ds.field("partitions", &self.partitions());
       ds.field("compaction", &self.compaction());
+      ds.field("replicas", &self.replicas());
       ds.finish()
   }
 }
@@ -14456,6 +15974,1919 @@ impl ::core::fmt::Debug for DeleteRecordsResponse<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("DeleteRecordsResponse");
       ds.field("topics", &self.topics());
+      ds.finish()
+  }
+}
+pub enum DescribeClusterRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DescribeClusterRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DescribeClusterRequest<'a> {
+  type Inner = DescribeClusterRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DescribeClusterRequest<'a> {
+  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DescribeClusterRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DescribeClusterRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DescribeClusterRequest<'bldr>> {
+    let mut builder = DescribeClusterRequestBuilder::new(_fbb);
+    if let Some(x) = args.topics { builder.add_topics(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(DescribeClusterRequest::VT_TOPICS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DescribeClusterRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("topics", Self::VT_TOPICS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DescribeClusterRequestArgs<'a> {
+    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+}
+impl<'a> Default for DescribeClusterRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DescribeClusterRequestArgs {
+      topics: None,
+    }
+  }
+}
+
+pub struct DescribeClusterRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribeClusterRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DescribeClusterRequest::VT_TOPICS, topics);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DescribeClusterRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DescribeClusterRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribeClusterRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DescribeClusterRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DescribeClusterRequest");
+      ds.field("topics", &self.topics());
+      ds.finish()
+  }
+}
+pub enum BrokerDescriptionOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct BrokerDescription<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for BrokerDescription<'a> {
+  type Inner = BrokerDescription<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> BrokerDescription<'a> {
+  pub const VT_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_HOST: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PORT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 12;
+  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 14;
+  pub const VT_FENCED: ::flatbuffers::VOffsetT = 16;
+  pub const VT_DRAINING: ::flatbuffers::VOffsetT = 18;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_LEADERS: ::flatbuffers::VOffsetT = 22;
+  pub const VT_SUSPECTS: ::flatbuffers::VOffsetT = 24;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    BrokerDescription { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BrokerDescriptionArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<BrokerDescription<'bldr>> {
+    let mut builder = BrokerDescriptionBuilder::new(_fbb);
+    builder.add_epoch(args.epoch);
+    builder.add_suspects(args.suspects);
+    builder.add_leaders(args.leaders);
+    builder.add_replicas(args.replicas);
+    if let Some(x) = args.rack { builder.add_rack(x); }
+    builder.add_shards(args.shards);
+    if let Some(x) = args.host { builder.add_host(x); }
+    builder.add_id(args.id);
+    builder.add_port(args.port);
+    builder.add_draining(args.draining);
+    builder.add_fenced(args.fenced);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn id(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(BrokerDescription::VT_ID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn host(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(BrokerDescription::VT_HOST, None)}
+  }
+  #[inline]
+  pub fn port(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(BrokerDescription::VT_PORT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shards(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(BrokerDescription::VT_SHARDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(BrokerDescription::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(BrokerDescription::VT_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn fenced(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(BrokerDescription::VT_FENCED, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn draining(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(BrokerDescription::VT_DRAINING, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn replicas(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(BrokerDescription::VT_REPLICAS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leaders(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(BrokerDescription::VT_LEADERS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn suspects(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(BrokerDescription::VT_SUSPECTS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for BrokerDescription<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("id", Self::VT_ID, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, false)?
+     .visit_field::<u16>("port", Self::VT_PORT, false)?
+     .visit_field::<u32>("shards", Self::VT_SHARDS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<u64>("epoch", Self::VT_EPOCH, false)?
+     .visit_field::<bool>("fenced", Self::VT_FENCED, false)?
+     .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .visit_field::<u32>("replicas", Self::VT_REPLICAS, false)?
+     .visit_field::<u32>("leaders", Self::VT_LEADERS, false)?
+     .visit_field::<u32>("suspects", Self::VT_SUSPECTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BrokerDescriptionArgs<'a> {
+    pub id: u32,
+    pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub port: u16,
+    pub shards: u32,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub epoch: u64,
+    pub fenced: bool,
+    pub draining: bool,
+    pub replicas: u32,
+    pub leaders: u32,
+    pub suspects: u32,
+}
+impl<'a> Default for BrokerDescriptionArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    BrokerDescriptionArgs {
+      id: 0,
+      host: None,
+      port: 0,
+      shards: 0,
+      rack: None,
+      epoch: 0,
+      fenced: false,
+      draining: false,
+      replicas: 0,
+      leaders: 0,
+      suspects: 0,
+    }
+  }
+}
+
+pub struct BrokerDescriptionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BrokerDescriptionBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_id(&mut self, id: u32) {
+    self.fbb_.push_slot::<u32>(BrokerDescription::VT_ID, id, 0);
+  }
+  #[inline]
+  pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(BrokerDescription::VT_HOST, host);
+  }
+  #[inline]
+  pub fn add_port(&mut self, port: u16) {
+    self.fbb_.push_slot::<u16>(BrokerDescription::VT_PORT, port, 0);
+  }
+  #[inline]
+  pub fn add_shards(&mut self, shards: u32) {
+    self.fbb_.push_slot::<u32>(BrokerDescription::VT_SHARDS, shards, 0);
+  }
+  #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(BrokerDescription::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_epoch(&mut self, epoch: u64) {
+    self.fbb_.push_slot::<u64>(BrokerDescription::VT_EPOCH, epoch, 0);
+  }
+  #[inline]
+  pub fn add_fenced(&mut self, fenced: bool) {
+    self.fbb_.push_slot::<bool>(BrokerDescription::VT_FENCED, fenced, false);
+  }
+  #[inline]
+  pub fn add_draining(&mut self, draining: bool) {
+    self.fbb_.push_slot::<bool>(BrokerDescription::VT_DRAINING, draining, false);
+  }
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: u32) {
+    self.fbb_.push_slot::<u32>(BrokerDescription::VT_REPLICAS, replicas, 0);
+  }
+  #[inline]
+  pub fn add_leaders(&mut self, leaders: u32) {
+    self.fbb_.push_slot::<u32>(BrokerDescription::VT_LEADERS, leaders, 0);
+  }
+  #[inline]
+  pub fn add_suspects(&mut self, suspects: u32) {
+    self.fbb_.push_slot::<u32>(BrokerDescription::VT_SUSPECTS, suspects, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BrokerDescriptionBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BrokerDescriptionBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<BrokerDescription<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for BrokerDescription<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("BrokerDescription");
+      ds.field("id", &self.id());
+      ds.field("host", &self.host());
+      ds.field("port", &self.port());
+      ds.field("shards", &self.shards());
+      ds.field("rack", &self.rack());
+      ds.field("epoch", &self.epoch());
+      ds.field("fenced", &self.fenced());
+      ds.field("draining", &self.draining());
+      ds.field("replicas", &self.replicas());
+      ds.field("leaders", &self.leaders());
+      ds.field("suspects", &self.suspects());
+      ds.finish()
+  }
+}
+pub enum TopicReplicasOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TopicReplicas<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TopicReplicas<'a> {
+  type Inner = TopicReplicas<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TopicReplicas<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ERROR: ::flatbuffers::VOffsetT = 8;
+  pub const VT_INTERNAL: ::flatbuffers::VOffsetT = 10;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TopicReplicas { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TopicReplicasArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TopicReplicas<'bldr>> {
+    let mut builder = TopicReplicasBuilder::new(_fbb);
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    if let Some(x) = args.id { builder.add_id(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_error(args.error);
+    builder.add_internal(args.internal);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TopicReplicas::VT_NAME, None)}
+  }
+  #[inline]
+  pub fn id(&self) -> Option<&'a TopicId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<TopicId>(TopicReplicas::VT_ID, None)}
+  }
+  #[inline]
+  pub fn error(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(TopicReplicas::VT_ERROR, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn internal(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(TopicReplicas::VT_INTERNAL, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn partitions(&self) -> Option<::flatbuffers::Vector<'a, PartitionState>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionState>>>(TopicReplicas::VT_PARTITIONS, None)}
+  }
+  #[inline]
+  pub fn replicas(&self) -> Option<::flatbuffers::Vector<'a, ReplicaState>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ReplicaState>>>(TopicReplicas::VT_REPLICAS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for TopicReplicas<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
+     .visit_field::<TopicId>("id", Self::VT_ID, false)?
+     .visit_field::<u16>("error", Self::VT_ERROR, false)?
+     .visit_field::<bool>("internal", Self::VT_INTERNAL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionState>>>("partitions", Self::VT_PARTITIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ReplicaState>>>("replicas", Self::VT_REPLICAS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TopicReplicasArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub id: Option<&'a TopicId>,
+    pub error: u16,
+    pub internal: bool,
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionState>>>,
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ReplicaState>>>,
+}
+impl<'a> Default for TopicReplicasArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TopicReplicasArgs {
+      name: None,
+      id: None,
+      error: 0,
+      internal: false,
+      partitions: None,
+      replicas: None,
+    }
+  }
+}
+
+pub struct TopicReplicasBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicReplicasBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicReplicas::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_id(&mut self, id: &TopicId) {
+    self.fbb_.push_slot_always::<&TopicId>(TopicReplicas::VT_ID, id);
+  }
+  #[inline]
+  pub fn add_error(&mut self, error: u16) {
+    self.fbb_.push_slot::<u16>(TopicReplicas::VT_ERROR, error, 0);
+  }
+  #[inline]
+  pub fn add_internal(&mut self, internal: bool) {
+    self.fbb_.push_slot::<bool>(TopicReplicas::VT_INTERNAL, internal, false);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionState>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicReplicas::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ReplicaState>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicReplicas::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicReplicasBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TopicReplicasBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicReplicas<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TopicReplicas<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TopicReplicas");
+      ds.field("name", &self.name());
+      ds.field("id", &self.id());
+      ds.field("error", &self.error());
+      ds.field("internal", &self.internal());
+      ds.field("partitions", &self.partitions());
+      ds.field("replicas", &self.replicas());
+      ds.finish()
+  }
+}
+pub enum DescribeClusterResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DescribeClusterResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DescribeClusterResponse<'a> {
+  type Inner = DescribeClusterResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DescribeClusterResponse<'a> {
+  pub const VT_CLUSTER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ANSWERED_BY: ::flatbuffers::VOffsetT = 8;
+  pub const VT_CONTROLLER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_TERM: ::flatbuffers::VOffsetT = 12;
+  pub const VT_COMMITTED: ::flatbuffers::VOffsetT = 14;
+  pub const VT_QUORUM: ::flatbuffers::VOffsetT = 16;
+  pub const VT_BROKERS: ::flatbuffers::VOffsetT = 18;
+  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 20;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DescribeClusterResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DescribeClusterResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DescribeClusterResponse<'bldr>> {
+    let mut builder = DescribeClusterResponseBuilder::new(_fbb);
+    builder.add_committed(args.committed);
+    builder.add_term(args.term);
+    builder.add_controller(args.controller);
+    builder.add_version(args.version);
+    if let Some(x) = args.topics { builder.add_topics(x); }
+    if let Some(x) = args.brokers { builder.add_brokers(x); }
+    if let Some(x) = args.quorum { builder.add_quorum(x); }
+    builder.add_answered_by(args.answered_by);
+    if let Some(x) = args.cluster { builder.add_cluster(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn cluster(&self) -> Option<&'a TopicId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<TopicId>(DescribeClusterResponse::VT_CLUSTER, None)}
+  }
+  #[inline]
+  pub fn version(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DescribeClusterResponse::VT_VERSION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn answered_by(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(DescribeClusterResponse::VT_ANSWERED_BY, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn controller(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(DescribeClusterResponse::VT_CONTROLLER, Some(-1)).unwrap()}
+  }
+  #[inline]
+  pub fn term(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DescribeClusterResponse::VT_TERM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn committed(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DescribeClusterResponse::VT_COMMITTED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn quorum(&self) -> Option<::flatbuffers::Vector<'a, QuorumMember>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, QuorumMember>>>(DescribeClusterResponse::VT_QUORUM, None)}
+  }
+  #[inline]
+  pub fn brokers(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<BrokerDescription<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<BrokerDescription>>>>(DescribeClusterResponse::VT_BROKERS, None)}
+  }
+  #[inline]
+  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicReplicas<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicReplicas>>>>(DescribeClusterResponse::VT_TOPICS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DescribeClusterResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<TopicId>("cluster", Self::VT_CLUSTER, false)?
+     .visit_field::<u64>("version", Self::VT_VERSION, false)?
+     .visit_field::<u32>("answered_by", Self::VT_ANSWERED_BY, false)?
+     .visit_field::<i64>("controller", Self::VT_CONTROLLER, false)?
+     .visit_field::<u64>("term", Self::VT_TERM, false)?
+     .visit_field::<u64>("committed", Self::VT_COMMITTED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, QuorumMember>>>("quorum", Self::VT_QUORUM, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<BrokerDescription>>>>("brokers", Self::VT_BROKERS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicReplicas>>>>("topics", Self::VT_TOPICS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DescribeClusterResponseArgs<'a> {
+    pub cluster: Option<&'a TopicId>,
+    pub version: u64,
+    pub answered_by: u32,
+    pub controller: i64,
+    pub term: u64,
+    pub committed: u64,
+    pub quorum: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, QuorumMember>>>,
+    pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<BrokerDescription<'a>>>>>,
+    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicReplicas<'a>>>>>,
+}
+impl<'a> Default for DescribeClusterResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DescribeClusterResponseArgs {
+      cluster: None,
+      version: 0,
+      answered_by: 0,
+      controller: -1,
+      term: 0,
+      committed: 0,
+      quorum: None,
+      brokers: None,
+      topics: None,
+    }
+  }
+}
+
+pub struct DescribeClusterResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribeClusterResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_cluster(&mut self, cluster: &TopicId) {
+    self.fbb_.push_slot_always::<&TopicId>(DescribeClusterResponse::VT_CLUSTER, cluster);
+  }
+  #[inline]
+  pub fn add_version(&mut self, version: u64) {
+    self.fbb_.push_slot::<u64>(DescribeClusterResponse::VT_VERSION, version, 0);
+  }
+  #[inline]
+  pub fn add_answered_by(&mut self, answered_by: u32) {
+    self.fbb_.push_slot::<u32>(DescribeClusterResponse::VT_ANSWERED_BY, answered_by, 0);
+  }
+  #[inline]
+  pub fn add_controller(&mut self, controller: i64) {
+    self.fbb_.push_slot::<i64>(DescribeClusterResponse::VT_CONTROLLER, controller, -1);
+  }
+  #[inline]
+  pub fn add_term(&mut self, term: u64) {
+    self.fbb_.push_slot::<u64>(DescribeClusterResponse::VT_TERM, term, 0);
+  }
+  #[inline]
+  pub fn add_committed(&mut self, committed: u64) {
+    self.fbb_.push_slot::<u64>(DescribeClusterResponse::VT_COMMITTED, committed, 0);
+  }
+  #[inline]
+  pub fn add_quorum(&mut self, quorum: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , QuorumMember>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DescribeClusterResponse::VT_QUORUM, quorum);
+  }
+  #[inline]
+  pub fn add_brokers(&mut self, brokers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<BrokerDescription<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DescribeClusterResponse::VT_BROKERS, brokers);
+  }
+  #[inline]
+  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<TopicReplicas<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DescribeClusterResponse::VT_TOPICS, topics);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DescribeClusterResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DescribeClusterResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribeClusterResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DescribeClusterResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DescribeClusterResponse");
+      ds.field("cluster", &self.cluster());
+      ds.field("version", &self.version());
+      ds.field("answered_by", &self.answered_by());
+      ds.field("controller", &self.controller());
+      ds.field("term", &self.term());
+      ds.field("committed", &self.committed());
+      ds.field("quorum", &self.quorum());
+      ds.field("brokers", &self.brokers());
+      ds.field("topics", &self.topics());
+      ds.finish()
+  }
+}
+pub enum ReassignmentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Reassignment<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Reassignment<'a> {
+  type Inner = Reassignment<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Reassignment<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Reassignment { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReassignmentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Reassignment<'bldr>> {
+    let mut builder = ReassignmentBuilder::new(_fbb);
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Reassignment::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Reassignment::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn replicas(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Reassignment::VT_REPLICAS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Reassignment<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("replicas", Self::VT_REPLICAS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignmentArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for ReassignmentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReassignmentArgs {
+      topic: None,
+      partition: 0,
+      replicas: None,
+    }
+  }
+}
+
+pub struct ReassignmentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignmentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Reassignment::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(Reassignment::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Reassignment::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignmentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignmentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Reassignment<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Reassignment<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Reassignment");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("replicas", &self.replicas());
+      ds.finish()
+  }
+}
+pub enum ReassignPartitionsRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReassignPartitionsRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReassignPartitionsRequest<'a> {
+  type Inner = ReassignPartitionsRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReassignPartitionsRequest<'a> {
+  pub const VT_MOVES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReassignPartitionsRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReassignPartitionsRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReassignPartitionsRequest<'bldr>> {
+    let mut builder = ReassignPartitionsRequestBuilder::new(_fbb);
+    if let Some(x) = args.moves { builder.add_moves(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn moves(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Reassignment<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Reassignment>>>>(ReassignPartitionsRequest::VT_MOVES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReassignPartitionsRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Reassignment>>>>("moves", Self::VT_MOVES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignPartitionsRequestArgs<'a> {
+    pub moves: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Reassignment<'a>>>>>,
+}
+impl<'a> Default for ReassignPartitionsRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReassignPartitionsRequestArgs {
+      moves: None,
+    }
+  }
+}
+
+pub struct ReassignPartitionsRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignPartitionsRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_moves(&mut self, moves: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Reassignment<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignPartitionsRequest::VT_MOVES, moves);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignPartitionsRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignPartitionsRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReassignPartitionsRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReassignPartitionsRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReassignPartitionsRequest");
+      ds.field("moves", &self.moves());
+      ds.finish()
+  }
+}
+pub enum ReassignPartitionsResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReassignPartitionsResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReassignPartitionsResponse<'a> {
+  type Inner = ReassignPartitionsResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReassignPartitionsResponse<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReassignPartitionsResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args ReassignPartitionsResponseArgs
+  ) -> ::flatbuffers::WIPOffset<ReassignPartitionsResponse<'bldr>> {
+    let mut builder = ReassignPartitionsResponseBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for ReassignPartitionsResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignPartitionsResponseArgs {
+}
+impl<'a> Default for ReassignPartitionsResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    ReassignPartitionsResponseArgs {
+    }
+  }
+}
+
+pub struct ReassignPartitionsResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignPartitionsResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignPartitionsResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignPartitionsResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReassignPartitionsResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReassignPartitionsResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReassignPartitionsResponse");
+      ds.finish()
+  }
+}
+pub enum DrainBrokerRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DrainBrokerRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DrainBrokerRequest<'a> {
+  type Inner = DrainBrokerRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DrainBrokerRequest<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DRAINING: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DrainBrokerRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DrainBrokerRequestArgs
+  ) -> ::flatbuffers::WIPOffset<DrainBrokerRequest<'bldr>> {
+    let mut builder = DrainBrokerRequestBuilder::new(_fbb);
+    builder.add_broker(args.broker);
+    builder.add_draining(args.draining);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(DrainBrokerRequest::VT_BROKER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn draining(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(DrainBrokerRequest::VT_DRAINING, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DrainBrokerRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .visit_field::<bool>("draining", Self::VT_DRAINING, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DrainBrokerRequestArgs {
+    pub broker: u32,
+    pub draining: bool,
+}
+impl<'a> Default for DrainBrokerRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    DrainBrokerRequestArgs {
+      broker: 0,
+      draining: false,
+    }
+  }
+}
+
+pub struct DrainBrokerRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DrainBrokerRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(DrainBrokerRequest::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn add_draining(&mut self, draining: bool) {
+    self.fbb_.push_slot::<bool>(DrainBrokerRequest::VT_DRAINING, draining, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DrainBrokerRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DrainBrokerRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DrainBrokerRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DrainBrokerRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DrainBrokerRequest");
+      ds.field("broker", &self.broker());
+      ds.field("draining", &self.draining());
+      ds.finish()
+  }
+}
+pub enum DrainBrokerResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DrainBrokerResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DrainBrokerResponse<'a> {
+  type Inner = DrainBrokerResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DrainBrokerResponse<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DrainBrokerResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args DrainBrokerResponseArgs
+  ) -> ::flatbuffers::WIPOffset<DrainBrokerResponse<'bldr>> {
+    let mut builder = DrainBrokerResponseBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for DrainBrokerResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DrainBrokerResponseArgs {
+}
+impl<'a> Default for DrainBrokerResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    DrainBrokerResponseArgs {
+    }
+  }
+}
+
+pub struct DrainBrokerResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DrainBrokerResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DrainBrokerResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DrainBrokerResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DrainBrokerResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DrainBrokerResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DrainBrokerResponse");
+      ds.finish()
+  }
+}
+pub enum RemoveBrokerRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RemoveBrokerRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RemoveBrokerRequest<'a> {
+  type Inner = RemoveBrokerRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RemoveBrokerRequest<'a> {
+  pub const VT_BROKER: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RemoveBrokerRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RemoveBrokerRequestArgs
+  ) -> ::flatbuffers::WIPOffset<RemoveBrokerRequest<'bldr>> {
+    let mut builder = RemoveBrokerRequestBuilder::new(_fbb);
+    builder.add_broker(args.broker);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn broker(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RemoveBrokerRequest::VT_BROKER, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RemoveBrokerRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("broker", Self::VT_BROKER, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemoveBrokerRequestArgs {
+    pub broker: u32,
+}
+impl<'a> Default for RemoveBrokerRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    RemoveBrokerRequestArgs {
+      broker: 0,
+    }
+  }
+}
+
+pub struct RemoveBrokerRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveBrokerRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_broker(&mut self, broker: u32) {
+    self.fbb_.push_slot::<u32>(RemoveBrokerRequest::VT_BROKER, broker, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemoveBrokerRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemoveBrokerRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveBrokerRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RemoveBrokerRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RemoveBrokerRequest");
+      ds.field("broker", &self.broker());
+      ds.finish()
+  }
+}
+pub enum RemoveBrokerResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RemoveBrokerResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RemoveBrokerResponse<'a> {
+  type Inner = RemoveBrokerResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RemoveBrokerResponse<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RemoveBrokerResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args RemoveBrokerResponseArgs
+  ) -> ::flatbuffers::WIPOffset<RemoveBrokerResponse<'bldr>> {
+    let mut builder = RemoveBrokerResponseBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for RemoveBrokerResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemoveBrokerResponseArgs {
+}
+impl<'a> Default for RemoveBrokerResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    RemoveBrokerResponseArgs {
+    }
+  }
+}
+
+pub struct RemoveBrokerResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveBrokerResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemoveBrokerResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemoveBrokerResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveBrokerResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RemoveBrokerResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RemoveBrokerResponse");
+      ds.finish()
+  }
+}
+pub enum ElectTopicOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ElectTopic<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectTopic<'a> {
+  type Inner = ElectTopic<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectTopic<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectTopic { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectTopicArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ElectTopic<'bldr>> {
+    let mut builder = ElectTopicBuilder::new(_fbb);
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ElectTopic::VT_NAME, None)}
+  }
+  #[inline]
+  pub fn partitions(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(ElectTopic::VT_PARTITIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectTopic<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("partitions", Self::VT_PARTITIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectTopicArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for ElectTopicArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ElectTopicArgs {
+      name: None,
+      partitions: None,
+    }
+  }
+}
+
+pub struct ElectTopicBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectTopicBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ElectTopic::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ElectTopic::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectTopicBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectTopicBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectTopic<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectTopic<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectTopic");
+      ds.field("name", &self.name());
+      ds.field("partitions", &self.partitions());
+      ds.finish()
+  }
+}
+pub enum ElectLeadersRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ElectLeadersRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectLeadersRequest<'a> {
+  type Inner = ElectLeadersRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectLeadersRequest<'a> {
+  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_UNCLEAN: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectLeadersRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectLeadersRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ElectLeadersRequest<'bldr>> {
+    let mut builder = ElectLeadersRequestBuilder::new(_fbb);
+    if let Some(x) = args.topics { builder.add_topics(x); }
+    builder.add_unclean(args.unclean);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ElectTopic<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ElectTopic>>>>(ElectLeadersRequest::VT_TOPICS, None)}
+  }
+  #[inline]
+  pub fn unclean(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ElectLeadersRequest::VT_UNCLEAN, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectLeadersRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ElectTopic>>>>("topics", Self::VT_TOPICS, false)?
+     .visit_field::<bool>("unclean", Self::VT_UNCLEAN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectLeadersRequestArgs<'a> {
+    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ElectTopic<'a>>>>>,
+    pub unclean: bool,
+}
+impl<'a> Default for ElectLeadersRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ElectLeadersRequestArgs {
+      topics: None,
+      unclean: false,
+    }
+  }
+}
+
+pub struct ElectLeadersRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectLeadersRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ElectTopic<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ElectLeadersRequest::VT_TOPICS, topics);
+  }
+  #[inline]
+  pub fn add_unclean(&mut self, unclean: bool) {
+    self.fbb_.push_slot::<bool>(ElectLeadersRequest::VT_UNCLEAN, unclean, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectLeadersRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectLeadersRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectLeadersRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectLeadersRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectLeadersRequest");
+      ds.field("topics", &self.topics());
+      ds.field("unclean", &self.unclean());
+      ds.finish()
+  }
+}
+pub enum PartitionOutcomeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PartitionOutcome<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PartitionOutcome<'a> {
+  type Inner = PartitionOutcome<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PartitionOutcome<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ERROR: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PartitionOutcome { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PartitionOutcomeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PartitionOutcome<'bldr>> {
+    let mut builder = PartitionOutcomeBuilder::new(_fbb);
+    builder.add_leader(args.leader);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_error(args.error);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PartitionOutcome::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PartitionOutcome::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn error(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(PartitionOutcome::VT_ERROR, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PartitionOutcome::VT_LEADER, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PartitionOutcome<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u16>("error", Self::VT_ERROR, false)?
+     .visit_field::<u32>("leader", Self::VT_LEADER, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PartitionOutcomeArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub error: u16,
+    pub leader: u32,
+}
+impl<'a> Default for PartitionOutcomeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PartitionOutcomeArgs {
+      topic: None,
+      partition: 0,
+      error: 0,
+      leader: 0,
+    }
+  }
+}
+
+pub struct PartitionOutcomeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionOutcomeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionOutcome::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(PartitionOutcome::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_error(&mut self, error: u16) {
+    self.fbb_.push_slot::<u16>(PartitionOutcome::VT_ERROR, error, 0);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: u32) {
+    self.fbb_.push_slot::<u32>(PartitionOutcome::VT_LEADER, leader, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartitionOutcomeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PartitionOutcomeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PartitionOutcome<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PartitionOutcome<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PartitionOutcome");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("error", &self.error());
+      ds.field("leader", &self.leader());
+      ds.finish()
+  }
+}
+pub enum ElectLeadersResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ElectLeadersResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectLeadersResponse<'a> {
+  type Inner = ElectLeadersResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectLeadersResponse<'a> {
+  pub const VT_OUTCOMES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectLeadersResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectLeadersResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ElectLeadersResponse<'bldr>> {
+    let mut builder = ElectLeadersResponseBuilder::new(_fbb);
+    if let Some(x) = args.outcomes { builder.add_outcomes(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn outcomes(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionOutcome<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionOutcome>>>>(ElectLeadersResponse::VT_OUTCOMES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectLeadersResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PartitionOutcome>>>>("outcomes", Self::VT_OUTCOMES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectLeadersResponseArgs<'a> {
+    pub outcomes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionOutcome<'a>>>>>,
+}
+impl<'a> Default for ElectLeadersResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ElectLeadersResponseArgs {
+      outcomes: None,
+    }
+  }
+}
+
+pub struct ElectLeadersResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectLeadersResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_outcomes(&mut self, outcomes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PartitionOutcome<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ElectLeadersResponse::VT_OUTCOMES, outcomes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectLeadersResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectLeadersResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectLeadersResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectLeadersResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectLeadersResponse");
+      ds.field("outcomes", &self.outcomes());
       ds.finish()
   }
 }

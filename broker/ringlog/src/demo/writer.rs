@@ -255,7 +255,7 @@ pub fn decode_header(value: &[u8]) -> Option<(u64, u64)> {
 }
 
 /// The opposite of [`decode_header`].
-fn encode_header(sequence: u64, sent_ns: u64) -> Bytes {
+pub fn encode_header(sequence: u64, sent_ns: u64) -> Bytes {
     let mut header = BytesMut::with_capacity(HEADER_BYTES);
     header.put_u64(sequence);
     header.put_u64(sent_ns);

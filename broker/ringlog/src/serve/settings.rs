@@ -43,6 +43,9 @@ pub struct ServeArguments {
     /// How long an idle shard looks for work before it sleeps: less latency, a busy core [default: 0]
     #[arg(long, value_name = "N")]
     poll_us: Option<u64>,
+    /// End, as by a crash, when the process of this number, which started this one, is gone
+    #[arg(long, value_name = "PID", hide = true)]
+    pub end_with_parent: Option<i32>,
     /// Flush rounds in flight per shard, 1 to 4 [default: what the disk's profile says, else 2]
     #[arg(long, value_name = "N")]
     rounds_in_flight: Option<usize>,

@@ -4,6 +4,7 @@
 //! Absent on purpose: the inside of the broker and crashes, which have suites of their own.
 
 mod bench_reports;
+mod cluster;
 mod compaction;
 mod demo_and_bench;
 mod disk_profile;

@@ -1,0 +1,131 @@
+//! Metrics of the cluster, from this broker's image of it.
+//!
+//! What is counted of partitions counts those that this broker leads, so that sums over brokers count each once; who
+//! has no leader is counted by everybody.
+
+use super::Text;
+use logic::ids::BrokerId;
+use logic::metadata::{Broker, Image, Partition};
+
+/// How many partitions a broker leads, and which troubles they have.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Led {
+    all: u64,
+    under_replicated: u64,
+    below_minimum: u64,
+    moving: u64,
+    not_preferred: u64,
+    leaderless: u64,
+}
+
+impl Led {
+    fn by(image: &Image, broker: BrokerId) -> Self {
+        let mut led = Self::default();
+        for topic in image.topics() {
+            for partition in topic.partitions.iter() {
+                led.leaderless += u64::from(partition.leader.is_none());
+                if partition.leader == Some(broker) {
+                    led.count(partition, partition.min_in_sync(&topic.config));
+                }
+            }
+        }
+        led
+    }
+
+    fn count(&mut self, partition: &Partition, min_in_sync: usize) {
+        self.all += 1;
+        self.under_replicated += u64::from(partition.is_under_replicated());
+        self.below_minimum += u64::from(partition.in_sync.len() < min_in_sync);
+        self.moving += u64::from(partition.is_reassigned());
+        self.not_preferred += u64::from(partition.leader != partition.preferred_leader());
+    }
+}
+
+/// Whether a broker is so.
+type Is = fn(&Broker) -> bool;
+
+pub(super) fn cluster(out: &mut Text, image: &Image, broker: BrokerId) {
+    let metric = "ringlog_cluster_brokers";
+    out.metric(metric, "gauge", "Brokers of the cluster by what they do.");
+    let states: [(&str, Is); 3] = [
+        ("alive", |broker| !broker.fenced && !broker.draining),
+        ("draining", |broker| !broker.fenced && broker.draining),
+        ("fenced", |broker| broker.fenced),
+    ];
+    for (word, is_so) in states {
+        let count = image.brokers().filter(|broker| is_so(broker)).count();
+        out.sample(metric, &[("state", word)], count as u64);
+    }
+    let led = Led::by(image, broker);
+    let figures = [
+        (
+            "ringlog_metadata_version",
+            "The version of the metadata that this broker acts by.",
+            image.version(),
+        ),
+        ("ringlog_partitions_led", "Partitions that this broker leads.", led.all),
+        (
+            "ringlog_partitions_under_replicated",
+            "Of those, partitions with a replica that is not in sync.",
+            led.under_replicated,
+        ),
+        (
+            "ringlog_partitions_below_min_in_sync",
+            "Of those, partitions with fewer in-sync replicas than min.insync.replicas.",
+            led.below_minimum,
+        ),
+        ("ringlog_partitions_moving", "Of those, partitions whose replicas are being moved.", led.moving),
+        (
+            "ringlog_partitions_not_preferred",
+            "Of those, partitions that another broker is preferred to lead.",
+            led.not_preferred,
+        ),
+        (
+            "ringlog_cluster_partitions_leaderless",
+            "Partitions of the cluster without a leader.",
+            led.leaderless,
+        ),
+    ];
+    for (metric, help, value) in figures {
+        out.metric(metric, "gauge", help);
+        out.sample(metric, &[], value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use logic::metadata::{BrokerRegistration, Command, Placement};
+
+    #[test]
+    fn each_partition_is_counted_by_its_leader() {
+        let mut image = Image::default();
+        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
+        for broker in 1..=3 {
+            let registration = BrokerRegistration {
+                broker: BrokerId::new(broker),
+                host: "localhost".into(),
+                port: 1,
+                shards: 1,
+                storage_uuid: u128::from(broker),
+                rack: String::new(),
+            };
+            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: false });
+        }
+        let brokers = [1, 2, 3, 2, 3, 1, 3, 1, 2].map(BrokerId::new).to_vec();
+        apply(Command::CreateTopic {
+            id: logic::ids::TopicId::new(1),
+            name: "t".into(),
+            placement: Placement { replication_factor: 3, brokers },
+            configs: Vec::new(),
+        });
+        for broker in [1, 2] {
+            let epoch = image.broker(BrokerId::new(broker)).unwrap().epoch;
+            image = image.apply(&Command::FenceBroker { broker: BrokerId::new(broker), epoch }).unwrap().0;
+        }
+        let expect =
+            Led { all: 3, under_replicated: 3, below_minimum: 3, moving: 0, not_preferred: 2, leaderless: 0 };
+        assert_eq!(Led::by(&image, BrokerId::new(3)), expect);
+        assert_eq!(Led::by(&image, BrokerId::new(1)), Led::default());
+    }
+}

@@ -1,0 +1,71 @@
+//! Brokers, replicas and leaders: the part of [`Admin`] about the cluster.
+//!
+//! Each call is one request to whichever broker answers. Changes are committed when a call returns; what follows from
+//! them goes on, and [`Admin::describe_cluster`] shows how far it is. Where partitions should go is worked out by
+//! [`crate::plan`]. Absent on purpose: waiting for a move to end.
+
+use crate::admin::Admin;
+use crate::client::ClientError;
+use crate::cluster_request::{ClusterDescription, ElectionOutcome, Reassignment};
+use crate::reply::Reply;
+use crate::request::Request;
+
+/// Moves sent in one request.
+const MOVES_PER_REQUEST: usize = 1_000;
+
+impl Admin {
+    /// Brokers, the metadata's quorum, and the replicas of `topics` (`None` = all).
+    pub async fn describe_cluster(
+        &self,
+        topics: Option<&[String]>,
+    ) -> Result<ClusterDescription, ClientError> {
+        let request = Request::DescribeCluster { topics: topics.map(<[String]>::to_vec) };
+        match self.cluster.ask(request).await? {
+            Reply::Cluster(description) => Ok(*description),
+            _ => Err(ClientError::UnexpectedReply { request: "DescribeCluster" }),
+        }
+    }
+
+    /// Gives partitions other replicas, or, where none are named, gives up the move that is under way.
+    ///
+    /// # Errors
+    /// `UNKNOWN_TOPIC`, `UNKNOWN_PARTITION`, `INVALID_REPLICA_ASSIGNMENT`, `NO_REASSIGNMENT`. Of up to 1 000 moves all are
+    /// made or none; of more, those before the refused thousand are made.
+    pub async fn reassign_partitions(&self, moves: &[Reassignment]) -> Result<(), ClientError> {
+        for moves in moves.chunks(MOVES_PER_REQUEST) {
+            self.cluster.ask(Request::ReassignPartitions { moves: moves.to_vec() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a broker give its leaderships away and get no new replicas, or take part again. Its replicas stay.
+    ///
+    /// # Errors
+    /// `UNKNOWN_BROKER`.
+    pub async fn drain_broker(&self, broker: u32, draining: bool) -> Result<(), ClientError> {
+        self.cluster.ask(Request::DrainBroker { broker, draining }).await.map(drop)
+    }
+
+    /// Forgets a broker that is stopped and has no replicas.
+    ///
+    /// # Errors
+    /// `UNKNOWN_BROKER`, `BROKER_IN_USE`.
+    pub async fn remove_broker(&self, broker: u32) -> Result<(), ClientError> {
+        self.cluster.ask(Request::RemoveBroker { broker }).await.map(drop)
+    }
+
+    /// Has preferred leaders take over where they are in sync; of the topics and partitions named (none of a topic's =
+    /// all), or everywhere. With `unclean` a partition without a leader gets one that may lack acknowledged records,
+    /// which are then lost; those must be named.
+    pub async fn elect_leaders(
+        &self,
+        topics: Option<&[(String, Vec<u32>)]>,
+        unclean: bool,
+    ) -> Result<Vec<ElectionOutcome>, ClientError> {
+        let request = Request::ElectLeaders { topics: topics.map(<[_]>::to_vec), unclean };
+        match self.cluster.ask(request).await? {
+            Reply::Elected(outcomes) => Ok(outcomes),
+            _ => Err(ClientError::UnexpectedReply { request: "ElectLeaders" }),
+        }
+    }
+}
