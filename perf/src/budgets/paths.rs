@@ -12,7 +12,7 @@ use logic::ids::{LeaderEpoch, Offset, PartitionIndex, TopicId, TopicPartition};
 use logic::limits::{BATCH_BYTES_MAX, FRAME_BYTES_MAX, FRAME_TABLES_MAX, SEGMENT_BYTES_MAX};
 use logic::log::append::LogStart;
 use logic::log::flush_round::FlushRounds;
-use logic::log::read::ReadPlan;
+use logic::log::read::{Below, ReadPlan};
 use logic::log::{Log, LogIdentity, LogSettings, OpenGroup, RoundId};
 use schema::frame::{self, Aligned, Prefix};
 use schema::record_batch::{self, BatchBuilder, Header};
@@ -248,7 +248,7 @@ fn plan_read(shape: Shape) -> Box<dyn FnMut()> {
     // In the middle of the log, and of a batch.
     let offset = Offset::new(READ_GROUPS / 2 * u64::from(shape.records) + u64::from(shape.records) / 2);
     Box::new(move || {
-        assert!(matches!(black_box(log.plan_read(black_box(offset))), ReadPlan::At(_)));
+        assert!(matches!(black_box(log.plan_read(black_box(offset), Below::Committed)), ReadPlan::At(_)));
     })
 }
 
