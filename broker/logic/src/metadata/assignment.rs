@@ -7,6 +7,7 @@ use crate::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, Offset, PartitionEpoch, ReplicaGeneration, ShardId, TopicPartition,
 };
 use crate::limits::REPLICAS_PER_PARTITION_MAX;
+use crate::replication::rules::{Rule, holds};
 use crate::routing;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -87,7 +88,7 @@ impl Image {
             let is_new = !before.is_in_sync(broker);
             if replica.generation != member.generation {
                 return Some(AlterRefusal::StaleGeneration(broker));
-            } else if known.epoch != member.epoch {
+            } else if known.epoch != member.epoch && holds(Rule::CheckBrokerEpoch) {
                 return Some(AlterRefusal::StaleBroker(broker));
             } else if known.fenced {
                 return Some(AlterRefusal::Fenced(broker));

@@ -14,6 +14,7 @@ use super::command::Suspect;
 use super::image::Broker;
 use super::topic_config::TopicConfig;
 use crate::ids::{BrokerId, LeaderEpoch, Offset, PartitionEpoch, ReplicaGeneration, ShardId, TopicPartition};
+use crate::replication::rules::{Rule, holds};
 use imbl::OrdMap;
 use std::sync::Arc;
 
@@ -260,7 +261,9 @@ impl<'a> Change<'a> {
             let replica = next.replica(broker)?;
             brokers.suspect(self.id, replica)
         };
-        let clean = choose(&next.eligible, &|broker| suspicion(broker).is_none());
+        let candidates =
+            if holds(Rule::ElectEligible) { next.eligible.clone() } else { next.brokers().collect() };
+        let clean = choose(&candidates, &|broker| suspicion(broker).is_none());
         // Each of them may be the one that has everything, so all must be heard before the best is taken.
         let doubted: Option<Vec<(LeaderEpoch, Offset, BrokerId)>> = next
             .eligible

@@ -160,10 +160,10 @@ impl Follower {
         self.settle(core, effects);
     }
 
-    /// Whether metadata counts this replica among those that have everything committed.
+    /// Whether metadata counts this replica among those that have everything committed. A suspect that is still
+    /// eligible does not count: it would lead only if no clean one could, and one leads.
     fn counts(&self, core: &Core) -> bool {
-        let me = core.here.broker;
-        self.view.in_sync.contains(&me) || self.view.eligible.contains(&me)
+        self.view.in_sync.contains(&core.here.broker)
     }
 
     fn settle(&mut self, core: &Core, effects: &mut Effects) {

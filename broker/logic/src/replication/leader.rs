@@ -24,6 +24,8 @@ pub struct PeerProgress {
     pub in_sync: bool,
     /// Whether it follows: the partition is open there and matched.
     pub following: bool,
+    /// Whether it holds the high watermark: it is, or may be, in the set.
+    pub counts: bool,
     /// Everything below is on its device, as far as is known in this epoch.
     pub acked: Offset,
     /// When it last had everything, milliseconds of the clock of steps.
@@ -89,7 +91,12 @@ impl Leader {
         let epoch = view.leader_epoch;
         let start = core.position.log_end;
         let last = core.position.epochs.last();
-        assert!(last.is_none_or(|last| last < epoch), "leads in epoch {epoch} with a log of epoch {last:?}");
+        // A broker that is alone with its partition may go on in the epoch that it led in before it restarted.
+        let alone = view.replicas.len() == 1 && last == Some(epoch);
+        assert!(
+            alone || last.is_none_or(|last| last < epoch),
+            "I1: leads in epoch {epoch} with a log of epoch {last:?}",
+        );
         core.position.epochs.begin(epoch, start);
         effects.push(Effect::BecameLeader { epoch, start });
         let mut leader = Self {
@@ -142,6 +149,7 @@ impl Leader {
             broker: peer.broker,
             in_sync: peer.in_sync,
             following: peer.phase == Phase::Following,
+            counts: peer.maximal,
             acked: peer.acked,
             caught_up_ms: peer.caught_up_ms,
         })
@@ -312,11 +320,13 @@ impl Leader {
         if open_sequence != peer.open_sequence && holds(Rule::MatchOpenings) {
             return;
         }
-        let matched = matches!(body, FromFollower::Matched { .. });
+        let mut is_ack = false;
         match body {
             FromFollower::Ack { durable_end } => {
+                is_ack = peer.phase == Phase::Following;
                 if !peer.acknowledged(durable_end, &core.position, now_ms, effects) {
                     peer.reopen_at(now_ms);
+                    is_ack = false;
                 }
             }
             FromFollower::Opened(opened) => {
@@ -327,14 +337,13 @@ impl Leader {
             }
             FromFollower::Matched { end } => {
                 peer.matched(self.epoch, end, &core.position, now_ms, effects);
+                // It may need no batch, and still know nothing of the high watermark.
+                self.schedule_watermarks(core, now_ms);
             }
             FromFollower::Nack(nack) => peer.refused(nack, now_ms),
         }
-        if peer.phase != Phase::Following {
+        if !is_ack {
             self.schedule_all(core, now_ms);
-        } else if matched {
-            // It has nothing to get, perhaps, that would tell it.
-            self.schedule_watermarks(core, now_ms);
         }
         self.advance(core, now_ms, effects);
     }
@@ -476,7 +485,7 @@ impl Leader {
                 }
             }
             Some(transfer) => match ready(transfer.to) {
-                Some(acked) if acked == core.position.log_end || !holds(Rule::TransferWhole) => {
+                Some(acked) if acked == core.position.log_end => {
                     let in_sync = self.peers.iter().filter(|peer| peer.in_sync);
                     let members: Vec<BrokerId> = in_sync.map(|peer| peer.broker).collect();
                     self.ask(&members, Some(transfer.to), now_ms, effects);
@@ -566,6 +575,22 @@ impl Leader {
             }
         }
         self.deadline_ms = deadline_ms;
+    }
+}
+
+#[cfg(test)]
+impl Leader {
+    /// All times are the same, for a model without a clock.
+    pub fn forget_times(&mut self) {
+        let forget = |at_ms: &mut u64| *at_ms = if *at_ms == u64::MAX { u64::MAX } else { 0 };
+        for peer in &mut self.peers {
+            peer.forget_times();
+        }
+        self.pending.iter_mut().for_each(|pending| forget(&mut pending.retry_ms));
+        self.transfer.iter_mut().for_each(|transfer| forget(&mut transfer.until_ms));
+        forget(&mut self.alter_after_ms);
+        forget(&mut self.transfer_after_ms);
+        self.deadline_ms = 0;
     }
 }
 

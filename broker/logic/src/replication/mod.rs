@@ -31,9 +31,18 @@ pub mod message;
 mod peer;
 mod replica;
 #[cfg(not(any(test, feature = "mutants")))]
-mod rules;
+pub(crate) mod rules;
 #[cfg(any(test, feature = "mutants"))]
 pub mod rules;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;
 
 pub use leader::PeerProgress;
 pub use replica::{AppendHead, Replica};
@@ -232,7 +241,8 @@ pub enum Effect {
     /// checksums that hold and epochs that do not fall nor exceed the message's.
     Append,
     /// Discard what is at `to` and above, and the epochs that began there, durably; then report
-    /// [`Event::Truncated`]. Nothing is appended meanwhile.
+    /// [`Event::Truncated`]. Nothing is appended meanwhile. The high watermark of a suspect log falls with its end:
+    /// [`Replica::high_watermark`].
     Truncate {
         /// Where the log is to end.
         to: Offset,

@@ -364,14 +364,27 @@ impl Peer {
         self.phase == Phase::Following
             && self.available
             && !self.suspect
-            && (self.opened_epoch() == Some(self.broker_epoch) || !holds(Rule::NameBrokerEpoch))
+            && (self.opened_epoch() == Some(self.broker_epoch) || !holds(Rule::CheckBrokerEpoch))
     }
 
     /// The registration to name it by: the one that was opened, or for who is in the set the known one.
     pub fn joining_epoch(&self) -> BrokerEpoch {
         match self.opened_epoch() {
-            Some(opened) if holds(Rule::NameBrokerEpoch) => opened,
+            Some(opened) if holds(Rule::CheckBrokerEpoch) => opened,
             Some(_) | None => self.broker_epoch,
         }
+    }
+}
+
+#[cfg(test)]
+impl Peer {
+    pub fn forget_times(&mut self) {
+        let forget = |at_ms: &mut u64| *at_ms = if *at_ms == u64::MAX { u64::MAX } else { 0 };
+        forget(&mut self.caught_up_ms);
+        forget(&mut self.mark.1);
+        forget(&mut self.watermark_ms);
+        forget(&mut self.retry_ms);
+        forget(&mut self.clean_report_ms);
+        self.backoff_ms = REOPEN_BACKOFF_MS_MIN;
     }
 }

@@ -498,6 +498,18 @@ impl Replica {
     }
 }
 
+#[cfg(test)]
+impl Replica {
+    /// All times are the same, for a model without a clock.
+    pub fn forget_times(&mut self) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.forget_times();
+        }
+        let report_ms = &mut self.core.health.report_ms;
+        *report_ms = if *report_ms == u64::MAX { u64::MAX } else { 0 };
+    }
+}
+
 impl Core {
     /// What a view says of this replica; `None` = it does not mean it.
     fn member<'a>(&self, view: &'a View) -> Option<&'a Member> {

@@ -26,8 +26,6 @@ pub enum Rule {
     JoinAboveHighWatermark,
     /// … and up to where the leader's epoch began.
     JoinAboveEpochStart,
-    /// A replica joins under the registration and the generation that it was opened in (KIP-903).
-    NameBrokerEpoch,
     /// A replica is meant only by its generation.
     CheckGeneration,
     /// A change of the set without an answer may have happened.
@@ -38,14 +36,19 @@ pub enum Rule {
     CleanAboveEpochStart,
     /// A broker leads only in the registration that metadata knows.
     LeadInOwnRegistration,
-    /// A leadership is given away only to who has everything.
-    TransferWhole,
     /// A replica begins with no high watermark but its log's start.
     BeginAtLogStart,
+    /// A replica joins under the registration that it was opened in, and only if that is current (KIP-903).
+    CheckBrokerEpoch,
+    /// Only who is in sync, or left when the set was too small, is elected.
+    ElectEligible,
+    #[cfg(any(test, feature = "mutants"))]
+    /// A repeated produce is answered when what it repeats is committed.
+    DuplicatesWait,
 }
 
 #[cfg(not(any(test, feature = "mutants")))]
-pub(super) const fn holds(_: Rule) -> bool {
+pub(crate) const fn holds(_: Rule) -> bool {
     true
 }
 
