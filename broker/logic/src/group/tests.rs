@@ -2,8 +2,8 @@
 //! has found.
 
 use super::request::{Commit, FetchOffsets, GroupState, Heartbeat, HeartbeatReply};
-use super::rules::{Rule, delete};
 use super::*;
+use crate::rules::{Rule, delete};
 use std::collections::BTreeMap;
 
 const TOPIC: TopicId = TopicId::new(1);
