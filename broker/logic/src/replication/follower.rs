@@ -189,6 +189,9 @@ impl Follower {
         if to < position.log_start || position.log_end < to {
             return self.refuse(Nack::Gap, effects);
         }
+        if !holds(Rule::CutByEpochs) {
+            return self.cut(core, to.min(position.high_watermark), effects);
+        }
         let trusted = core.health.suspicion.and_then(|suspicion| suspicion.trusted_end);
         match fingerprint {
             Some(fingerprint)

@@ -175,11 +175,7 @@ impl Peer {
         }
         self.opened = Some((opened.broker_epoch, opened.status));
         let Position { log_start, log_end, .. } = *position;
-        let common = if holds(Rule::CutByEpochs) {
-            position.epochs.common_end(log_end, &opened.epochs, opened.durable_end)
-        } else {
-            Some(opened.durable_end.min(log_end))
-        };
+        let common = position.epochs.common_end(log_end, &opened.epochs, opened.durable_end);
         let no_common =
             (log_start <= opened.log_start && opened.log_start <= log_end).then_some(opened.log_start);
         match common.or(no_common).filter(|to| log_start <= *to && opened.log_start <= *to) {

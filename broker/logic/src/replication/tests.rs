@@ -313,7 +313,7 @@ fn a_single_replica_commits_what_is_durable() {
 }
 
 #[test]
-fn a_leader_commits_what_all_have() {
+pub(super) fn a_leader_commits_what_all_have() {
     let mut script = Script::leading();
     script.appended(0, 3, "push 1 Live, push 2 Live");
     script.push(1, 3, "");
@@ -377,7 +377,7 @@ fn too_small_a_set_commits_nothing() {
 }
 
 #[test]
-fn who_may_join() {
+pub(super) fn who_may_join() {
     let rows: &[(Says, FromFollower, &str)] = &[
         (Says::default(), opened(&[(1, 0)], 4), "alter 1 to 0@1 1@1"),
         // Started again since metadata heard of it.
@@ -387,6 +387,12 @@ fn who_may_join() {
             Says { suspect: &[1], ..Says::default() },
             opened_as(&[(1, 0)], 4, 1, Status::Suspect),
             "clean 1 in 1",
+        ),
+        // Suspect, and not everything that the leader began with, although nothing is known to be committed.
+        (
+            Says { suspect: &[1], ..Says::default() },
+            opened_as(&[(0, 0)], 3, 1, Status::Suspect),
+            "push 1 Live",
         ),
         // Not everything that the leader began with.
         (Says::default(), opened(&[(0, 0)], 3), "push 1 Live"),
@@ -473,7 +479,7 @@ fn a_leader_says_where_to_cut() {
 }
 
 #[test]
-fn a_follower_appends_and_acknowledges() {
+pub(super) fn a_follower_appends_and_acknowledges() {
     let mut script = Script::following(&[(0, 0)], 3);
     script.told(1, append(3, Some(0), 2), "append, hw 2");
     script.appended(3, 5, "");
