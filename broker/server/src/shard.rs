@@ -285,6 +285,7 @@ impl Shard {
             // Before anybody is told that the change is in force.
             group::follow(self, &image);
             self.local.borrow_mut().finish(&image);
+            self.metadata.note_followed(self.identity.shard.get().into(), image.version());
             std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
             if self.metadata.image().version() == image.version() {
                 return;
