@@ -221,6 +221,7 @@ impl ServeArguments {
 
     /// `usable`: the cores that this process may run on.
     fn resolve(self, file: File, usable: Vec<usize>) -> Result<Settings, Failure> {
+        let cluster = self.cluster(&file)?;
         let listen = self.listen.or(file.listen);
         let default_listen = SocketAddr::from(([127, 0, 0, 1], schema::DEFAULT_PORT));
         let (shards, cores) = place(self.shards.or(file.shards), self.cores.or(file.cores), usable)?;
@@ -250,7 +251,6 @@ impl ServeArguments {
         if producer_id_expiration_ms == Some(0) {
             return Err(Failure::usage("producer-id-expiration-ms is at least 1"));
         }
-        let cluster = self.cluster(&file)?;
         Ok(Settings {
             data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from("ringlog-data")),
             listen: listen.unwrap_or(default_listen),

@@ -42,9 +42,6 @@ impl Member {
         if let Some(error) = self.full() {
             return Err(error);
         }
-        if let Err(fatal) = &self.raft.metrics().borrow_watched().running_state {
-            return Err(self.dead(&fatal.to_string()));
-        }
         let bytes = command.encode();
         if bytes.len() > logic::metadata::command::COMMAND_BYTES_MAX {
             return Err(MetadataError::TooLarge { bytes: bytes.len() });
@@ -52,6 +49,9 @@ impl Member {
         let proposal = Proposal(bytes.into());
         let deadline = Instant::now() + SUBMIT_PATIENCE;
         loop {
+            if let Err(fatal) = &self.raft.metrics().borrow_watched().running_state {
+                return Err(self.dead(&fatal.to_string()));
+            }
             let why = match self.try_once(&proposal, deadline).await {
                 Tried::Done(result) => return result,
                 Tried::Again(why) => why,
@@ -81,7 +81,14 @@ impl Member {
                         "the leader of the metadata does not hear from the others".to_owned(),
                     );
                 }
-                Ok(Err(error)) => return Tried::Done(Err(MetadataError::OutcomeUnknown(error.to_string()))),
+                Ok(Err(error)) => {
+                    if matches!(error, RaftError::Fatal(_)) {
+                        // Who asks next is told that nothing is done here any more.
+                        let mut metrics = self.raft.metrics();
+                        let _ = metrics.wait_until(|metrics| metrics.running_state.is_err()).await;
+                    }
+                    return Tried::Done(Err(MetadataError::OutcomeUnknown(error.to_string())));
+                }
                 Err(_) => {
                     let why =
                         self.log.full().unwrap_or_else(|| self.explain("no majority has agreed in time"));
