@@ -2,18 +2,19 @@
 # Real servers of other brokers, for `ringlog bench compare` and for runs by hand. Loopback only.
 #
 #   bench/servers.sh install nats|redis
-#   bench/servers.sh start nats|redis [--durable | --page-cache] [--cores LIST] DIR
+#   bench/servers.sh start nats|redis|iggy [--durable | --page-cache] [--cores LIST] [--program FILE] DIR
 #   bench/servers.sh stop DIR
 #
 # `start` installs the server if it is missing, keeps its data in DIR, prints `address HOST:PORT` (and
 # `monitor HOST:PORT`), and leaves the process's id in DIR/server.pid, its log in DIR/server.log. Settings
-# are those of bench/servers/*.conf, which `ringlog bench compare` uses too. NATS_SERVER and REDIS_SERVER
-# name other binaries than those on PATH.
+# are those of bench/servers/*.conf, which `ringlog bench compare` uses too. NATS_SERVER, REDIS_SERVER and
+# IGGY_SERVER, or --program, name other binaries than those on PATH. No package has Iggy's: it has to be at hand.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 nats=${NATS_SERVER:-nats-server}
 redis=${REDIS_SERVER:-redis-server}
+iggy=${IGGY_SERVER:-iggy-server}
 
 fail() {
     echo "servers.sh: $*" >&2
@@ -51,8 +52,22 @@ install_server() {
         fi
         ;;
     redis) command -v "$redis" >/dev/null || package redis-server ;;
+    iggy)
+        command -v "$iggy" >/dev/null ||
+            fail "no package has iggy-server: put one of 0.8 on PATH, or name it in IGGY_SERVER or with --program"
+        ;;
     *) usage ;;
     esac
+}
+
+# Iggy pins its shards itself and takes cores as a range: 1,2 is 1..3.
+core_range() {
+    python3 -c '
+import sys
+cores = sorted(map(int, sys.argv[1].split(",")))
+if cores != list(range(cores[0], cores[-1] + 1)):
+    sys.exit("servers.sh: iggy-server takes cores that follow each other only")
+print(f"{cores[0]}..{cores[-1] + 1}")' "$1"
 }
 
 free_port() {
@@ -64,12 +79,19 @@ start() {
     shift
     setting=defaults
     pin=
+    cores=
+    program=
     while [ $# -gt 1 ]; do
         case $1 in
         --durable) setting=device ;;
         --page-cache) setting=page-cache ;;
         --cores)
             pin="taskset -c $2"
+            cores=$2
+            shift
+            ;;
+        --program)
+            program=$2
             shift
             ;;
         *) usage ;;
@@ -79,13 +101,20 @@ start() {
     [ $# -eq 1 ] || usage
     case $kind in
     nats)
+        nats=${program:-$nats}
         # An old one will do where nothing is to be synced.
         [ "$setting" != device ] && command -v "$nats" >/dev/null || install_server nats
         ready='Server is ready'
         ;;
     redis)
+        redis=${program:-$redis}
         install_server redis
         ready='Ready to accept connections'
+        ;;
+    iggy)
+        iggy=${program:-$iggy}
+        install_server iggy
+        ready='Current config written'
         ;;
     *) usage ;;
     esac
@@ -107,6 +136,19 @@ start() {
     redis)
         $pin "$redis" "$config" --bind 127.0.0.1 --port "$port" --dir "$directory" --daemonize no \
             >"$log" 2>&1 &
+        ;;
+    iggy)
+        iggy=$(readlink -f "$(command -v "$iggy")")
+        if [ -n "$cores" ]; then
+            IGGY_SYSTEM_SHARDING_CPU_ALLOCATION=$(core_range "$cores")
+            export IGGY_SYSTEM_SHARDING_CPU_ALLOCATION
+        fi
+        # shellcheck disable=SC2086  # The pin is several words.
+        (
+            cd "$directory"
+            IGGY_CONFIG_PATH=$config IGGY_SYSTEM_PATH=$directory IGGY_TCP_ADDRESS=127.0.0.1:$port \
+                exec $pin "$iggy" --with-default-root-credentials
+        ) >"$log" 2>&1 &
         ;;
     esac
     pid=$!

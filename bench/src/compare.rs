@@ -19,6 +19,8 @@ pub enum Contestant {
     Nats,
     /// Redis streams.
     Redis,
+    /// Apache Iggy.
+    Iggy,
     /// A running broker of Kafka's protocol.
     Kafka,
 }
@@ -35,10 +37,11 @@ pub struct Reach<'a> {
 }
 
 /// Every contestant: its name, itself, whether its driver is built in.
-const KNOWN: [(&str, Contestant, bool); 4] = [
+const KNOWN: [(&str, Contestant, bool); 5] = [
     ("ringlog", Contestant::Ringlog, true),
     ("nats", Contestant::Nats, cfg!(feature = "nats")),
     ("redis", Contestant::Redis, cfg!(feature = "redis")),
+    ("iggy", Contestant::Iggy, cfg!(feature = "iggy")),
     ("kafka", Contestant::Kafka, cfg!(feature = "kafka")),
 ];
 
@@ -80,6 +83,7 @@ impl Contestant {
             Self::Ringlog => "ringlog",
             Self::Nats => "nats",
             Self::Redis => "redis",
+            Self::Iggy => "iggy",
             Self::Kafka => "kafka",
         }
     }
@@ -90,6 +94,7 @@ impl Contestant {
             Self::Ringlog | Self::Kafka => None,
             Self::Nats => Some(ServerKind::Nats),
             Self::Redis => Some(ServerKind::Redis),
+            Self::Iggy => Some(ServerKind::Iggy),
         }
     }
 
@@ -110,12 +115,14 @@ impl Contestant {
             }
             #[cfg(feature = "redis")]
             Self::Redis => Ok(Box::new(crate::driver::redis::RedisDriver::connect(address).await?)),
+            #[cfg(feature = "iggy")]
+            Self::Iggy => Ok(Box::new(crate::driver::iggy::IggyDriver::connect(address).await?)),
             #[cfg(feature = "kafka")]
             Self::Kafka => {
                 let sync_each = reach.acknowledge == Acknowledge::FromDevice;
                 Ok(Box::new(crate::driver::kafka::KafkaDriver::connect(address, sync_each)?))
             }
-            #[cfg(not(all(feature = "nats", feature = "redis", feature = "kafka")))]
+            #[cfg(not(all(feature = "nats", feature = "redis", feature = "iggy", feature = "kafka")))]
             absent => {
                 let message = ContestantError::NotBuilt(absent.name()).to_string();
                 Err(DriverError { driver: absent.name(), message })
@@ -358,7 +365,7 @@ mod tests {
         let error = ContestantError::NotBuilt("nats").to_string();
         assert!(error.contains("--features nats"), "{error}");
         let error = "rabbit".parse::<Contestant>().expect_err("there is none").to_string();
-        assert!(error.contains("ringlog, nats, redis, kafka"), "{error}");
+        assert!(error.contains("ringlog, nats, redis, iggy, kafka"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! what is measured.
 
 mod deliveries;
+#[cfg(feature = "iggy")]
+pub mod iggy;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "nats")]
@@ -16,9 +18,9 @@ pub mod nats;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod ringlog;
-#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "iggy", feature = "kafka", feature = "nats", feature = "redis"))]
 mod room;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "iggy", feature = "nats", feature = "redis"))]
 mod topics;
 
 use bytes::Bytes;

@@ -26,6 +26,8 @@ pub enum ServerKind {
     Nats,
     /// `redis-server`.
     Redis,
+    /// `iggy-server`.
+    Iggy,
 }
 
 /// What its acknowledgement is to mean.
@@ -45,6 +47,7 @@ impl ServerKind {
         match self {
             Self::Nats => "nats-server",
             Self::Redis => "redis-server",
+            Self::Iggy => "iggy-server",
         }
     }
 
@@ -53,6 +56,7 @@ impl ServerKind {
         match self {
             Self::Nats => "NATS_SERVER",
             Self::Redis => "REDIS_SERVER",
+            Self::Iggy => "IGGY_SERVER",
         }
     }
 
@@ -73,6 +77,9 @@ impl ServerKind {
             (Self::Redis, Acknowledge::Defaults) => include_str!("../servers/redis-defaults.conf"),
             (Self::Redis, Acknowledge::FromPageCache) => include_str!("../servers/redis-page-cache.conf"),
             (Self::Redis, Acknowledge::FromDevice) => include_str!("../servers/redis-device.conf"),
+            (Self::Iggy, Acknowledge::Defaults) => include_str!("../servers/iggy-defaults.conf"),
+            (Self::Iggy, Acknowledge::FromPageCache) => include_str!("../servers/iggy-page-cache.conf"),
+            (Self::Iggy, Acknowledge::FromDevice) => include_str!("../servers/iggy-device.conf"),
         }
     }
 
@@ -81,6 +88,8 @@ impl ServerKind {
         match self {
             Self::Nats => "Server is ready",
             Self::Redis => "Ready to accept connections",
+            // Its last step: by then it listens, and can tell its configuration.
+            Self::Iggy => "Current config written",
         }
     }
 }
@@ -89,7 +98,9 @@ impl ServerKind {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// No such program.
-    #[error("{program} is not installed: bench/servers.sh install {kind}, or name one in {variable}")]
+    #[error(
+        "{program} is not installed: bench/servers.sh install {kind} says how, or name one in {variable}"
+    )]
     Missing {
         /// Which.
         program: &'static str,
@@ -219,14 +230,35 @@ impl ServerPlan {
                 command.args(["--bind", "127.0.0.1", "--port", &port, "--daemonize", "no"]);
                 command.stdout(Stdio::piped()).stderr(Stdio::null());
             }
+            ServerKind::Iggy => {
+                command.arg("--with-default-root-credentials").env("IGGY_CONFIG_PATH", &config);
+                command.env("IGGY_SYSTEM_PATH", &self.directory).current_dir(&self.directory);
+                command.env("IGGY_TCP_ADDRESS", self.address());
+                // It pins its shards itself, from core 0 on if it is not told.
+                if let Some(range) = core_range(&self.cores)? {
+                    command.env("IGGY_SYSTEM_SHARDING_CPU_ALLOCATION", range);
+                }
+                command.stdout(Stdio::piped()).stderr(Stdio::null());
+            }
         }
         let mut child = command.stdin(Stdio::null()).spawn()?;
         let output: Option<Box<dyn Read + Send>> = match self.kind {
             ServerKind::Nats => child.stderr.take().map(|it| Box::new(it) as Box<_>),
-            ServerKind::Redis => child.stdout.take().map(|it| Box::new(it) as Box<_>),
+            ServerKind::Redis | ServerKind::Iggy => child.stdout.take().map(|it| Box::new(it) as Box<_>),
         };
         Ok((Server { child }, output.unwrap_or_else(|| Box::new(io::empty())), log))
     }
+}
+
+/// Cores as Iggy wants them: `1..3` are 1 and 2; nothing where none are named.
+fn core_range(cores: &[usize]) -> io::Result<Option<String>> {
+    let mut cores = cores.to_vec();
+    cores.sort_unstable();
+    let (Some(&first), Some(&last)) = (cores.first(), cores.last()) else { return Ok(None) };
+    if cores.windows(2).any(|pair| pair[1] != pair[0] + 1) {
+        return Err(io::Error::other("iggy-server takes cores that follow each other only: --broker-cores"));
+    }
+    Ok(Some(format!("{first}..{}", last + 1)))
 }
 
 /// Copies a server's output into its log; tells once that it is ready, or with which words it ended.
@@ -293,6 +325,15 @@ mod tests {
             let expect: Vec<Result<(), String>> = expect.iter().map(|it| it.map_err(str::to_owned)).collect();
             assert_eq!(told, expect, "{output:?}");
             assert_eq!(log, output.as_bytes());
+        }
+    }
+
+    #[test]
+    fn iggy_gets_cores_as_a_range() {
+        let rows: [(&[usize], Option<Option<&str>>); 4] =
+            [(&[], Some(None)), (&[1], Some(Some("1..2"))), (&[3, 2], Some(Some("2..4"))), (&[0, 2], None)];
+        for (cores, expect) in rows {
+            assert_eq!(core_range(cores).ok(), expect.map(|range| range.map(str::to_owned)), "{cores:?}");
         }
     }
 

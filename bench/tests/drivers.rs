@@ -7,7 +7,7 @@
 //! shows that the counting can fail. SIGKILL leaves the page cache alone: that a setting reaches the device
 //! is what the server states, and its system calls show (docs/BENCHMARKING.md).
 //! Built with the features only; a server that is not installed is skipped with a line that says so.
-#![cfg(any(feature = "nats", feature = "redis"))]
+#![cfg(any(feature = "iggy", feature = "nats", feature = "redis"))]
 
 use bench::compare::{Contestant, Reach};
 use bench::driver::{
@@ -159,4 +159,12 @@ fn redis_keeps_what_it_acknowledged_and_without_its_log_nothing() {
     check(Contestant::Redis, Acknowledge::Defaults, Durability::Memory, false);
     check(Contestant::Redis, Acknowledge::FromPageCache, Durability::PageCache, true);
     check(Contestant::Redis, Acknowledge::FromDevice, Durability::Device, true);
+}
+
+#[test]
+#[cfg(feature = "iggy")]
+fn iggy_keeps_what_it_acknowledged_and_by_default_nothing() {
+    check(Contestant::Iggy, Acknowledge::Defaults, Durability::Memory, false);
+    check(Contestant::Iggy, Acknowledge::FromPageCache, Durability::PageCache, true);
+    check(Contestant::Iggy, Acknowledge::FromDevice, Durability::Device, true);
 }
