@@ -1,0 +1,412 @@
+//! Runs under faults: producers and a group of consumers on this host, brokers on theirs, a plan of faults by a seed.
+//!
+//! One fault at a time: it begins, lasts a while, ends; then the run waits until producers are acknowledged again. In the
+//! end everything that anybody was told is judged. What is measured and not judged is how long nothing was acknowledged.
+
+use crate::DEADLINE;
+use crate::history::checker::{Event, History, check};
+use crate::history::worker::{self, TOPIC};
+use crate::network::{Network, network};
+use crate::process::{Broker, Serve};
+use crate::slow_link::{SlowLink, Slowness};
+use fastrand::Rng;
+use ringlog_client::{
+    Acks, Client, ClientConfig, ConsumerConfig, NewTopic, OffsetSpec, ProducerConfig, ProducerRecord,
+    StartFrom,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const PORT: u16 = 9644;
+const PARTITIONS: u32 = 4;
+const PRODUCERS: usize = 2;
+const MEMBERS: usize = 2;
+const GROUP: &str = "cluster";
+/// Acknowledgements after a fault before the next one begins.
+const ACKNOWLEDGED_BETWEEN: usize = 200;
+
+/// What is done to a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// `kill -9`, and a start a while later.
+    Kill,
+    /// An orderly stop, and a start a while later.
+    Restart,
+    /// SIGSTOP, and SIGCONT.
+    Pause,
+    /// Its link is down.
+    Isolate,
+    /// Nothing from it gets to its clients.
+    Mute,
+    /// Nothing from its clients gets to it.
+    Deafen,
+}
+
+const FAULTS: [Fault; 6] =
+    [Fault::Kill, Fault::Restart, Fault::Pause, Fault::Isolate, Fault::Mute, Fault::Deafen];
+
+/// What producers were told, as it comes.
+#[derive(Default)]
+struct Told {
+    acknowledged: Mutex<Vec<(Instant, u32, u64, String)>>,
+    changed: Condvar,
+}
+
+impl Told {
+    fn count(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    /// Waits until there are so many.
+    fn wait_for(&self, count: usize) {
+        let limit = Instant::now() + DEADLINE;
+        let mut told = self.acknowledged.lock().unwrap();
+        while told.len() < count {
+            let left = limit.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{} of {count} acknowledged", told.len());
+            told = self.changed.wait_timeout(told, left).unwrap().0;
+        }
+    }
+
+    /// The longest time without an acknowledgement that reaches into `from..until`.
+    fn longest_silence(&self, from: Instant, until: Instant) -> Duration {
+        let told = self.acknowledged.lock().unwrap();
+        let mut longest = Duration::ZERO;
+        let mut before = from;
+        for (at, ..) in told.iter() {
+            if *at > from && before < until {
+                longest = longest.max(at.duration_since(before));
+            }
+            before = before.max(*at);
+        }
+        longest
+    }
+}
+
+/// A member of the group, and what it said.
+struct Member {
+    child: Child,
+    events: Arc<Mutex<Vec<Event>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Member {
+    fn start(brokers: &str) -> Self {
+        // Longer than any fault: a member that is put out for one is not what is looked for here.
+        let mut child = worker::start(brokers, GROUP, false, Duration::from_secs(30));
+        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let heard = events.clone();
+        let reader = std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                heard.lock().unwrap().extend(worker::parse(&line));
+            }
+        });
+        Self { child, events, reader: Some(reader) }
+    }
+
+    /// Closes it in order; all that it said.
+    fn close(mut self) -> Vec<Event> {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().expect("it is our child").success(), "a member did not close in order");
+        self.reader.take().expect("once").join().expect("reading lines does not panic");
+        std::mem::take(&mut self.events.lock().unwrap())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // Already gone after the run.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A broker on its host.
+struct Host {
+    number: u8,
+    data: tempfile::TempDir,
+    broker: Option<Broker>,
+    /// What clients go through.
+    slow: Option<SlowLink>,
+}
+
+struct Run {
+    network: Network,
+    hosts: Vec<Host>,
+}
+
+impl Run {
+    fn start(network: Network, slow: Option<(Slowness, u64)>) -> Self {
+        let hosts = (1..=1)
+            .map(|number| {
+                let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("it can be written to");
+                let at = |host| SocketAddr::from((network.address(host), PORT));
+                let slow = slow.map(|(slowness, seed)| SlowLink::start(at(0), at(number), slowness, seed));
+                Host { number, data, broker: None, slow }
+            })
+            .collect();
+        let mut run = Self { network, hosts };
+        (0..run.hosts.len()).for_each(|at| run.serve(at));
+        run
+    }
+
+    /// Starts the broker of a host.
+    fn serve(&mut self, at: usize) {
+        let host = &self.hosts[at];
+        let enter = self.network.enter(host.number);
+        let words: Vec<&str> = enter.iter().map(String::as_str).collect();
+        let listen = SocketAddr::from((self.network.address(host.number), PORT));
+        let advertised = host.slow.as_ref().map(|slow| slow.address().ip().to_string());
+        let broker =
+            Serve::new(host.data.path()).shards(2).listen(listen).through(&words).prepared(move |command| {
+                if let Some(host) = advertised {
+                    command.args(["--advertise", &host]);
+                }
+            });
+        self.hosts[at].broker = Some(broker.start());
+    }
+
+    /// Where clients begin.
+    fn brokers(&self) -> String {
+        let of = |host: &Host| match &host.slow {
+            Some(slow) => slow.address().to_string(),
+            None => SocketAddr::from((self.network.address(host.number), PORT)).to_string(),
+        };
+        self.hosts.iter().map(of).collect::<Vec<_>>().join(",")
+    }
+
+    fn begin(&mut self, fault: Fault, at: usize) {
+        let number = self.hosts[at].number;
+        match fault {
+            Fault::Kill => drop(self.hosts[at].broker.take().expect("it runs").kill()),
+            Fault::Restart => drop(self.hosts[at].broker.take().expect("it runs").stop()),
+            Fault::Pause => self.signal(at, libc::SIGSTOP),
+            Fault::Isolate => self.network.isolate(number),
+            Fault::Mute => self.network.cut(number, 0),
+            Fault::Deafen => self.network.cut(0, number),
+        }
+    }
+
+    fn end(&mut self, fault: Fault, at: usize) {
+        let number = self.hosts[at].number;
+        match fault {
+            Fault::Kill | Fault::Restart => self.serve(at),
+            Fault::Pause => self.signal(at, libc::SIGCONT),
+            Fault::Isolate => self.network.join(number),
+            Fault::Mute => self.network.mend(number, 0),
+            Fault::Deafen => self.network.mend(0, number),
+        }
+    }
+
+    fn signal(&self, at: usize, signal: i32) {
+        let id = self.hosts[at].broker.as_ref().expect("it runs").id();
+        // SAFETY: sends a signal to our own child, which has not been waited for; touches no memory.
+        assert_eq!(unsafe { libc::kill(id as libc::pid_t, signal) }, 0);
+    }
+}
+
+async fn connect(brokers: &str) -> Client {
+    let mut config = ClientConfig::new(brokers).expect("addresses");
+    // A request into a cut link is answered by nobody.
+    config.request_timeout = Duration::from_secs(1);
+    let limit = Instant::now() + DEADLINE;
+    loop {
+        match Client::connect(config.clone()).await {
+            Ok(client) => return client,
+            Err(error) => assert!(Instant::now() < limit, "{error}"),
+        }
+    }
+}
+
+/// Produces until told to stop; everything is sent until it is acknowledged.
+fn produce(brokers: &str, name: usize, stop: &AtomicBool, told: &Told) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = connect(brokers).await;
+        let producer = client.producer(ProducerConfig { acks: Acks::All, ..ProducerConfig::default() });
+        let mut random = Rng::with_seed(name as u64);
+        let mut number = 0u64;
+        while !stop.load(Ordering::Relaxed) {
+            let mut pending = Vec::new();
+            for _ in 0..random.usize(1..20) {
+                let value = format!("p{name}-{number}");
+                number += 1;
+                let record = ProducerRecord::new(TOPIC, value.clone());
+                let record = record.to_partition(random.u32(..PARTITIONS));
+                // A refusal is no acknowledgement; the record may be there or not.
+                if let Ok(delivery) = producer.send(record).await {
+                    pending.push((value, delivery));
+                }
+            }
+            for (value, delivery) in pending {
+                if let Ok(receipt) = delivery.await {
+                    let at = Instant::now();
+                    told.acknowledged.lock().unwrap().push((at, receipt.partition, receipt.offset, value));
+                    told.changed.notify_all();
+                }
+            }
+        }
+        producer.close().await.expect("the brokers are there in the end");
+    });
+}
+
+/// The whole log, by partition.
+async fn read_log(client: &Client) -> Vec<Vec<String>> {
+    let partitions: Vec<_> = (0..PARTITIONS).map(|partition| (partition, OffsetSpec::Latest)).collect();
+    let ends = client.admin().list_offsets(TOPIC, &partitions).await.expect("the brokers are there");
+    let mut log = vec![Vec::new(); PARTITIONS as usize];
+    for end in ends.iter().filter(|end| end.offset > 0) {
+        let mut consumer = client.consumer(ConsumerConfig::default());
+        consumer.assign(TOPIC, &[(end.partition, StartFrom::Earliest)]).await.expect("it is there");
+        let log = &mut log[end.partition as usize];
+        while (log.len() as u64) < end.offset {
+            let record = consumer.next().await.expect("it is assigned").expect("the log is sound");
+            assert_eq!(record.offset, log.len() as u64, "offsets follow each other");
+            log.push(String::from_utf8_lossy(&record.value.expect("all have one")).into_owned());
+        }
+    }
+    log
+}
+
+/// Waits until the group has read and committed all of `log`; what it has committed.
+async fn committed(client: &Client, log: &[Vec<String>]) -> BTreeMap<u32, u64> {
+    let limit = Instant::now() + DEADLINE;
+    loop {
+        let described = client.admin().describe_group(GROUP).await;
+        let committed: BTreeMap<u32, u64> = described
+            .map(|group| group.offsets.iter().filter_map(|one| Some((one.partition, one.offset?))).collect())
+            .unwrap_or_default();
+        let whole = (0..)
+            .zip(log)
+            .all(|(partition, log)| committed.get(&partition).copied().unwrap_or(0) == log.len() as u64);
+        // What is missing then is an anomaly, which the checker names.
+        if whole || Instant::now() > limit {
+            return committed;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Silences by fault.
+type Silences = BTreeMap<Fault, Vec<Duration>>;
+
+/// One run, from an empty cluster to the verdict.
+fn run(network: Network, seed: u64, faults: &[Fault], slow: Option<Slowness>, silences: &mut Silences) {
+    let mut random = Rng::with_seed(seed);
+    let mut run = Run::start(network, slow.map(|slowness| (slowness, seed)));
+    let brokers = run.brokers();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let client = runtime.block_on(async {
+        let client = connect(&brokers).await;
+        let topic = NewTopic { partitions: PARTITIONS, ..NewTopic::named(TOPIC) };
+        client.admin().create_topic(&topic).await.expect("the topic is made");
+        client
+    });
+    let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(Told::default()));
+    let producers: Vec<_> = (0..PRODUCERS)
+        .map(|name| {
+            let (brokers, stop, told) = (brokers.clone(), stop.clone(), told.clone());
+            std::thread::spawn(move || produce(&brokers, name, &stop, &told))
+        })
+        .collect();
+    let members: Vec<Member> = (0..MEMBERS).map(|_| Member::start(&brokers)).collect();
+    told.wait_for(ACKNOWLEDGED_BETWEEN);
+    for fault in faults {
+        let at = random.usize(..run.hosts.len());
+        let began = Instant::now();
+        run.begin(*fault, at);
+        // How long it lasts is what is planted.
+        std::thread::sleep(Duration::from_millis(random.u64(200..1_500)));
+        run.end(*fault, at);
+        let ended = Instant::now();
+        told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
+        silences.entry(*fault).or_default().push(told.longest_silence(began, ended));
+    }
+    told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
+    stop.store(true, Ordering::Relaxed);
+    producers.into_iter().for_each(|producer| producer.join().expect("a producer panicked"));
+    let log = runtime.block_on(read_log(&client));
+    let committed = runtime.block_on(committed(&client, &log));
+    let members: Vec<_> = members.into_iter().map(|member| (GROUP.to_owned(), member.close())).collect();
+    let acknowledged = std::mem::take(&mut *told.acknowledged.lock().unwrap());
+    let acknowledged: Vec<(u32, u64, String)> =
+        acknowledged.into_iter().map(|(_, partition, offset, value)| (partition, offset, value)).collect();
+    let count = acknowledged.len();
+    // Nothing was refused for good: every record that was acknowledged is there, and every other one once at most.
+    let places: BTreeSet<(u32, u64)> = acknowledged.iter().map(|(at, offset, _)| (*at, *offset)).collect();
+    assert_eq!(places.len(), count, "two records were acknowledged at one place");
+    let history =
+        History { members, log, acknowledged, committed: BTreeMap::from([(GROUP.to_owned(), committed)]) };
+    let verdict = check(&history);
+    println!(
+        "seed {seed}: {} faults, {count} acknowledged, {} operations checked, {} read again, {} anomalies",
+        faults.len(),
+        verdict.operations,
+        verdict.read_again,
+        verdict.anomalies.len()
+    );
+    assert!(
+        verdict.anomalies.is_empty(),
+        "seed {seed}: {:#?}",
+        &verdict.anomalies[..verdict.anomalies.len().min(5)]
+    );
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let first = number("RINGLOG_CLUSTER_FIRST", 0);
+    first..first + number("RINGLOG_CLUSTER_SEEDS", 1)
+}
+
+fn print(silences: &mut Silences) {
+    for (fault, all) in silences {
+        all.sort();
+        let at = |percent: usize| all[(all.len() * percent).div_ceil(100) - 1].as_millis();
+        println!(
+            "{fault:?}: {} times, nothing acknowledged for p50 {} ms, p99 {} ms",
+            all.len(),
+            at(50),
+            at(99)
+        );
+    }
+}
+
+#[test]
+fn one_broker_under_faults_loses_nothing() {
+    let mut silences = Silences::new();
+    for seed in seeds() {
+        let Some(network) = network(1) else { return };
+        let mut plan = FAULTS;
+        Rng::with_seed(seed).shuffle(&mut plan);
+        run(network, seed, &plan, None, &mut silences);
+    }
+    print(&mut silences);
+}
+
+#[test]
+fn one_broker_behind_a_slow_link_loses_nothing() {
+    let slowness =
+        Slowness { delay: Duration::from_millis(2), jitter: Duration::from_millis(20), rate: 2_000_000 };
+    let mut silences = Silences::new();
+    for seed in seeds() {
+        let Some(network) = network(1) else { return };
+        run(network, seed, &[Fault::Kill, Fault::Pause], Some(slowness), &mut silences);
+    }
+    print(&mut silences);
+}
+
+#[test]
+fn without_faults_nothing_is_read_twice() {
+    let Some(network) = network(1) else { return };
+    run(network, 0, &[], None, &mut Silences::new());
+}

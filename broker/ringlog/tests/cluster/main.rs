@@ -1,0 +1,25 @@
+//! Suite E: brokers as processes on hosts of their own; their network is cut and slowed, they are held and killed.
+//!
+//! Hosts are network namespaces on one bridge ([`network`]), a slow link is a proxy in this process ([`slow_link`]). A run
+//! ([`faults`]) has producers that want every acknowledgement to be durable, and a group of consumers; everything that they
+//! were told goes through the checker of histories. Without the rights to make namespaces the runs on hosts say so and
+//! pass. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to begin at a seed.
+
+mod faults;
+mod network;
+#[path = "../faults/support/process.rs"]
+#[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
+mod process;
+mod slow_link;
+
+/// The members and the checker of the histories of groups; the first are started by this path.
+#[path = "../suite/history"]
+mod history {
+    pub mod checker;
+    pub mod worker;
+}
+
+use std::time::Duration;
+
+/// What turns a hang into a failure.
+const DEADLINE: Duration = Duration::from_secs(120);
