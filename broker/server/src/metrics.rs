@@ -98,6 +98,18 @@ const HELP: &[(&str, &str)] = &[
     ("stalls_total", "Times that one task held the core for 50 ms or more."),
     ("stalled_ms_total", "For how long, all together, milliseconds."),
     ("longest_stall_ms", "The longest of them, milliseconds."),
+    ("replication_accepted_streams", "Streams from other brokers that are open."),
+    ("replication_connects_total", "Streams to other brokers that were opened."),
+    ("replication_failed_connects_total", "Streams that could not be opened."),
+    ("replication_frames_received_total", "Frames of streams received."),
+    ("replication_frames_sent_total", "Frames of streams sent."),
+    ("replication_links", "Streams to other brokers that are wanted."),
+    ("replication_links_up", "Streams to other brokers that are open."),
+    ("replication_messages_sent_total", "Messages about partitions sent."),
+    ("replication_received_bytes_total", "Bytes received over streams."),
+    ("replication_receives_total", "Receives that brought bytes."),
+    ("replication_sends_total", "Sends that took bytes."),
+    ("replication_sent_bytes_total", "Bytes sent over streams."),
 ];
 
 const TIMED_HELP: [(&str, &str); 3] = [
