@@ -157,7 +157,7 @@ impl Admin {
         let leaders: BTreeSet<u32> = topic.places.iter().filter_map(|place| place.leader).collect();
         let mut logs = Vec::with_capacity(topic.places.len());
         for broker in leaders {
-            let connection = self.cluster.connection(Home { broker, shard: 0 }).await?;
+            let connection = self.cluster.connection_to(broker).await?;
             let request = Request::DescribeLogs { topic: topic.name.to_string() };
             let reply =
                 connection.request(request, self.cluster.config.request_timeout).await?.into_result()?;

@@ -295,6 +295,14 @@ impl Cluster {
         Ok(slot.insert(self.open(home).await?).clone())
     }
 
+    /// A connection to any core of `broker`: the one that answers for the cluster, if it is that broker's.
+    pub(crate) async fn connection_to(&self, broker: u32) -> Result<Connection, ClientError> {
+        match self.bootstrap.connection(&self.config, &self.brokers()).await {
+            Ok(connection) if connection.hello().broker == broker => Ok(connection),
+            _ => self.connection(Home { broker, shard: 0 }).await,
+        }
+    }
+
     /// A connection to `home` outside the pool.
     pub(crate) async fn open(&self, home: Home) -> Result<Connection, ClientError> {
         if home == Home::NOBODY {
