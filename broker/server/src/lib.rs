@@ -21,6 +21,7 @@ pub mod partition;
 mod peer;
 mod produce;
 mod producer_ids;
+mod replication;
 mod reply_budget;
 mod shard;
 mod socket;

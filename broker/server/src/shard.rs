@@ -14,6 +14,7 @@ use crate::observe::Timed;
 use crate::partition::{self, PartitionSettings};
 use crate::peer::{self, PeerAddress, Peers};
 use crate::producer_ids::ProducerIds;
+use crate::replication::Replicas;
 use crate::reply_budget::ReplyBudget;
 use crate::socket::Sockets;
 use crate::stall;
@@ -156,6 +157,8 @@ pub struct Shard {
     pub mailboxes: Mailboxes,
     /// The streams to and from other brokers.
     pub peers: Rc<Peers>,
+    /// Replicas of partitions that other brokers have too.
+    pub replicas: Rc<Replicas>,
     /// What has been done.
     pub counters: ShardCounters,
     /// From a produce request's first byte to its answer.
@@ -206,6 +209,7 @@ impl Shard {
         let shard = Rc::new(Self {
             identity,
             store,
+            replicas: Replicas::new(),
             peers: Peers::new(own, sockets.clone(), mailboxes.clone()),
             sockets,
             image: RefCell::new(metadata.image()),
@@ -232,6 +236,8 @@ impl Shard {
             started,
             stopping: Cell::new(false),
         });
+        shard.replicas.begin(&shard);
+        shard.peers.begin(shard.replicas.clone());
         let weak = Rc::downgrade(&shard);
         shard.store.on_advance(Rc::new(move |partition, advance| {
             if let Some(shard) = weak.upgrade() {
@@ -281,6 +287,7 @@ impl Shard {
         loop {
             let image = self.metadata.image();
             *self.image.borrow_mut() = image.clone();
+            self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
             let here = Here { broker: self.identity.broker, shard: self.identity.shard };
             let actions = reconcile(&self.local.borrow(), &image, here);
             let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
@@ -294,7 +301,6 @@ impl Shard {
                 };
                 futures_util::stream::iter(stage).for_each_concurrent(at_once, each).await;
             }
-            self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
             // Before anybody is told that the change is in force.
             group::follow(self, &image);
             self.local.borrow_mut().finish(&image);
@@ -311,17 +317,18 @@ impl Shard {
                 let identity = LogIdentity { partition: *partition, generation: state.generation.get() };
                 let settings = partition_settings(&state.config);
                 self.store.storage.name_topic(partition.topic, state.topic_name.clone());
-                let opened = self.store.open_partition(identity, settings, state.leader_epoch).await;
-                if let Err(error) = opened {
-                    self.store.storage.fail("opening its directory", Some(*partition), &error);
+                // Where there are other replicas, only who is made leader by its replica learns of an epoch.
+                let epoch = (state.replicas.len() < 2).then_some(state.leader_epoch);
+                match self.store.open_partition(identity, settings, epoch).await {
+                    Ok(opened) => self.replicas.follow(&opened, state, true),
+                    Err(error) => self.store.storage.fail("opening its directory", Some(*partition), &error),
                 }
             }
             Action::Reconfigure { partition, state } => self.reconfigure(partition, state),
             Action::ClosePartition { partition, delete, .. } => {
-                let mut woken = Vec::new();
-                self.waiters.borrow_mut().disturb(*partition, &mut woken);
+                self.replicas.forget(*partition);
                 let closed = self.store.close_partition(partition);
-                woken.iter().for_each(|parked| parked.wake());
+                self.disturb_fetches(*partition);
                 if let (Some(closed), true) = (closed, *delete) {
                     let shard = self.clone();
                     stall::spawn("deleting a partition", async move { shard.delete_files(&closed).await })
@@ -334,8 +341,18 @@ impl Shard {
     fn reconfigure(&self, id: &TopicPartition, state: &LocalPartition) {
         if let Some(partition) = self.store.partition(id) {
             partition.set_settings(partition_settings(&state.config));
-            partition.set_leader_epoch(state.leader_epoch);
+            if !partition.is_replicated() && state.replicas.len() < 2 {
+                partition.set_leader_epoch(state.leader_epoch);
+            }
+            self.replicas.follow(&partition, state, false);
         }
+    }
+
+    /// Has fetches that wait for a partition look again.
+    pub fn disturb_fetches(&self, id: TopicPartition) {
+        let mut woken = Vec::new();
+        self.waiters.borrow_mut().disturb(id, &mut woken);
+        woken.iter().for_each(|parked| parked.wake());
     }
 
     async fn delete_files(&self, partition: &Rc<Partition>) {
@@ -546,6 +563,7 @@ impl Shard {
             ("longest_stall_ms", stalls.longest_ms),
         ];
         counters.extend(self.peers.report());
+        counters.extend(self.replicas.report());
         let timed = vec![
             Timed { name: "round", took: HistogramReport::of(&times) },
             Timed { name: "produce", took: self.produce_times.report() },

@@ -178,12 +178,13 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Opens a partition: recovery, then service.
+    /// Opens a partition: recovery, then service. `leader_epoch`: in which this broker leads; `None` = whatever the log
+    /// has, until it is told.
     pub async fn open_partition(
         self: &Rc<Self>,
         identity: LogIdentity,
         settings: PartitionSettings,
-        leader_epoch: LeaderEpoch,
+        leader_epoch: impl Into<Option<LeaderEpoch>>,
     ) -> io::Result<Rc<Partition<D>>> {
         let id = identity.partition;
         let checkpoint = self
@@ -196,7 +197,7 @@ impl<D: Disk> Store<D> {
             self.storage.clone(),
             identity,
             settings,
-            leader_epoch,
+            leader_epoch.into(),
             checkpoint,
             self.clean.get(),
         )

@@ -25,6 +25,11 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn run(name: &str, first_seed: u64, images: u64, flips: bool) -> Tally {
+    run_lives(name, first_seed, images, |seed| crash::life::run(seed, flips))
+}
+
+/// Runs seed after seed until so many images have been checked.
+fn run_lives(name: &str, first_seed: u64, images: u64, lives: impl Fn(u64) -> Tally) -> Tally {
     let images = number("RINGLOG_CRASH_IMAGES").unwrap_or(images);
     let only = number("RINGLOG_CRASH_SEED");
     let mut total = Tally::default();
@@ -32,7 +37,7 @@ fn run(name: &str, first_seed: u64, images: u64, flips: bool) -> Tally {
     loop {
         let replay =
             format!("replay: RINGLOG_CRASH_SEED={seed} cargo test -p server --test crash_images {name}");
-        match catch_unwind(AssertUnwindSafe(|| crash::life::run(seed, flips))) {
+        match catch_unwind(AssertUnwindSafe(|| lives(seed))) {
             Ok(tally) => {
                 let failed = !tally.failures.is_empty();
                 total.merge(tally);
@@ -83,6 +88,16 @@ fn crash_images_with_bit_flips() {
 }
 
 /// Seeds of compaction under crashes, in virtual time: see `crash::compaction`.
+#[test]
+fn cuts_and_appends_of_a_follower() {
+    let tally = run_lives("cuts_and_appends_of_a_follower", 2_000_001, 20_000, crash::cuts::run);
+    print(&format!(
+        "crash images of a follower: {} checked, {} lost or back, {} misjudged",
+        tally.images, tally.lost, tally.misjudged
+    ));
+    assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
+}
+
 #[test]
 fn compaction_images() {
     let only = number("RINGLOG_COMPACTION_SEED");

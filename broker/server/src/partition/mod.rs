@@ -241,7 +241,7 @@ impl<D: Disk> Partition<D> {
         storage: Rc<Storage<D>>,
         identity: LogIdentity,
         settings: PartitionSettings,
-        leader_epoch: LeaderEpoch,
+        leader_epoch: Option<LeaderEpoch>,
         checkpoint: Option<PartitionCheckpoint>,
         clean: bool,
     ) -> io::Result<Rc<Self>> {
@@ -292,7 +292,7 @@ impl<D: Disk> Partition<D> {
         partition.storage.producers_changed(0, partition.producer_count());
         // Said before the cut is durable: after a crash in between it is said again, not forgotten.
         partition.announce();
-        partition.set_leader_epoch(leader_epoch);
+        leader_epoch.into_iter().for_each(|epoch| partition.set_leader_epoch(epoch));
         if recovered.must_open {
             partition.open_incarnation().await?;
         }

@@ -7,6 +7,7 @@
 //! | `ledger` | what was appended and acknowledged, and the judge of a recovery |
 //! | `life` | one start of the store over an image: recovery, work, crashes |
 //! | `compaction` | the same for a compacted log, against a model of its latest values |
+//! | `cuts` | the same for a follower's log, which is cut and discarded |
 //! | `scripts` | bugs that were found once, to be played again |
 //!
 //! Owned by one test thread and one executor per root seed. A life begins with an image, lives until it
@@ -15,6 +16,7 @@
 //! files, threads, time.
 
 pub mod compaction;
+pub mod cuts;
 pub mod disk;
 pub mod image;
 pub mod ledger;

@@ -1,0 +1,702 @@
+//! The replicas of a shard: runs `logic::replication`'s machine beside each log that has replicas on other brokers.
+//!
+//! ```text
+//! log (sealed, durable) ─▶ Event ┐                    ┌─▶ log: append, cut, high watermark
+//! metadata, clock ───────▶ Event ├▶ Replica ─ Effect ─┼─▶ streams: messages, orders to push
+//! streams: messages ─────▶ Event ┘                    └─▶ metadata: in-sync sets, suspects
+//! ```
+//!
+//! Owned by the shard. A replica is made when the metadata says that a partition has others, and goes when it is
+//! closed; a partition with one replica has none, and costs nothing here. What a leader's log has got is told to its
+//! replica once a flush round, and before anything else is: so a produce costs no step of its own. Invariants: no
+//! borrow is held while an effect is performed; nothing is appended to a log that is being cut. Absent on purpose: what
+//! the messages mean (`logic::replication`), bytes on the wire (`peer`).
+
+use crate::group;
+use crate::partition::reader::ReadError;
+use crate::partition::{PushRead, Standing};
+use crate::peer::{self, Batches, Chunk, Pushed};
+use crate::shard::{Partition, Shard};
+use crate::stall;
+use crate::storage::count;
+use crate::storage::ring::RingDisk;
+use crate::store::ReplicatedLogs;
+use futures_util::future::{LocalBoxFuture, select};
+use logic::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, ReplicaGeneration, ShardId, TopicPartition};
+use logic::limits::{DIRTY_BYTES_PER_SHARD_MAX, PUSH_BYTES_MAX};
+use logic::metadata::{AlterPartition, Command, InSyncMember, LocalPartition, Suspect};
+use logic::replication::message::{Body, FromFollower, Message, Nack, Status};
+use logic::replication::{Alter, AppendHead, Effect, Effects, Event, Here, Replica, Settings, Start, Stream};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// How often logs are asked whether retention has moved their start.
+const LOOK_AT_STARTS_MS: u64 = 1000;
+
+/// What has been done, read by `Status`.
+#[derive(Debug, Default)]
+pub struct ReplicationCounters {
+    /// Batches' bytes appended for leaders of other brokers.
+    pub appended_bytes: Cell<u64>,
+    /// Chunks of batches that were refused, because they did not come next or were damaged.
+    pub refused: Cell<u64>,
+    /// Chunks of batches given to streams, from memory.
+    pub pushed_from_memory: Cell<u64>,
+    /// The same, read from the device.
+    pub pushed_from_device: Cell<u64>,
+    /// Logs that were cut.
+    pub truncations: Cell<u64>,
+    /// Logs that were begun anew.
+    pub resets: Cell<u64>,
+    /// In-sync sets that leaders asked for.
+    pub alters: Cell<u64>,
+}
+
+/// An order to push that has not been reported.
+struct Order {
+    stream: Stream,
+    /// What it says, once its turn has come.
+    head: Option<AppendHead>,
+    /// Its batches are not on their way to this broker's own device yet.
+    held: bool,
+}
+
+/// A replica and its log.
+struct Hosted {
+    partition: Rc<Partition>,
+    replica: RefCell<Replica>,
+    orders: RefCell<HashMap<BrokerId, Order>>,
+    generation: ReplicaGeneration,
+    followers: RefCell<Vec<BrokerId>>,
+    deadline_ms: Cell<u64>,
+}
+
+/// The replicas of a shard.
+pub struct Replicas {
+    /// What has been done.
+    pub counters: ReplicationCounters,
+    shard: RefCell<Weak<Shard>>,
+    hosted: RefCell<BTreeMap<TopicPartition, Rc<Hosted>>>,
+    linked: RefCell<BTreeSet<BrokerId>>,
+    deadlines: RefCell<BTreeSet<(u64, TopicPartition)>>,
+    registration: Cell<BrokerEpoch>,
+    spare: RefCell<Vec<Effects>>,
+    timer: RefCell<Option<Waker>>,
+}
+
+impl Replicas {
+    /// None yet; [`Replicas::begin`] must follow.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            counters: ReplicationCounters::default(),
+            shard: RefCell::new(Weak::new()),
+            hosted: RefCell::default(),
+            linked: RefCell::default(),
+            deadlines: RefCell::default(),
+            registration: Cell::default(),
+            spare: RefCell::default(),
+            timer: RefCell::default(),
+        })
+    }
+
+    /// From now on there are replicas, on `shard`.
+    pub fn begin(self: &Rc<Self>, shard: &Rc<Shard>) {
+        *self.shard.borrow_mut() = Rc::downgrade(shard);
+        shard.store.on_replicated(self.clone());
+        stall::spawn("the clocks of replicas", Self::keep_time(Rc::downgrade(self))).detach();
+    }
+
+    fn shard(&self) -> Option<Rc<Shard>> {
+        self.shard.borrow().upgrade()
+    }
+
+    fn get(&self, id: &TopicPartition) -> Option<Rc<Hosted>> {
+        self.hosted.borrow().get(id).cloned()
+    }
+
+    /// The replica of a partition, if it has one: to look at.
+    pub fn look<T>(&self, id: &TopicPartition, look: impl FnOnce(&Replica) -> T) -> Option<T> {
+        self.get(id).map(|hosted| look(&hosted.replica.borrow()))
+    }
+
+    /// Counters, by name.
+    pub fn report(&self) -> Vec<(&'static str, u64)> {
+        let counters = &self.counters;
+        let (mut led, mut behind, mut suspect) = (0, 0, 0);
+        for hosted in self.all() {
+            let replica = hosted.replica.borrow();
+            led += u64::from(replica.leads().is_some());
+            behind += u64::from(replica.peers().any(|peer| !peer.in_sync));
+            suspect += u64::from(replica.status() == Status::Suspect);
+        }
+        vec![
+            ("replicas", self.hosted.borrow().len() as u64),
+            ("replicas_leading", led),
+            ("under_replicated_partitions", behind),
+            ("suspect_replicas", suspect),
+            ("replicated_bytes_total", counters.appended_bytes.get()),
+            ("refused_pushes_total", counters.refused.get()),
+            ("pushes_from_memory_total", counters.pushed_from_memory.get()),
+            ("pushes_from_device_total", counters.pushed_from_device.get()),
+            ("log_truncations_total", counters.truncations.get()),
+            ("log_resets_total", counters.resets.get()),
+            ("alter_partition_requests_total", counters.alters.get()),
+        ]
+    }
+
+    // ---- Metadata ------------------------------------------------------------------------------------
+
+    /// The metadata says `state` of a partition of this shard, which is open. `after_start`: it has just been opened.
+    pub fn follow(self: &Rc<Self>, partition: &Rc<Partition>, state: &LocalPartition, after_start: bool) {
+        let Some(shard) = self.shard() else { return };
+        let id = partition.id();
+        let me = shard.identity.broker;
+        if let Some(own) = state.replica(me) {
+            self.registered(own.broker_epoch);
+        }
+        let hosted = match self.get(&id) {
+            Some(hosted) => hosted,
+            None if state.replicas.len() < 2 => return,
+            None => self.host(&shard, partition, state.generation, after_start),
+        };
+        let others = state.replicas.iter().map(|replica| replica.broker).filter(|broker| *broker != me);
+        *hosted.followers.borrow_mut() = others.collect();
+        self.step(&hosted, Event::MetadataChanged(Arc::new(state.view())), None);
+        if hosted.replica.borrow().leads().is_some() {
+            let followers = hosted.followers.borrow().clone();
+            // Those that are up have said so: a link that comes up later says so then.
+            for peer in followers {
+                shard.peers.want(peer);
+            }
+        }
+    }
+
+    /// Makes the replica of a log.
+    fn host(
+        self: &Rc<Self>,
+        shard: &Rc<Shard>,
+        partition: &Rc<Partition>,
+        generation: ReplicaGeneration,
+        after_start: bool,
+    ) -> Rc<Hosted> {
+        partition.replicate(after_start);
+        let here = Here { broker: shard.identity.broker, broker_epoch: self.registration.get(), generation };
+        let start = partition.with_log(|log| {
+            let durable_end = log.durable_end();
+            Start {
+                log_start: log.log_start(),
+                log_end: durable_end,
+                epochs: log.epochs().iter().copied().filter(|(_, start)| *start < durable_end).collect(),
+                status: Status::Clean,
+                trusted_end: None,
+            }
+        });
+        let hosted = Rc::new(Hosted {
+            partition: partition.clone(),
+            replica: RefCell::new(Replica::new(here, Settings::default(), start)),
+            orders: RefCell::default(),
+            generation,
+            followers: RefCell::default(),
+            deadline_ms: Cell::new(u64::MAX),
+        });
+        self.hosted.borrow_mut().insert(partition.id(), hosted.clone());
+        let report = partition.report();
+        let lost = report.lost.iter().map(|range| range.start);
+        let doubtful = lost.chain(report.unproven.map(|(from, _)| from)).min();
+        if let Some(from) = doubtful.filter(|_| after_start) {
+            self.step(&hosted, Event::Damaged { from: Offset::new(from) }, None);
+        }
+        let linked: Vec<BrokerId> = self.linked.borrow().iter().copied().collect();
+        linked.into_iter().for_each(|peer| self.step(&hosted, Event::StreamUp(peer), None));
+        hosted
+    }
+
+    /// This broker's registration, as the metadata that is followed has it.
+    fn registered(self: &Rc<Self>, epoch: BrokerEpoch) {
+        if epoch <= self.registration.get() {
+            return;
+        }
+        self.registration.set(epoch);
+        let Some(shard) = self.shard() else { return };
+        let image = shard.metadata.image();
+        let own = image.broker(shard.identity.broker);
+        for hosted in self.all() {
+            // A doubt that this registration does not name is not known with it: it is reported by another one.
+            let named =
+                own.is_some_and(|own| own.suspect(hosted.partition.id(), hosted.generation).is_some());
+            if named || hosted.replica.borrow().status() == Status::Clean {
+                self.step(&hosted, Event::Registered(epoch), None);
+            }
+        }
+    }
+
+    /// A partition is closed.
+    pub fn forget(&self, id: TopicPartition) {
+        if let Some(hosted) = self.hosted.borrow_mut().remove(&id) {
+            self.deadlines.borrow_mut().remove(&(hosted.deadline_ms.get(), id));
+        }
+        if let Some(shard) = self.shard() {
+            shard.peers.forget(id);
+        }
+    }
+
+    fn all(&self) -> Vec<Rc<Hosted>> {
+        self.hosted.borrow().values().cloned().collect()
+    }
+
+    // ---- Steps ---------------------------------------------------------------------------------------
+
+    /// Tells a replica of `event` and does what it asks for; `pushed`: what goes with an append, and the sender's
+    /// epoch.
+    fn step(self: &Rc<Self>, hosted: &Rc<Hosted>, event: Event, pushed: Option<(LeaderEpoch, &[u8])>) {
+        self.catch_up(hosted);
+        self.step_once(hosted, event, pushed);
+    }
+
+    /// A replica learns what its log has got since its last step.
+    fn catch_up(self: &Rc<Self>, hosted: &Rc<Hosted>) {
+        let (log_start, log_end, epoch) = hosted
+            .partition
+            .with_log(|log| (log.log_start(), log.log_end(), log.epochs().last().map(|(epoch, _)| *epoch)));
+        let (known_start, known_end) = {
+            let replica = hosted.replica.borrow();
+            (replica.log_start(), replica.log_end())
+        };
+        if let Some(epoch) = epoch.filter(|_| known_end < log_end) {
+            self.step_once(hosted, Event::Appended { base: known_end, end: log_end, epoch }, None);
+        }
+        if known_start < log_start {
+            self.step_once(hosted, Event::LogStart(log_start), None);
+        }
+    }
+
+    fn step_once(self: &Rc<Self>, hosted: &Rc<Hosted>, event: Event, pushed: Option<(LeaderEpoch, &[u8])>) {
+        let Some(shard) = self.shard() else { return };
+        let mut effects = self.spare.borrow_mut().pop().unwrap_or_default();
+        let standing = {
+            let mut replica = hosted.replica.borrow_mut();
+            replica.step(shard.now_ms(), event, &mut effects);
+            Standing {
+                leads: replica.leads().is_some(),
+                applied: replica.is_applied(),
+                refusal: replica.admit().err(),
+            }
+        };
+        hosted.partition.set_standing(standing);
+        for effect in effects.drain(..) {
+            self.perform(&shard, hosted, effect, pushed);
+        }
+        self.spare.borrow_mut().push(effects);
+        self.set_deadline(hosted);
+    }
+
+    fn perform(
+        self: &Rc<Self>,
+        shard: &Rc<Shard>,
+        hosted: &Rc<Hosted>,
+        effect: Effect,
+        pushed: Option<(LeaderEpoch, &[u8])>,
+    ) {
+        let partition = &hosted.partition;
+        let id = partition.id();
+        match effect {
+            Effect::Send { to, message } => shard.peers.send(to, id, &message),
+            Effect::Push { to, stream } => {
+                let held = stream == Stream::Live && partition.has_pending();
+                hosted.orders.borrow_mut().insert(to, Order { stream, head: None, held });
+                if !held {
+                    shard.peers.push(to, id, stream);
+                }
+            }
+            Effect::Append => {
+                if let Some((epoch, batches)) = pushed {
+                    self.append(shard, hosted, epoch, batches);
+                }
+            }
+            Effect::Truncate { to } => self.cut(shard, hosted, Some(to), to),
+            Effect::Reset { log_start } => self.cut(shard, hosted, None, log_start),
+            Effect::SetLogStart(log_start) => drop(partition.delete_before(Some(log_start))),
+            Effect::SetHighWatermark(to) => {
+                // A log that got other replicas while it ran knows of more than its replica at first.
+                let advance = (to > partition.high_watermark()).then(|| partition.set_high_watermark(to));
+                if let Some(advance) = advance.flatten() {
+                    shard.store.advanced(partition, advance);
+                }
+            }
+            Effect::BecameLeader { epoch, .. } => {
+                partition.set_leader_epoch(epoch);
+                if shard.groups.is_internal(id.topic) {
+                    group::follow(shard, &shard.metadata.image());
+                }
+            }
+            Effect::RoleLost => {
+                hosted.orders.borrow_mut().clear();
+                shard.peers.forget(id);
+                partition.lose_role();
+                shard.disturb_fetches(id);
+            }
+            Effect::Alter(alter) => self.alter(shard, id, alter),
+            Effect::ReadFingerprint { offset } => self.read_fingerprint(shard, hosted, offset),
+            Effect::ReportSuspect { generation } => self.report_suspect(shard, hosted, generation),
+            Effect::ReportClean { broker, broker_epoch, generation, leader_epoch } => {
+                let command =
+                    Command::MarkClean { partition: id, generation, broker, broker_epoch, leader_epoch };
+                self.submit(shard, command);
+            }
+        }
+    }
+
+    fn append(self: &Rc<Self>, shard: &Rc<Shard>, hosted: &Rc<Hosted>, epoch: LeaderEpoch, batches: &[u8]) {
+        let partition = &hosted.partition;
+        if shard.store.storage.is_full() {
+            return self.step_once(hosted, Event::AppendRefused(Nack::StorageFull), None);
+        }
+        match partition.append_pushed(batches, epoch) {
+            Ok(runs) => {
+                count(&self.counters.appended_bytes, batches.len() as u64);
+                for run in runs {
+                    let event = Event::Appended { base: run.base, end: run.end, epoch: run.epoch };
+                    self.step_once(hosted, event, None);
+                }
+                shard.store.mark_dirty(partition.id());
+            }
+            Err(refused) => {
+                count(&self.counters.refused, 1);
+                tracing::warn!("{}: {refused}", shard.store.storage.label(partition.id()));
+                self.step_once(hosted, Event::AppendRefused(Nack::Gap), None);
+            }
+        }
+    }
+
+    /// Cuts the log at `to`, or has it begin anew there.
+    fn cut(self: &Rc<Self>, shard: &Rc<Shard>, hosted: &Rc<Hosted>, to: Option<Offset>, start: Offset) {
+        let counter = if to.is_some() { &self.counters.truncations } else { &self.counters.resets };
+        count(counter, 1);
+        let (replicas, shard, hosted) = (self.clone(), shard.clone(), hosted.clone());
+        stall::spawn("cutting a log", async move {
+            let id = hosted.partition.id();
+            let done = match to {
+                Some(to) => shard.store.truncate(&hosted.partition, to).await,
+                None => shard.store.reset(&hosted.partition, start).await,
+            };
+            match done {
+                Ok(end) if to.is_some() => replicas.step_once(&hosted, Event::Truncated { end }, None),
+                Ok(_) => replicas.step_once(&hosted, Event::ResetDone, None),
+                Err(_) if hosted.partition.is_closed() => {}
+                Err(error) => shard.store.storage.fail("cutting a log", Some(id), &error),
+            }
+        })
+        .detach();
+    }
+
+    fn read_fingerprint(self: &Rc<Self>, shard: &Rc<Shard>, hosted: &Rc<Hosted>, offset: Offset) {
+        let (replicas, hosted, chunks) = (self.clone(), hosted.clone(), shard.store.chunks.clone());
+        stall::spawn("comparing two logs", async move {
+            let value = match hosted.partition.fingerprint(&chunks, offset).await {
+                Ok(value) => value,
+                Err(ReadError::Closed) => return,
+                Err(ReadError::OutOfRange { .. }) => None,
+                Err(ReadError::Damaged { from, .. }) => return replicas.damaged(&hosted, from),
+                Err(ReadError::Device(_)) => {
+                    return replicas.damaged(&hosted, Offset::new(offset.get().saturating_sub(1)));
+                }
+            };
+            replicas.step(&hosted, Event::Fingerprint { offset, value }, None);
+        })
+        .detach();
+    }
+
+    fn damaged(self: &Rc<Self>, hosted: &Rc<Hosted>, from: Offset) {
+        self.step(hosted, Event::Damaged { from }, None);
+    }
+
+    /// A read has found that a partition of this shard lacks what it should have: its replica is repaired from the
+    /// others. `false` = there are none.
+    pub fn repair(self: &Rc<Self>, id: &TopicPartition, from: Offset) -> bool {
+        let Some(hosted) = self.get(id) else { return false };
+        if hosted.replica.borrow().status() == Status::Clean {
+            self.damaged(&hosted, from);
+        }
+        true
+    }
+
+    // ---- To the metadata -----------------------------------------------------------------------------
+
+    fn alter(&self, shard: &Rc<Shard>, partition: TopicPartition, alter: Alter) {
+        count(&self.counters.alters, 1);
+        let Alter { leader_epoch, partition_epoch, in_sync, transfer_to } = alter;
+        let in_sync = in_sync.into_iter();
+        let in_sync =
+            in_sync.map(|(broker, epoch, generation)| InSyncMember { broker, epoch, generation }).collect();
+        let sender = shard.identity.broker;
+        self.submit(
+            shard,
+            Command::AlterPartition(AlterPartition {
+                partition,
+                sender,
+                leader_epoch,
+                partition_epoch,
+                in_sync,
+                transfer_to,
+            }),
+        );
+    }
+
+    /// The next registration names everything that this broker suspects: whatever a shard finds, and all that the
+    /// metadata knows already.
+    fn report_suspect(&self, shard: &Rc<Shard>, hosted: &Hosted, generation: ReplicaGeneration) {
+        let partition = hosted.partition.id();
+        let (last_epoch, end) = hosted.partition.with_log(|log| {
+            (log.epochs().last().map(|(epoch, _)| *epoch).unwrap_or_default(), log.log_end())
+        });
+        let suspect = Suspect { partition, generation, last_epoch, end };
+        let label = shard.store.storage.label(partition);
+        shard
+            .store
+            .storage
+            .notice(format!("{label}: the replica may lack records: it is repaired from the others"));
+        let Some(broker) = shard.metadata.image().broker(shard.identity.broker).cloned() else { return };
+        self.submit(
+            shard,
+            Command::RegisterBroker {
+                registration: broker.registration.clone(),
+                suspects: vec![suspect],
+                starts_fenced: true,
+            },
+        );
+    }
+
+    /// Whatever comes of it shows in the metadata; a replica that waits for it asks again.
+    fn submit(&self, shard: &Rc<Shard>, command: Command) {
+        let metadata = shard.metadata.clone();
+        stall::spawn("asking the metadata for a change", async move {
+            if let Err(error) = metadata.submit(command).await {
+                tracing::debug!("a change of the metadata was not made: {error}");
+            }
+        })
+        .detach();
+    }
+
+    // ---- Time ----------------------------------------------------------------------------------------
+
+    fn set_deadline(&self, hosted: &Hosted) {
+        let id = hosted.partition.id();
+        let next = hosted.replica.borrow().next_deadline_ms();
+        let before = hosted.deadline_ms.replace(next);
+        if next == before {
+            return;
+        }
+        let mut deadlines = self.deadlines.borrow_mut();
+        deadlines.remove(&(before, id));
+        if next < u64::MAX && !hosted.partition.is_closed() {
+            let sooner = deadlines.first().is_none_or(|(first, _)| next < *first);
+            deadlines.insert((next, id));
+            drop(deadlines);
+            if sooner && let Some(timer) = self.timer.take() {
+                timer.wake();
+            }
+        }
+    }
+
+    async fn keep_time(replicas: Weak<Self>) {
+        let mut looked_ms = 0;
+        loop {
+            let Some(own) = replicas.upgrade() else { return };
+            let Some(shard) = own.shard().filter(|shard| !shard.is_stopping()) else { return };
+            let now_ms = shard.now_ms();
+            if now_ms >= looked_ms + LOOK_AT_STARTS_MS {
+                looked_ms = now_ms;
+                own.all().iter().for_each(|hosted| own.catch_up(hosted));
+            }
+            own.tick(now_ms);
+            let first = own.deadlines.borrow().first().map_or(u64::MAX, |(deadline_ms, _)| *deadline_ms);
+            let until_ms = first.min(looked_ms + LOOK_AT_STARTS_MS);
+            let wait = Duration::from_millis(until_ms.saturating_sub(now_ms).max(1));
+            drop(shard);
+            let mut asked = false;
+            let sooner = poll_fn(|context| {
+                if std::mem::replace(&mut asked, true) && own.timer.borrow().is_none() {
+                    return Poll::Ready(());
+                }
+                *own.timer.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            });
+            select(pin!(glommio::timer::sleep(wait)), pin!(sooner)).await;
+        }
+    }
+
+    fn tick(self: &Rc<Self>, now_ms: u64) {
+        let due: Vec<TopicPartition> = {
+            let deadlines = self.deadlines.borrow();
+            deadlines
+                .iter()
+                .take_while(|(deadline_ms, _)| *deadline_ms <= now_ms)
+                .map(|(_, id)| *id)
+                .collect()
+        };
+        for id in due {
+            if let Some(hosted) = self.get(&id) {
+                self.step(&hosted, Event::Tick, None);
+            }
+        }
+    }
+
+    // ---- Pushes --------------------------------------------------------------------------------------
+
+    /// What goes with the next batches for `to`, if there is an order.
+    fn head(&self, hosted: &Hosted, to: BrokerId) -> Option<AppendHead> {
+        let mut orders = hosted.orders.borrow_mut();
+        let order = orders.get_mut(&to)?;
+        if order.head.is_none() {
+            order.head = hosted.replica.borrow_mut().append_head(to);
+        }
+        let head = order.head;
+        if head.is_none() {
+            orders.remove(&to);
+        }
+        head
+    }
+
+    fn batches(&self, head: AppendHead, read: PushRead) -> Batches {
+        Batches {
+            leader_epoch: head.leader_epoch,
+            open_sequence: head.open_sequence,
+            head: head.append,
+            end: read.end,
+            slices: read.slices,
+        }
+    }
+}
+
+impl ReplicatedLogs<RingDisk> for Replicas {
+    fn sealed(&self, partition: &Rc<Partition>) {
+        let Some((own, hosted)) = self.own().zip(self.get(&partition.id())) else { return };
+        own.catch_up(&hosted);
+        let Some(shard) = self.shard() else { return };
+        let mut ready = Vec::new();
+        for (to, order) in hosted.orders.borrow_mut().iter_mut().filter(|(_, order)| order.held) {
+            order.held = false;
+            ready.push((*to, order.stream));
+        }
+        ready.into_iter().for_each(|(to, stream)| shard.peers.push(to, partition.id(), stream));
+    }
+
+    fn durable(&self, partition: &Rc<Partition>, end: Offset) {
+        if let Some((own, hosted)) = self.own().zip(self.get(&partition.id())) {
+            own.step(&hosted, Event::Durable { end }, None);
+        }
+    }
+}
+
+impl Replicas {
+    fn own(&self) -> Option<Rc<Self>> {
+        self.shard().map(|shard| shard.replicas.clone())
+    }
+}
+
+impl peer::Replicas for Replicas {
+    fn link_up(&self, peer: BrokerId) {
+        self.linked.borrow_mut().insert(peer);
+        let Some(own) = self.own() else { return };
+        own.all().iter().for_each(|hosted| own.step(hosted, Event::StreamUp(peer), None));
+    }
+
+    fn link_down(&self, peer: BrokerId) {
+        self.linked.borrow_mut().remove(&peer);
+        let Some(own) = self.own() else { return };
+        for hosted in own.all() {
+            hosted.orders.borrow_mut().remove(&peer);
+            own.step(&hosted, Event::StreamDown(peer), None);
+        }
+    }
+
+    fn home(&self, id: TopicPartition) -> Option<ShardId> {
+        let shard = self.shard()?;
+        let image = shard.metadata.image();
+        image.home_shard(shard.identity.broker, id)
+    }
+
+    fn receive(&self, from: BrokerId, id: TopicPartition, message: Message, batches: &[u8]) {
+        let Some((own, shard)) = self.own().zip(self.shard()) else { return };
+        match self.get(&id) {
+            Some(hosted) => {
+                let pushed = Some((message.leader_epoch, batches));
+                own.step(&hosted, Event::Message { from, message }, pushed);
+            }
+            None => {
+                // A leader whose metadata is ahead of this broker's: it opens again, later.
+                if let Body::FromLeader(_) = message.body {
+                    let body = Body::FromFollower(FromFollower::Nack(Nack::NotReplica));
+                    shard.peers.send(from, id, &Message { body, ..message });
+                }
+            }
+        }
+    }
+
+    fn read(&self, to: BrokerId, id: TopicPartition) -> Chunk {
+        let Some(hosted) = self.get(&id) else { return Chunk::Nothing };
+        let Some(head) = self.head(&hosted, to) else { return Chunk::Nothing };
+        match hosted.partition.read_pushable(head.append.base, PUSH_BYTES_MAX) {
+            None => Chunk::Device,
+            Some(read) if read.slices.is_empty() => {
+                // What there is more is not on its way to the device yet.
+                if let Some(order) = hosted.orders.borrow_mut().get_mut(&to) {
+                    order.held = true;
+                }
+                Chunk::Nothing
+            }
+            Some(read) => {
+                count(&self.counters.pushed_from_memory, 1);
+                Chunk::Batches(self.batches(head, read))
+            }
+        }
+    }
+
+    fn read_device(&self, to: BrokerId, id: TopicPartition) -> LocalBoxFuture<'static, Option<Batches>> {
+        let (own, shard, hosted) = (self.own(), self.shard(), self.get(&id));
+        Box::pin(async move {
+            let (own, shard, hosted) = (own?, shard?, hosted?);
+            let head = own.head(&hosted, to)?;
+            let chunks = &shard.store.chunks;
+            match hosted.partition.read_for_push(chunks, head.append.base, PUSH_BYTES_MAX).await {
+                Ok(read) if !read.slices.is_empty() => {
+                    count(&own.counters.pushed_from_device, 1);
+                    Some(own.batches(head, read))
+                }
+                Err(ReadError::Damaged { from, .. }) => {
+                    own.failed(&hosted, to, head);
+                    own.damaged(&hosted, from);
+                    None
+                }
+                Ok(_) | Err(_) => {
+                    own.failed(&hosted, to, head);
+                    None
+                }
+            }
+        })
+    }
+
+    fn pushed(&self, to: BrokerId, id: TopicPartition, pushed: Pushed) {
+        let Some((own, hosted)) = self.own().zip(self.get(&id)) else { return };
+        hosted.orders.borrow_mut().remove(&to);
+        let Pushed { open_sequence, end, from_memory } = pushed;
+        own.step(&hosted, Event::Pushed { to, open_sequence, end, from_memory }, None);
+    }
+
+    fn has_room(&self) -> bool {
+        self.shard().is_none_or(|shard| shard.store.storage.dirty_bytes() < DIRTY_BYTES_PER_SHARD_MAX)
+    }
+}
+
+impl Replicas {
+    fn failed(self: &Rc<Self>, hosted: &Rc<Hosted>, to: BrokerId, head: AppendHead) {
+        hosted.orders.borrow_mut().remove(&to);
+        self.step(hosted, Event::PushFailed { to, open_sequence: head.open_sequence }, None);
+    }
+}
