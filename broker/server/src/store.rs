@@ -651,6 +651,7 @@ impl<D: Disk> Store<D> {
             }
             _ => {}
         }
+        self.storage.checkpoint_attempted(result.as_ref().is_err_and(is_no_space));
         self.ended.set(clean && result.is_ok());
         self.checkpointing.set(false);
         result

@@ -61,14 +61,14 @@ impl<D: Disk> Partition<D> {
     }
 
     /// Whether dropped segments may go: whoever is known only from them stands in a checkpoint. Asks for one
-    /// if not. On a full disk they go all the same: there may be no room for a checkpoint.
+    /// if not. Where the disk has no room for one, not even with the reserve, they go all the same.
     pub(super) fn outlive_dropped_segments(&self) -> bool {
         let log_start = self.log.borrow().log_start();
         let safe = !self.producers.borrow().needs_checkpoint(log_start, self.checkpointed_end.get());
         if !safe {
             self.storage.want_checkpoint();
         }
-        safe || self.storage.is_full()
+        safe || self.storage.has_no_room_for_checkpoint()
     }
 
     /// Forgets all of them, with the partition.

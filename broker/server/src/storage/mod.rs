@@ -205,6 +205,8 @@ pub struct Storage<D: Disk> {
     producers: Cell<usize>,
     /// Files are kept until there is another checkpoint.
     checkpoint_wanted: Cell<bool>,
+    /// The last attempt at a checkpoint found no space.
+    no_room_for_checkpoint: Cell<bool>,
     dirty_bytes: Cell<usize>,
     full: Cell<bool>,
     low: Cell<bool>,
@@ -256,6 +258,7 @@ impl<D: Disk> Storage<D> {
             producer_expiration_ms: Cell::new(PRODUCER_EXPIRATION_MS_DEFAULT as i64),
             producers: Cell::new(0),
             checkpoint_wanted: Cell::new(false),
+            no_room_for_checkpoint: Cell::new(false),
             read_files: ReadFiles::default(),
             root: root.to_owned(),
             shard,
@@ -356,6 +359,16 @@ impl<D: Disk> Storage<D> {
     /// Whether one has been asked for since this was last asked.
     pub fn take_checkpoint_wanted(&self) -> bool {
         self.checkpoint_wanted.take()
+    }
+
+    /// An attempt at a checkpoint is over; `no_space`: it failed for want of it.
+    pub fn checkpoint_attempted(&self, no_space: bool) {
+        self.no_room_for_checkpoint.set(no_space);
+    }
+
+    /// Whether the last attempt at a checkpoint found no space.
+    pub fn has_no_room_for_checkpoint(&self) -> bool {
+        self.no_room_for_checkpoint.get()
     }
 
     /// Accounts for bytes that became dirty.

@@ -150,6 +150,8 @@ pub struct Case<'a> {
     pub flipped: bool,
     /// The last life ended in order: nothing may have to be read.
     pub clean: bool,
+    /// The disk may have been full, down to the reserve: no checkpoint could be written.
+    pub filled: bool,
 }
 
 /// Opens a partition and judges what its recovery found.
@@ -207,7 +209,7 @@ pub async fn open_and_judge(
             tally.fail(format!("{id}: lost {:?} without damage", report.lost));
         }
         judge_tail(&partition, &slot, end, case, &mut tally);
-        judge_producers(&partition, &ledger.borrow().slots[at], slot.acknowledged, &mut tally);
+        judge_producers(&partition, &ledger.borrow().slots[at], slot.acknowledged, case, &mut tally);
         if case.clean && report.bytes_read > 2 * BLOCK as u64 {
             tally.misjudged += 1;
             tally.fail(format!("{id}: {} bytes read after an orderly end", report.bytes_read));
@@ -223,9 +225,17 @@ pub async fn open_and_judge(
 /// Whether what producers may send again is recognised where it is: whatever is there and was not acknowledged, and
 /// the newest. Older ones of the last five are recognised or said to be forgotten, and never appended anew: a
 /// checkpoint tells of durable batches alone, and those behind it that a crash took had pushed older ones out of the
-/// table. Their producers had been answered, or they would not have sent that many more.
-fn judge_producers(partition: &Partition<CrashDisk>, slot: &Slot, acknowledged: u64, tally: &mut Tally) {
+/// table. Their producers had been answered, or they would not have sent that many more. Where no checkpoint could be
+/// written, a batch below the log's start may be forgotten with all that its producer had there; it is refused then.
+fn judge_producers(
+    partition: &Partition<CrashDisk>,
+    slot: &Slot,
+    acknowledged: u64,
+    case: &Case<'_>,
+    tally: &mut Tally,
+) {
     let id = slot.identity.partition;
+    let log_start = partition.with_log(|log| log.log_start().get());
     for producer in 0..PRODUCERS {
         let of_log = slot.batches.iter().filter(|batch| batch.header().producer_id == producer as i64);
         for (age, batch) in of_log.rev().take(PRODUCER_IN_FLIGHT_MAX).enumerate() {
@@ -237,6 +247,11 @@ fn judge_producers(partition: &Partition<CrashDisk>, slot: &Slot, acknowledged: 
                 }
                 Err(ProducerError::Forgotten { .. }) if age > 0 && batch.end <= acknowledged => {
                     tally.add("acknowledged batches sent again and forgotten", 1);
+                }
+                Err(ProducerError::OutOfOrder { .. } | ProducerError::Unknown { .. })
+                    if case.filled && batch.end <= acknowledged.min(log_start) =>
+                {
+                    tally.add("batches below the start of a log that filled the disk, refused", 1);
                 }
                 other => {
                     tally.misjudged += 1;

@@ -190,6 +190,7 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
         let (opened, ledger, open) = (opened.clone(), life.ledger.clone(), life.open.clone());
         let (tally, disk, rounds) = (tally.clone(), disk.clone(), plan.rounds_in_flight);
         let (image, flipped, clean, epoch) = (job.image, job.flipped, job.clean, job.depth + 1);
+        let filled = plan.fills_up;
         let serve = !leaf || life.dice.chance(20);
         glommio::spawn_local(async move {
             let policy = DiskPolicy { one_flush_covers_all_files, ..DiskPolicy::default() };
@@ -198,7 +199,7 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
                     .await
                     .expect("the storage opens");
             let store = Store::new(storage, checkpoint, rounds);
-            let case = Case { image: &image, root: &root(), flipped, clean };
+            let case = Case { image: &image, root: &root(), flipped, clean, filled };
             let before = ledger.borrow().slots.clone();
             for (at, _) in before.iter().enumerate().filter(|(_, slot)| !slot.deleted) {
                 let partition =
