@@ -111,6 +111,16 @@ const HELP: &[(&str, &str)] = &[
     ("replication_frames_received_total", "Frames received over streams."),
     ("replication_received_bytes_total", "Bytes received over streams."),
     ("replication_receives_total", "System calls by which they were received."),
+    ("replicas", "Replicas of partitions that other brokers have, too."),
+    ("replicas_leading", "Those of them that lead."),
+    ("replicas_suspect", "Those of them that may have lost what they acknowledged, and are refilled."),
+    ("replicated_bytes_total", "Bytes of batches appended for leaders on other brokers."),
+    ("replication_refused_pushes_total", "Pushed batches refused: not what comes next, or damaged."),
+    ("replication_pushes_from_memory_total", "Chunks of batches given to streams from memory."),
+    ("replication_pushes_from_device_total", "Chunks of batches given to streams that read the device."),
+    ("replication_truncations_total", "Logs that were cut because their leader has something else there."),
+    ("replication_resets_total", "Logs that were begun anew at their leader's start."),
+    ("replication_alters_total", "Changes of in-sync sets that leaders asked the metadata for."),
 ];
 
 const TIMED_HELP: [(&str, &str); 3] = [

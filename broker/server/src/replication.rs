@@ -128,25 +128,23 @@ impl Replicas {
     /// Counters, by name.
     pub fn report(&self) -> Vec<(&'static str, u64)> {
         let counters = &self.counters;
-        let (mut led, mut behind, mut suspect) = (0, 0, 0);
+        let (mut led, mut suspect) = (0, 0);
         for hosted in self.all() {
             let replica = hosted.replica.borrow();
             led += u64::from(replica.leads().is_some());
-            behind += u64::from(replica.peers().any(|peer| !peer.in_sync));
             suspect += u64::from(replica.status() == Status::Suspect);
         }
         vec![
             ("replicas", self.hosted.borrow().len() as u64),
             ("replicas_leading", led),
-            ("under_replicated_partitions", behind),
-            ("suspect_replicas", suspect),
+            ("replicas_suspect", suspect),
             ("replicated_bytes_total", counters.appended_bytes.get()),
-            ("refused_pushes_total", counters.refused.get()),
-            ("pushes_from_memory_total", counters.pushed_from_memory.get()),
-            ("pushes_from_device_total", counters.pushed_from_device.get()),
-            ("log_truncations_total", counters.truncations.get()),
-            ("log_resets_total", counters.resets.get()),
-            ("alter_partition_requests_total", counters.alters.get()),
+            ("replication_refused_pushes_total", counters.refused.get()),
+            ("replication_pushes_from_memory_total", counters.pushed_from_memory.get()),
+            ("replication_pushes_from_device_total", counters.pushed_from_device.get()),
+            ("replication_truncations_total", counters.truncations.get()),
+            ("replication_resets_total", counters.resets.get()),
+            ("replication_alters_total", counters.alters.get()),
         ]
     }
 

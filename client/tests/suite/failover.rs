@@ -91,6 +91,8 @@ async fn a_producer_finds_the_new_leader_and_writes_nothing_twice() {
             sent.push(producer.send(record(value)).await.unwrap());
         }
         let produces = |calls: &[Call]| calls.iter().filter(|call| is_produce(call)).count();
+        // Whoever falls silent does so in the middle, not before the producer is connected.
+        brokers[0].until(|calls| produces(calls) > 0).await;
         let before = produces(&brokers[0].calls());
         if matches!(end, End::Silent | End::AppendedAndKilled) {
             brokers[0].hook(move |call| match (call.broker, end) {
@@ -296,10 +298,10 @@ async fn a_consumer_goes_on_at_the_new_leader() {
         read(6).await;
         match end {
             End::Silent => {
+                let before = brokers[0].calls().len();
                 brokers[0].hook(|call| if call.broker == FIRST { Do::Ignore } else { Do::Serve });
                 let fetches =
                     |call: &Call| call.broker == FIRST && matches!(call.request, Request::Fetch { .. });
-                let before = brokers[0].calls().len();
                 brokers[0].until(|calls| calls[before..].iter().any(fetches)).await;
             }
             End::Resigned => {}

@@ -149,6 +149,8 @@ pub struct FakeBroker {
 
 pub const MAX_REQUEST_BYTES: u32 = 8 << 20;
 const SHARDS: u32 = 2;
+/// Nothing that a test waits for takes so long.
+const WAIT_MAX: Duration = Duration::from_secs(100);
 /// The number of the first broker.
 pub const FIRST: u32 = 7;
 
@@ -295,24 +297,30 @@ impl FakeBroker {
 
     /// Waits until `enough` holds of the recorded calls.
     pub async fn until(&self, enough: impl Fn(&[Call]) -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            if enough(&self.state.lock().unwrap().calls) {
-                return;
+        self.wait_for("these calls are not enough", |state| enough(&state.calls)).await;
+    }
+
+    /// Waits until `enough` holds of what happened; a wait without end is a failure that says what did.
+    async fn wait_for(&self, complaint: &str, enough: impl Fn(&State) -> bool) {
+        let waiting = async {
+            loop {
+                let changed = self.changed.notified();
+                if enough(&self.state.lock().unwrap()) {
+                    return;
+                }
+                changed.await;
             }
-            changed.await;
+        };
+        if tokio::time::timeout(WAIT_MAX, waiting).await.is_err() {
+            let calls = self.calls();
+            let last = &calls[calls.len().saturating_sub(20)..];
+            panic!("{complaint}, after {WAIT_MAX:?}: the last of {}: {last:?}", calls.len());
         }
     }
 
     /// Waits until this many replies are held.
     pub async fn until_held(&self, count: usize) {
-        loop {
-            let changed = self.changed.notified();
-            if self.state.lock().unwrap().held.len() >= count {
-                return;
-            }
-            changed.await;
-        }
+        self.wait_for("not enough replies are held", |state| state.held.len() >= count).await;
     }
 
     /// Sends the held replies, the last first if `reversed`, and holds no more.
