@@ -450,7 +450,7 @@ impl Recovery {
     }
 
     /// Whether there was a cut that the checkpoint knows nothing of: a segment of a later incarnation begins below what
-    /// the checkpoint attests, or begins the log anew (`Some(true)`).
+    /// the checkpoint attests, or at its end but before the empty groups there, or begins the log anew (`Some(true)`).
     fn cut_since_checkpoint(&self) -> Option<bool> {
         let checkpoint = self.checkpoint.as_ref()?;
         if self.start.is_none() && checkpoint.durable_end == 0 {
@@ -460,7 +460,11 @@ impl Recovery {
         let opened = self.files.iter().filter(|file| !file.file.name.is_rewritten()).filter_map(begun);
         let later =
             opened.map(|(_, begun)| begun).filter(|begun| begun.incarnation() > checkpoint.incarnation);
-        let cuts = later.filter(|begun| begun.begins_log() || begun.base_offset() < checkpoint.durable_end);
+        let cuts = later.filter(|begun| {
+            begun.begins_log()
+                || begun.base_offset() < checkpoint.durable_end
+                || begun.base_offset() == checkpoint.durable_end && begun.goes_on_before(checkpoint)
+        });
         cuts.map(|begun| begun.begins_log()).reduce(|anew, other| anew || other)
     }
 
@@ -1108,6 +1112,15 @@ impl Begun {
         match self {
             Self::Header(header) => header.previous_end == 0,
             Self::FirstGroup(group) => group.chain == group.chain_after(0),
+        }
+    }
+
+    /// Whether the place from which it goes on may be before the checkpoint's, at the same offset. A cut there is in the
+    /// checkpoint's segment or a later one; that of the latter may look like one of the former, which costs reading.
+    fn goes_on_before(&self, checkpoint: &PartitionCheckpoint) -> bool {
+        match self {
+            Self::Header(header) => header.previous_end < checkpoint.position,
+            Self::FirstGroup(group) => group.chain != group.chain_after(checkpoint.chain),
         }
     }
 

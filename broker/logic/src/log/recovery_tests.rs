@@ -639,6 +639,11 @@ fn cuts() {
         ("a3 a2 a2 C X3 a1 Q !", "0..4 clean"),
         ("a3 a2 a2 C X3 a1 C a1 O !", "0..5 clean"),
         ("a3 a2 a2 C ! X3 a1 ! a1 !", "0..5 clean"),
+        // A checkpoint behind the empty group of a cut, and another cut at the same offset.
+        ("a3 a2 a2 X5 C a2 X5 a1 !", "0..6 clean"),
+        ("a3 a2 a2 X5 C a2 X5 a1 x2.0 !", "0..6 clean discard 1"),
+        ("a3 a2 a2 X5 C a2 X5 C a2 X5 !", "0..5 clean discard 2"),
+        ("a3 a2 a2 X5 C a2 U5 !", "0..7 clean discard 2"),
         // What was cut does not come back, whatever rots.
         ("a3 a2 a2 X5 a1 x1.0 !", "0..6 clean"),
         ("a3 a2 a2 C X5 a1 x1.0 !", "0..6 clean"),

@@ -191,6 +191,14 @@ impl<D: Disk> Partition<D> {
     async fn cut(self: &Rc<Self>, place: Place) -> io::Result<(Offset, usize)> {
         let Place { at, rest, payload } = place;
         while self.with_log(|log| log.placed().is_none()) {
+            if self.is_closed() {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            if self.placing.get() {
+                // Somebody had been about to.
+                self.storage.environment.sleep(LOOK_AGAIN).await;
+                continue;
+            }
             let needed = self.with_log(|log| log.next_segment());
             let result = self.place_segment(needed).await;
             self.unless_room_comes(result).await?;

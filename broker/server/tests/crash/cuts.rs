@@ -200,6 +200,9 @@ async fn live(job: Job, settings: PartitionSettings, tally: &Rc<RefCell<Tally>>)
         }
     }
     let (store, partition, promises) = opened.borrow_mut().take().expect("it has been opened");
+    if !tally.borrow().failures.is_empty() {
+        return Vec::new();
+    }
     if job.depth > 0 {
         tally.borrow_mut().images += 1;
     }
