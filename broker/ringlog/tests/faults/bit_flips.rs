@@ -118,7 +118,7 @@ fn strike(segment: &Segment, hit: Hit) -> Range<u64> {
 /// Fills the topic; what each offset of each partition must be.
 async fn fill(broker: &Broker) -> (TopicDescription, Vec<BTreeMap<u64, Proof>>) {
     let client = client(broker.address).await;
-    let configs = [("segment.bytes", "1048576"), ("max.message.bytes", "900000"), ("retention.ms", "-1")];
+    let configs = [("segment.bytes", "1048576"), ("max.message.bytes", "900000")];
     let topic = create_topic(&client, TOPIC, PARTITIONS, &configs).await;
     let producer = client.producer(ProducerConfig::default());
     let mut maker = Maker::new(1, 1);

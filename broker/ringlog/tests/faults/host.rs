@@ -141,7 +141,7 @@ async fn compare(address: SocketAddr, ledger: &Ledger) {
 
 async fn make_topic(address: SocketAddr) {
     let client = client(address).await;
-    let configs = [("segment.bytes", "4194304"), ("retention.ms", "-1")];
+    let configs = [("segment.bytes", "4194304")];
     create_topic(&client, TOPIC, 1, &configs).await;
 }
 

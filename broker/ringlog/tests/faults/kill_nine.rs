@@ -351,10 +351,9 @@ fn start(data: &Path) -> Broker {
 async fn create_topics(address: SocketAddr) {
     let client = client(address).await;
     let retention = RETENTION_BYTES.to_string();
-    // The records' timestamps are old.
-    let small = [("segment.bytes", "1048576"), ("max.message.bytes", "1000000"), ("retention.ms", "-1")];
+    let small = [("segment.bytes", "1048576"), ("max.message.bytes", "1000000")];
     create_topic(&client, KEPT, PARTITIONS, &small).await;
-    let rolling = [small[0], small[1], small[2], ("retention.bytes", retention.as_str())];
+    let rolling = [small[0], small[1], ("retention.bytes", retention.as_str())];
     create_topic(&client, ROLLING, PARTITIONS, &rolling).await;
 }
 

@@ -94,7 +94,10 @@ pub async fn create_topic(
     partitions: u32,
     configs: &[(&str, &str)],
 ) -> TopicDescription {
-    let configs = configs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    // Their records are years old: age deletes nothing, however long a test takes.
+    let kept = [("retention.ms", "-1")];
+    let configs = kept.iter().chain(configs);
+    let configs = configs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let topic = NewTopic { partitions, configs, ..NewTopic::named(name) };
     client.admin().create_topic(&topic).await.expect("the topic is made");
     usable(client, name).await
