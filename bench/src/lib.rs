@@ -20,6 +20,7 @@ pub mod search;
 pub mod servers;
 pub mod stamp;
 pub mod usage;
+pub mod window;
 pub mod workload;
 
 mod consume;

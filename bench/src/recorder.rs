@@ -7,6 +7,7 @@
 use crate::driver::{Observer, PARTS, Parts};
 use crate::live::LiveCounters;
 use crate::stamp::{Stamp, now_ns};
+use crate::window::Measured;
 use hdrhistogram::Histogram;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,22 +19,6 @@ pub(crate) const LATENCY_NS_MAX: u64 = 600_000_000_000;
 const CLASSES_PER_OCTAVE: u32 = 8;
 /// The one of [`PARTS`] that is the batch's, not the record's.
 const CLIENT_QUEUE: usize = 0;
-
-/// The measured time, nanoseconds of [`now_ns`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// From here on.
-    pub from_ns: u64,
-    /// Up to here.
-    pub until_ns: u64,
-}
-
-impl Window {
-    /// Whether a moment lies in it.
-    pub fn holds(&self, at_ns: u64) -> bool {
-        (self.from_ns..self.until_ns).contains(&at_ns)
-    }
-}
 
 /// One second of the run.
 #[derive(Clone, Debug)]
@@ -211,29 +196,21 @@ impl Recording {
 pub struct Recorder {
     run: u64,
     start_ns: std::cell::Cell<u64>,
-    window: std::cell::Cell<Window>,
+    measured: Arc<Measured>,
     live: Arc<LiveCounters>,
     recording: RefCell<Recording>,
 }
 
 impl Recorder {
-    /// A recorder of the run `run`; nothing belongs to a window before [`Recorder::begin`].
-    pub fn new(run: u64, live: Arc<LiveCounters>) -> Self {
-        Self {
-            run,
-            start_ns: std::cell::Cell::new(now_ns()),
-            window: std::cell::Cell::new(Window { from_ns: u64::MAX, until_ns: u64::MAX }),
-            live,
-            recording: RefCell::default(),
-        }
+    /// A recorder of the run `run`, which measures in `measured`.
+    pub fn new(run: u64, measured: Arc<Measured>, live: Arc<LiveCounters>) -> Self {
+        Self { run, start_ns: std::cell::Cell::new(now_ns()), measured, live, recording: RefCell::default() }
     }
 
-    /// The run starts at `start_ns` and measures in `window`. Seconds count from there: those in which a
-    /// backlog was made are forgotten.
-    pub fn begin(&self, start_ns: u64, window: Window) {
+    /// The run starts at `start_ns`. Seconds count from there: those in which a backlog was made are forgotten.
+    pub fn begin(&self, start_ns: u64) {
         self.recording.borrow_mut().seconds.clear();
         self.start_ns.set(start_ns);
-        self.window.set(window);
     }
 
     /// What has been seen so far; taken out.
@@ -252,7 +229,7 @@ impl Recorder {
 
     fn acknowledged_at(&self, now_ns: u64, intended_ns: u64, bytes: usize, parts: Option<&Parts>) {
         let latency_ns = now_ns.saturating_sub(intended_ns).clamp(1, LATENCY_NS_MAX);
-        let window = self.window.get();
+        let window = self.measured.window();
         let mut recording = self.recording.borrow_mut();
         let recording = &mut *recording;
         recording.acknowledged_in_all += 1;
@@ -282,7 +259,7 @@ impl Recorder {
 
     fn received_at(&self, now_ns: u64, value: &[u8]) {
         let Some(stamp) = Stamp::read(value).filter(|stamp| stamp.run == self.run) else { return };
-        let window = self.window.get();
+        let window = self.measured.window();
         let mut recording = self.recording.borrow_mut();
         recording.received_in_all += 1;
         let second = recording.second(self.second_of(now_ns));
@@ -322,12 +299,19 @@ impl Observer for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::window::Window;
 
     const WINDOW: Window = Window { from_ns: 1_000, until_ns: 2_000_000_000 };
 
+    fn measured() -> Arc<Measured> {
+        let measured = Arc::new(Measured::default());
+        measured.begin(WINDOW);
+        measured
+    }
+
     fn recorder() -> Recorder {
-        let recorder = Recorder::new(7, Arc::default());
-        recorder.begin(0, WINDOW);
+        let recorder = Recorder::new(7, measured(), Arc::default());
+        recorder.begin(0);
         recorder
     }
 
@@ -408,10 +392,9 @@ mod tests {
 
     #[test]
     fn seconds_begin_with_the_run() {
-        let recorder = Recorder::new(7, Arc::default());
-        recorder.begin(0, WINDOW);
+        let recorder = recorder();
         recorder.acknowledged_at(1_500_000_000, 1_400_000_000, 10, None);
-        recorder.begin(10_000_000_000, WINDOW);
+        recorder.begin(10_000_000_000);
         recorder.acknowledged_at(10_500_000_000, 10_400_000_000, 10, None);
         let recording = recorder.take();
         assert_eq!((recording.seconds.len(), recording.acknowledged_in_all), (1, 2));

@@ -17,8 +17,9 @@ pub use search::{FoundRate, find_rate};
 
 use crate::driver::{ConsumerShare, Driver, DriverError};
 use crate::live::{Counts, LastSecond, LiveCounters, Speed};
-use crate::recorder::{Recording, Window};
+use crate::recorder::Recording;
 use crate::stamp::now_ns;
+use crate::window::{Measured, Window};
 use crate::workload::Workload;
 use std::io;
 use std::sync::Arc;
@@ -30,6 +31,12 @@ use tokio::sync::{mpsc, watch};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long acknowledgements and records may come in after the end, unless something else is said.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often progress is shown.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a run that measures a volume looks whether it is there.
+const VOLUME_INTERVAL: Duration = Duration::from_millis(10);
+/// From there to the end of what is measured: every thread must see it coming.
+const VOLUME_END_AFTER: Duration = Duration::from_millis(1);
 /// From the last thread's readiness to the start.
 const START_AFTER: Duration = Duration::from_millis(50);
 /// Where and how a run happens, besides its workload.
@@ -143,10 +150,9 @@ enum Signal {
     Connect,
     /// Produce as fast as it goes, consumers wait.
     Backlog,
-    /// Everything begins: start, window, when to stop sending.
+    /// Everything begins; what is measured, and so when to stop sending, is in [`Measured`].
     Start {
         start_ns: u64,
-        window: Window,
     },
     /// Consumers end.
     Stop,
@@ -297,6 +303,7 @@ impl<'a> Lead<'a> {
         let live: Vec<Arc<LiveCounters>> = (0..threads).map(|_| Arc::default()).collect();
         let (signal, signals) = watch::channel(Signal::Connect);
         let (tell, mut told) = mpsc::unbounded_channel();
+        let measured = Arc::new(Measured::default());
         std::thread::scope(|scope| {
             for (at, share) in self.shares(threads).into_iter().enumerate() {
                 let core = self.options.client_cores.get(at).copied();
@@ -305,6 +312,7 @@ impl<'a> Lead<'a> {
                     workload: self.workload,
                     options: self.options,
                     run_id: self.run_id,
+                    measured: measured.clone(),
                     producers: self.topics.len() * self.workload.producers_per_topic as usize,
                     share,
                     signals: signals.clone(),
@@ -315,7 +323,7 @@ impl<'a> Lead<'a> {
             }
             drop(tell);
             // Whatever happens, threads hear that it is over.
-            let result = runtime.block_on(self.lead(&signal, &mut told, &live, progress));
+            let result = runtime.block_on(self.lead(&signal, &mut told, &measured, &live, progress));
             signal.send_replace(Signal::Stop);
             result
         })
@@ -325,6 +333,7 @@ impl<'a> Lead<'a> {
         &self,
         signal: &watch::Sender<Signal>,
         told: &mut mpsc::UnboundedReceiver<Told>,
+        measured: &Measured,
         live: &[Arc<LiveCounters>],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<RunResult, RunError> {
@@ -366,27 +375,38 @@ impl<'a> Lead<'a> {
 
         let start_ns = now_ns() + START_AFTER.as_nanos() as u64;
         let from_ns = start_ns + workload.warm_up().as_nanos() as u64;
-        let window = Window { from_ns, until_ns: from_ns + workload.measured().as_nanos() as u64 };
-        let total_s = (window.until_ns - start_ns) as f64 / 1e9;
-        signal.send_replace(Signal::Start { start_ns, window });
+        measured.begin(Window { from_ns, until_ns: from_ns + workload.measured().as_nanos() as u64 });
+        signal.send_replace(Signal::Start { start_ns });
+        let mut volume = Volume::of(workload);
+        let interval = if volume.is_some() { VOLUME_INTERVAL } else { PROGRESS_INTERVAL };
+        let since_start_s = |at_ns: u64| (at_ns - start_ns) as f64 / 1e9;
         let (mut sent, mut backlog_drained_s) = (0, None);
         while sent < threads {
+            let window = measured.window();
             let phase = match now_ns() {
                 now if now < window.from_ns => Phase::WarmUp,
                 now if now < window.until_ns => Phase::Measuring,
                 _ => Phase::Draining,
             };
-            let now = watch.seen(phase, start_ns, total_s);
+            let mut now = watch.seen(phase, start_ns, since_start_s(window.until_ns));
+            if let (Some(volume), Phase::Measuring) = (&mut volume, phase) {
+                match volume.seen(&now) {
+                    0 => measured.end(window.until_ns.min(now_ns() + VOLUME_END_AFTER.as_nanos() as u64)),
+                    left => now.total_s = now.total_s.min(now.elapsed_s + left as f64 / 1e6 / now.speed.mb_s),
+                }
+            }
             progress(now);
             if backlog_bytes > 0 && backlog_drained_s.is_none() && self.lags_a_second(&now, filled) {
                 backlog_drained_s = Some(now.elapsed_s);
             }
-            match tokio::time::timeout(Duration::from_millis(200), told.recv()).await {
+            match tokio::time::timeout(interval, told.recv()).await {
                 Ok(Some(Told::Sent)) => sent += 1,
                 Ok(Some(Told::Failed(error))) => return Err(error),
                 Ok(Some(Told::Ready | Told::Ended(_)) | None) | Err(_) => {}
             }
         }
+        let window = measured.window();
+        let total_s = since_start_s(window.until_ns);
         // Everything has been acknowledged or has failed; what consumers still miss may be on its way.
         let deadline_ns = now_ns() + self.options.drain_timeout.as_nanos() as u64;
         loop {
@@ -422,7 +442,7 @@ impl<'a> Lead<'a> {
                 false => 0,
             },
             recording,
-            window_s: ((window.from_ns - start_ns) as f64 / 1e9, total_s),
+            window_s: (since_start_s(window.from_ns), total_s),
             backlog_drained_s,
             counters: Vec::new(),
         })
@@ -443,6 +463,26 @@ impl<'a> Lead<'a> {
     fn is_caught_up(&self, now: &Progress) -> bool {
         !self.has_consumers()
             || now.received >= now.acknowledged * u64::from(self.workload.subscriptions_per_topic)
+    }
+}
+
+/// How much is to be acknowledged in the measured time before it ends.
+struct Volume {
+    bytes: u64,
+    /// Acknowledged before; unknown until the measured time has begun.
+    before: Option<u64>,
+}
+
+impl Volume {
+    fn of(workload: &Workload) -> Option<Self> {
+        let bytes = (workload.test_volume_gb * 1e9) as u64;
+        (bytes > 0).then_some(Self { bytes, before: None })
+    }
+
+    /// Bytes that are missing, from what was acknowledged since measuring began.
+    fn seen(&mut self, now: &Progress) -> u64 {
+        let before = *self.before.get_or_insert(now.acknowledged_bytes);
+        self.bytes.saturating_sub(now.acknowledged_bytes - before)
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Usage {
     pub switches_voluntary: u64,
     /// Context switches: a thread was put aside.
     pub switches_involuntary: u64,
+    /// System calls, where somebody counted them: `/proc` does not tell.
+    pub system_calls: Option<u64>,
 }
 
 impl Usage {

@@ -60,6 +60,10 @@ pub struct Workload {
     pub test_duration_minutes: f64,
     /// How long to run before that, minutes.
     pub warmup_duration_minutes: f64,
+    /// Ours: end the test when so much has been acknowledged in it, GB (10^9 bytes), or after its duration, whichever
+    /// comes first; 0 = by the duration alone.
+    #[serde(rename = "testVolumeGB")]
+    pub test_volume_gb: f64,
     /// Ours: bytes of a batch at most; 0 = the client's default.
     pub batch_size: usize,
     /// Ours: how long a record may wait for others, milliseconds.
@@ -79,6 +83,8 @@ pub struct Workload {
     pub compression: Compression,
 }
 
+/// The longest test, minutes: a day.
+pub const DURATION_MINUTES_MAX: f64 = 1440.0;
 /// The share of random bytes that a workload of random payloads gets when compression is asked for on top of it.
 pub const COMPRESSED_RANDOM_RATIO: f64 = 0.5;
 /// Different payload bytes of a workload with compression at least: beyond the windows of all codecs.
@@ -118,6 +124,7 @@ impl Default for Workload {
             consumer_backlog_size_gb: 0.0,
             test_duration_minutes: 0.25,
             warmup_duration_minutes: 0.05,
+            test_volume_gb: 0.0,
             batch_size: 0,
             linger_ms: None,
             requests_in_flight: 0,
@@ -243,7 +250,9 @@ impl Workload {
             );
         }
         let minutes = [self.test_duration_minutes, self.warmup_duration_minutes];
-        if minutes.iter().any(|m| !(0.0..=1440.0).contains(m)) || self.test_duration_minutes == 0.0 {
+        if minutes.iter().any(|m| !(0.0..=DURATION_MINUTES_MAX).contains(m))
+            || self.test_duration_minutes == 0.0
+        {
             return wrong(
                 "testDurationMinutes is above 0, warmupDurationMinutes at least 0, both at most a day",
             );
@@ -251,6 +260,9 @@ impl Workload {
         if !(0.0..=1e9).contains(&self.producer_rate) || !(0.0..=1e6).contains(&self.consumer_backlog_size_gb)
         {
             return wrong("producerRate and consumerBacklogSizeGB are not negative");
+        }
+        if !(0.0..=1e6).contains(&self.test_volume_gb) {
+            return wrong("testVolumeGB is not negative");
         }
         if self.consumer_backlog_size_gb > 0.0 && self.subscriptions_per_topic == 0 {
             return wrong("a backlog without a subscription is never consumed");
@@ -348,6 +360,7 @@ mod tests {
             ("randomBytesRatio: 1.5", "randomBytesRatio"),
             ("testDurationMinutes: 0", "testDurationMinutes"),
             ("producerRate: -1", "producerRate"),
+            ("testVolumeGB: -1", "testVolumeGB"),
             ("payloadFile: payload.data", "payloadFile"),
             ("topics: [1]", "topics"),
             ("consumerBacklogSizeGB: 1\nsubscriptionsPerTopic: 0", "backlog"),

@@ -294,6 +294,22 @@ fn planted_delays_appear_in_their_percentile_and_their_part() {
 }
 
 #[test]
+fn a_volume_ends_the_measured_time() {
+    const VOLUME_BYTES: u64 = 200_000;
+    for rate in [0.0, 2000.0] {
+        let fake = Fake::new(Plan::Nothing);
+        // A day: without the volume this test would not end.
+        let limit = Workload { test_duration_minutes: 1440.0, records_in_flight: 100, ..workload(rate) };
+        let result = ran(&fake, &Workload { test_volume_gb: 2e-4, ..limit }, &RunOptions::default());
+        let recording = &result.recording;
+        assert!(recording.acknowledged_bytes >= VOLUME_BYTES, "{rate}: {}", recording.acknowledged_bytes);
+        assert_eq!(recording.acknowledged_in_all, fake.acknowledged.load(Ordering::Relaxed), "{rate}");
+        let (from_s, until_s) = result.window_s;
+        assert!(from_s < until_s && until_s < 86_400.0, "{rate}: {:?}", result.window_s);
+    }
+}
+
+#[test]
 fn a_stalled_broker_shows_in_an_open_loop_and_hides_in_a_closed_one() {
     const RATE: f64 = 1000.0;
     const STALL_MS: u64 = 400;

@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn each_producer_waits_for_its_own_records() {
-        let recorder = Rc::new(Recorder::new(7, Arc::default()));
+        let recorder = Rc::new(Recorder::new(7, Arc::default(), Arc::default()));
         let (first, second) = (OpenRecords::new(recorder.clone()), OpenRecords::new(recorder.clone()));
         let ready = |open: &OpenRecords, limit| open.are_fewer_than(limit).now_or_never().is_some();
         assert!(ready(&first, 1));

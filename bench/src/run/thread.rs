@@ -11,6 +11,7 @@ use crate::live::LiveCounters;
 use crate::pacer::Pacer;
 use crate::recorder::{Recorder, Recording};
 use crate::stamp::{STAMP_BYTES, Stamp, now_ns};
+use crate::window::Measured;
 use crate::workload::{KeyDistributor, Workload};
 use bytes::Bytes;
 use std::rc::Rc;
@@ -35,6 +36,7 @@ pub(super) struct Thread<'a> {
     pub workload: &'a Workload,
     pub options: &'a RunOptions,
     pub run_id: u64,
+    pub measured: Arc<Measured>,
     /// Producers of all threads: they share the rate.
     pub producers: usize,
     pub share: Share<'a>,
@@ -58,7 +60,7 @@ impl Thread<'_> {
     }
 
     async fn work(mut self, live: Arc<LiveCounters>) -> Result<Recording, RunError> {
-        let recorder = Rc::new(Recorder::new(self.run_id, live));
+        let recorder = Rc::new(Recorder::new(self.run_id, self.measured.clone(), live));
         let observer: Rc<dyn Observer> = recorder.clone();
         let options = ProducerOptions {
             batch_bytes: self.workload.batch_size,
@@ -98,8 +100,8 @@ impl Thread<'_> {
             signal = self.next_signal(Signal::Backlog).await;
             self.consume(&mut consumers, &observer).await?;
         }
-        let Signal::Start { start_ns, window } = signal else { return Ok(recorder.take()) };
-        recorder.begin(start_ns, window);
+        let Signal::Start { start_ns } = signal else { return Ok(recorder.take()) };
+        recorder.begin(start_ns);
         tokio::time::sleep(Duration::from_nanos(start_ns.saturating_sub(now_ns()))).await;
         let rate = self.workload.producer_rate / self.producers as f64;
         let limit = match self.workload.records_in_flight as u64 {
@@ -109,14 +111,15 @@ impl Thread<'_> {
         let mut sending = tokio::task::JoinSet::new();
         for mut sender in senders {
             let producers = self.producers as u64;
+            let measured = self.measured.clone();
             let RunOptions { give_up_after, drain_timeout, .. } = *self.options;
             sending.spawn_local(async move {
                 if rate > 0.0 {
                     // Producers of one rate do not send at the same moment.
                     let shift_ns = (1e9 / rate) as u64 * sender.number as u64 / producers;
-                    sender.at_rate(start_ns + shift_ns, window.until_ns, rate, give_up_after).await?;
+                    sender.at_rate(start_ns + shift_ns, &measured, rate, give_up_after).await?;
                 } else {
-                    sender.closed_loop(window.until_ns, limit).await?;
+                    sender.closed_loop(&measured, limit).await?;
                 }
                 match tokio::time::timeout(drain_timeout, sender.producer.flush()).await {
                     Ok(flushed) => Ok(flushed?),
@@ -261,13 +264,14 @@ impl Sender {
     async fn at_rate(
         &mut self,
         start_ns: u64,
-        until_ns: u64,
+        measured: &Measured,
         rate: f64,
         give_up_after: Option<Duration>,
     ) -> Result<(), RunError> {
         let mut pacer = Pacer::new(start_ns, rate)?;
         loop {
             let intended_ns = pacer.next().await?;
+            let until_ns = measured.window().until_ns;
             if intended_ns >= until_ns {
                 return Ok(());
             }
@@ -282,11 +286,11 @@ impl Sender {
     }
 
     /// Sends until the end, never with more than `limit` records unacknowledged.
-    async fn closed_loop(&mut self, until_ns: u64, limit: u64) -> Result<(), RunError> {
+    async fn closed_loop(&mut self, measured: &Measured, limit: u64) -> Result<(), RunError> {
         loop {
             self.open.are_fewer_than(limit).await;
             let now = now_ns();
-            if now >= until_ns {
+            if now >= measured.window().until_ns {
                 return Ok(());
             }
             self.send(now).await?;

@@ -22,7 +22,7 @@ use ::bench::report::Report;
 use ::bench::run::{FoundRate, RunOptions, find_rate};
 use ::bench::search::{SearchLimits, SearchReport};
 use ::bench::usage::Usage;
-use ::bench::workload::{SHIPPED, Workload};
+use ::bench::workload::{DURATION_MINUTES_MAX, SHIPPED, Workload};
 use embedded::EmbeddedBroker;
 use files::ReportFiles;
 use live::LiveView;
@@ -80,6 +80,9 @@ struct RunArguments {
     /// Instead of the workload's: seconds to measure
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
+    /// End when so much has been acknowledged, 10^9 bytes; with --seconds after those at the latest
+    #[arg(long, value_name = "GB")]
+    volume_gb: Option<f64>,
     /// Instead of the workload's: seconds before that
     #[arg(long, value_name = "S")]
     warmup: Option<f64>,
@@ -150,6 +153,10 @@ impl RunArguments {
         }
         if self.find_rate_for_p99.is_some() {
             workload.find_rate_for_p99_ms = self.find_rate_for_p99;
+        }
+        if let Some(volume_gb) = self.volume_gb {
+            workload.test_volume_gb = volume_gb;
+            workload.test_duration_minutes = DURATION_MINUTES_MAX;
         }
         if let Some(seconds) = self.seconds {
             workload.test_duration_minutes = seconds / 60.0;
@@ -328,6 +335,7 @@ fn table(report: &Report) -> Table {
         ("processor time", (|usage| format!("{:.1} s", usage.cpu_s)) as fn(Usage) -> String),
         ("resident memory, most", |usage| bytes(usage.resident_max_bytes)),
         ("context switches", |usage| grouped(usage.switches_voluntary + usage.switches_involuntary)),
+        ("system calls", |usage| usage.system_calls.map_or("-".to_owned(), grouped)),
     ] {
         row(&format!("{name}: broker, load"), usage(broker, of), usage(client, of));
     }

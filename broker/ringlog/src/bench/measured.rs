@@ -11,6 +11,7 @@ use ::bench::run::{RunError, RunResult};
 use ::bench::search::SearchReport;
 use ::bench::usage::Usage;
 use ::bench::workload::Workload;
+use ::perf::sampling::SystemCallCounter;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tuning::HostFacts;
 
@@ -39,17 +40,22 @@ pub async fn measured(
 ) -> Result<Report, Failure> {
     let running = tokio::task::spawn_blocking(move || {
         let usage = || (around.broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
+        let counter = SystemCallCounter::total_if_allowed;
+        let counters = (around.broker_pid.and_then(counter), counter(std::process::id()));
         let before = usage();
         let (workload, search, result) = run(&*driver)?;
         let after = usage();
-        let used = |after: Option<Usage>, before: Option<Usage>| Some(after?.since(&before?));
+        let used = |after: Option<Usage>, before: Option<Usage>, counter: Option<SystemCallCounter>| {
+            let counted = counter.and_then(|counter| counter.stop().ok()).map(|calls| calls.total);
+            Some(Usage { system_calls: counted, ..after?.since(&before?) })
+        };
         let surroundings = Surroundings {
             client_cores: around.client_cores,
             broker_cores: around.broker_cores,
             explain: around.explain,
             host: host::report(around.facts.as_ref()),
-            broker_usage: used(after.0, before.0),
-            client_usage: used(after.1, before.1),
+            broker_usage: used(after.0, before.0, counters.0),
+            client_usage: used(after.1, before.1, counters.1),
         };
         let ended_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         Ok(Report { search, ..Report::new(&*driver, &workload, result, surroundings, ended_unix_s) })
