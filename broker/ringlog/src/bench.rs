@@ -102,6 +102,9 @@ struct RunArguments {
     /// Show where the time of the p50, p99 and p99.9 went
     #[arg(long)]
     explain: bool,
+    /// Count system calls, which slows both sides (perf, and the right to read the kernel's tracepoint)
+    #[arg(long)]
+    system_calls: bool,
     /// Instead of a rate: look for the highest one whose acknowledgements keep this p99, milliseconds
     #[arg(long, value_name = "MS", conflicts_with = "rate")]
     find_rate_for_p99: Option<f64>,
@@ -228,6 +231,7 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
         client_cores,
         broker_cores,
         explain: arguments.explain,
+        system_calls: arguments.system_calls,
         facts,
     };
     let (running, shown) = (workload.clone(), view.clone());
@@ -337,7 +341,11 @@ fn table(report: &Report) -> Table {
         ("context switches", |usage| grouped(usage.switches_voluntary + usage.switches_involuntary)),
         ("system calls", |usage| usage.system_calls.map_or("-".to_owned(), grouped)),
     ] {
-        row(&format!("{name}: broker, load"), usage(broker, of), usage(client, of));
+        if name != "system calls"
+            || [broker, client].into_iter().flatten().any(|it| it.system_calls.is_some())
+        {
+            row(&format!("{name}: broker, load"), usage(broker, of), usage(client, of));
+        }
     }
     let counter = |name: &str| report.counters.get(name).copied();
     if let Some(words) = report.workload.compression_in_words() {

@@ -291,6 +291,7 @@ fn measure(contestant: Contestant, setting: &Setting, people: bool) -> Result<Re
         client_cores: setting.client_cores.clone(),
         broker_cores: if pid.is_some() { setting.broker_cores.clone() } else { Vec::new() },
         explain: options.explain,
+        system_calls: false,
         facts,
     };
     let (workload, shown) = (setting.workload.clone(), view.clone());

@@ -25,6 +25,8 @@ pub struct Around {
     pub broker_cores: Vec<usize>,
     /// Whether the parts of acknowledgements were asked for.
     pub explain: bool,
+    /// Whether system calls are counted, which slows both sides.
+    pub system_calls: bool,
     /// Of the directory of the broker's data.
     pub facts: Option<HostFacts>,
 }
@@ -40,8 +42,13 @@ pub async fn measured(
 ) -> Result<Report, Failure> {
     let running = tokio::task::spawn_blocking(move || {
         let usage = || (around.broker_pid.and_then(Usage::of), Usage::of(std::process::id()));
-        let counter = SystemCallCounter::total_if_allowed;
+        let counter = |pid| around.system_calls.then(|| SystemCallCounter::total_if_allowed(pid)).flatten();
         let counters = (around.broker_pid.and_then(counter), counter(std::process::id()));
+        if around.system_calls && counters.1.is_none() {
+            eprintln!(
+                "warning: system calls are not counted: it takes perf, and the right to read the tracepoint"
+            );
+        }
         let before = usage();
         let (workload, search, result) = run(&*driver)?;
         let after = usage();

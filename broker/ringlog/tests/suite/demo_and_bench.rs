@@ -98,22 +98,25 @@ fn workloads_are_measured_and_leave_nothing() {
 fn an_embedded_broker_is_measured_and_removed() {
     let parent = directory();
     let place = parent.path().to_str().unwrap();
-    let line = [
-        "bench",
-        "--rate",
-        "200",
-        "--seconds",
-        "0.5",
-        "--warmup",
-        "0.1",
-        "--data",
-        place,
-        "--format",
-        "json",
-    ];
-    let report = run(&line).ok().json().remove(0);
+    let line = "bench --rate 200 --warmup 0.1 --format json --data";
+    let line: Vec<&str> = line.split(' ').chain([place]).collect();
+    let measured = |more: &[&str]| {
+        let ran = run(&[&line, more].concat()).ok();
+        (ran.json().remove(0), ran.stderr)
+    };
+    let (report, _) = measured(&["--seconds", "0.5"]);
     assert!(report["broker_usage"]["resident_max_bytes"].as_u64() > Some(1 << 20), "{report}");
     assert!(report["counters"]["flush_rounds_total"].as_u64() > Some(0), "{report}");
+    assert!(report["broker_usage"]["system_calls"].is_null(), "nobody asked for them: {report}");
+    // Until a volume is acknowledged: 50 records of 1,024 bytes, in about a quarter of a second.
+    let (report, said) = measured(&["--volume-gb", "0.00005", "--system-calls"]);
+    assert!(report["acknowledge"]["count"].as_u64() >= Some(48), "{report}");
+    let calls = |side: &str| report[side]["system_calls"].as_u64();
+    match calls("client_usage") {
+        // Each record of the load is sent by itself at this rate, and each round is written.
+        Some(_) => assert!(calls("broker_usage") > Some(48) && calls("client_usage") > Some(48), "{report}"),
+        None => assert!(said.contains("system calls are not counted"), "{said}"),
+    }
     assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "the directory is removed");
 }
 
