@@ -134,6 +134,9 @@ pub const SEGMENT_BYTES_MIN: u64 = MIB as u64;
 pub const PREWRITE_BYTES_MIN: u64 = 64 * KIB as u64;
 /// Bytes zeroed ahead of the append position at most.
 pub const PREWRITE_BYTES_MAX: u64 = 64 * MIB as u64;
+/// Seconds of a partition's appends that are zeroed ahead, begun when one second is left: each time ends with a sync of the
+/// file, which writes its inode.
+pub const PREWRITE_SECONDS: u64 = 4;
 /// One zeroing write.
 pub const PREWRITE_CHUNK_BYTES: usize = 128 * KIB;
 /// Zeroing in the background, bytes per second and shard; more only for a shard that appends fast.
@@ -427,8 +430,6 @@ const _: () = {
     // A group that compaction writes is one that recovery reads.
     assert!(COMPACTION_GROUP_BYTES + BLOCK_BYTES <= GROUP_BYTES_MAX);
     assert!(ROUNDS_IN_FLIGHT_DEFAULT <= ROUNDS_IN_FLIGHT_MAX);
-    // The zeros of all partitions that are prepared at once are reused, not made anew.
-    assert!(PREPARING_PARTITIONS_MAX * PREWRITE_CHUNK_BYTES <= BUFFER_POOL_BYTES);
     assert!(DSYNC_WRITES_DEFAULT <= DSYNC_WRITES_MAX && DSYNC_WRITES_MAX <= ROUND_GROUPS_MAX);
     assert!(WRITE_BYTES_MIN <= WRITE_BYTES_MAX && WRITE_BYTES_MIN.is_multiple_of(BLOCK_BYTES));
     assert!(ROUND_BYTES_MIN <= ROUND_BYTES_MAX && ROUND_BYTES_MIN >= WRITE_BYTES_MAX);

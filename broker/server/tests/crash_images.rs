@@ -87,7 +87,6 @@ fn crash_images_with_bit_flips() {
     assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
 }
 
-/// Seeds of compaction under crashes, in virtual time: see `crash::compaction`.
 #[test]
 fn cuts_and_appends_of_a_follower() {
     let tally = run_lives("cuts_and_appends_of_a_follower", 2_000_001, 20_000, crash::cuts::run);
@@ -98,6 +97,7 @@ fn cuts_and_appends_of_a_follower() {
     assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
 }
 
+/// Seeds of compaction under crashes, in virtual time: see `crash::compaction`.
 #[test]
 fn compaction_images() {
     let only = number("RINGLOG_COMPACTION_SEED");
@@ -144,55 +144,6 @@ fn compaction_images() {
                 && report.expired_tombstones > 0
                 && report.retained_records > 0
     );
-}
-
-/// One rule of compaction or retention deleted at a time: seeds until it is missed.
-#[cfg(feature = "mutants")]
-#[test]
-fn mutants_of_compaction_are_missed() {
-    use logic::rules::{Rule, delete};
-    const SEEDS_MAX: u64 = 200;
-    let rules = [
-        Rule::KeepLatest,
-        Rule::KeepTombstones,
-        Rule::KeepLastOfProducer,
-        Rule::LearnAll,
-        Rule::WaitForCheckpoint,
-        Rule::SyncBeforeName,
-        Rule::SyncNames,
-        Rule::RaiseRevision,
-        Rule::DiscardSuperseded,
-        Rule::OldestFirst,
-        Rule::KeepBytes,
-        Rule::KeepTime,
-        Rule::WaitForReaders,
-    ];
-    let mut survivors = Vec::new();
-    for rule in rules {
-        delete(Some(rule));
-        let missed = (1..=SEEDS_MAX).find_map(|seed| {
-            let run = || crash::compaction::run(seed, crash::compaction::Report::default());
-            let what = match catch_unwind(AssertUnwindSafe(run)) {
-                Ok(report) => report.violations.into_iter().next()?,
-                // An invariant of the broker is broken.
-                Err(panic) => match panic.downcast::<String>() {
-                    Ok(message) => *message,
-                    Err(panic) => {
-                        panic.downcast::<&str>().map_or("a panic".to_owned(), |text| (*text).to_owned())
-                    }
-                },
-            };
-            Some((seed, what))
-        });
-        delete(None);
-        match missed {
-            Some((seed, what)) => print(&format!("without {rule:?}: seed {seed}: {what}")),
-            None => survivors.push(rule),
-        }
-    }
-    let killed = rules.len() - survivors.len();
-    print(&format!("compaction and retention: {killed} of {} mutants killed", rules.len()));
-    assert!(survivors.is_empty(), "not missed in {SEEDS_MAX} seeds: {survivors:?}");
 }
 
 #[test]
@@ -319,6 +270,25 @@ fn a_newer_format_is_refused_and_not_taken_for_damage() {
         let error = Script::start(&image, 0).await.err().expect("it refuses").to_string();
         assert!(error.contains("00000000000000000002.log has format version 2"), "{error}");
     });
+}
+
+/// Of two logs that are opened at once, the one that finds their topic's directory made does not know whether its name is
+/// durable: it sees to it itself.
+#[test]
+fn a_directory_that_another_log_has_made_is_made_durable() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        let [early, mut all] = script.open_two_of_a_topic().await;
+        assert!(early.is_empty(), "{early:?} acknowledged before the topic's directory was durable");
+        all.sort_unstable();
+        assert_eq!(all, [0, 1]);
+        script.end().await;
+    });
+}
+
+#[test]
+fn a_dropped_segment_waits_for_its_footer() {
+    scripts::a_dropped_segment_waits_for_its_footer();
 }
 
 #[test]

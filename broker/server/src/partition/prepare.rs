@@ -10,6 +10,7 @@ use crate::partition::Partition;
 use crate::storage::disk::Disk;
 use logic::limits::{
     BLOCK_BYTES, PREWRITE_BYTES_MAX, PREWRITE_BYTES_MIN, PREWRITE_BYTES_PER_SECOND, PREWRITE_CHUNK_BYTES,
+    PREWRITE_SECONDS,
 };
 use std::io;
 use std::ops::Range;
@@ -135,8 +136,8 @@ impl Preparation {
         if self.busy || rate > PREWRITE_BYTES_PER_SECOND / 2 || published < self.end_position {
             return None;
         }
-        let ahead = (2 * rate).clamp(PREWRITE_BYTES_MIN, PREWRITE_BYTES_MAX);
-        if published - self.end_position >= ahead.div_ceil(2) {
+        let ahead = (PREWRITE_SECONDS * rate).clamp(PREWRITE_BYTES_MIN, PREWRITE_BYTES_MAX);
+        if published - self.end_position >= (ahead / PREWRITE_SECONDS).max(PREWRITE_BYTES_MIN / 2) {
             return None;
         }
         let target = (self.end_position + ahead).next_multiple_of(BLOCK_BYTES as u64).min(physical_bytes);

@@ -37,7 +37,7 @@ use logic::log::{LogIdentity, SegmentName, append::SegmentNeeded};
 use read_files::ReadFiles;
 use schema::checkpoint::Checkpoint;
 use schema::segment::{SegmentHeader, SegmentState};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
@@ -213,6 +213,8 @@ pub struct Storage<D: Disk> {
     /// The reserve file is there, and its blocks with it.
     reserved: Cell<bool>,
     zeroing_pace: RefCell<ZeroingPace>,
+    /// One chunk of them, which nobody writes to.
+    zeros: OnceCell<Rc<Buffer>>,
 }
 
 /// The data directory's path for the segments of a log.
@@ -274,6 +276,7 @@ impl<D: Disk> Storage<D> {
             low: Cell::new(false),
             reserved: Cell::new(false),
             zeroing_pace: RefCell::default(),
+            zeros: OnceCell::new(),
         });
         // What is in spare/ has no owner; its written blocks are not known to be published, so it goes.
         for (name, _) in storage.disk.list(&own.join("spare")).await? {
@@ -550,9 +553,11 @@ impl<D: Disk> Storage<D> {
 
     /// Writes zeros over `from..to`, a chunk at a time.
     pub async fn zero(&self, file: &D::File, from: u64, to: u64) -> io::Result<()> {
-        let mut zeros = self.pool.take(PREWRITE_CHUNK_BYTES);
-        zeros.fill(0);
-        let zeros = Rc::new(zeros);
+        let zeros = self.zeros.get_or_init(|| {
+            let mut zeros = self.pool.take(PREWRITE_CHUNK_BYTES);
+            zeros.fill(0);
+            Rc::new(zeros)
+        });
         let mut position = from;
         while position < to {
             let bytes = (to - position).min(PREWRITE_CHUNK_BYTES as u64) as usize;

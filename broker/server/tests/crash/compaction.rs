@@ -4,8 +4,9 @@
 //! image of a crash is recovered and judged, and some of them live on. Judged after each recovery: of every
 //! key the latest record is there (a tombstone at least as long as promised, and nothing older in its place); what
 //! is missing was superseded; offsets, batches and bytes of what is there are those that were appended; the
-//! last batch of every producer is there, and its next one is taken; looking up by time finds what reading finds. Some
-//! logs are not compacted but lose their oldest segments by size or time: none that is to be kept, and all others.
+//! last batch of every producer is there, and its next one is taken; looking up by time finds what reading finds; no
+//! file is left that does not count. Some logs are not compacted but lose their oldest segments by size or time: none
+//! that is to be kept, and all others.
 //! One rule deleted at a time (`logic::rules`) must be missed.
 
 use super::Dice;
@@ -15,14 +16,15 @@ use super::life::{root, settle};
 use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::log::compaction::CompactionSettings;
 use logic::log::retention::RetentionSettings;
-use logic::log::{LogIdentity, LogSettings};
+use logic::log::{LogIdentity, LogSettings, Segment, SegmentName};
 use logic::producer_state::{Admission, ProducerError};
 use schema::compression;
 use schema::record_batch::{self, BatchBuilder, Compression, Header, Producer};
 use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
-use server::storage::{DiskPolicy, Storage, is_no_space};
+use server::storage::disk::Disk;
+use server::storage::{DiskPolicy, Storage, is_no_space, partition_directory};
 use server::store::Store;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -162,6 +164,12 @@ struct Life<'a> {
     ticking: Rc<Cell<bool>>,
 }
 
+/// Whether the log of a seed is compacted; if not, retention alone makes it smaller.
+#[cfg(feature = "mutants")]
+pub fn compacts(seed: u64) -> bool {
+    Plan::draw(seed).settings.compaction.is_some()
+}
+
 /// Runs a seed with all lives that come of it.
 pub fn run(seed: u64, report: Report) -> Report {
     let executor =
@@ -208,6 +216,17 @@ async fn live(job: Job, plan: &Plan, report: &Rc<RefCell<Report>>) -> Vec<Job> {
             let store = Store::new(storage, checkpoint, 2);
             let partition = store.open_partition(IDENTITY, settings, epoch).await.expect("the log opens");
             let (start, end) = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
+            // What does not count is gone: it would take space for ever, and might count one day.
+            let known: Vec<SegmentName> = partition.with_log(|log| {
+                let placed = log.placed().map(|(sequence, _)| SegmentName::appended(sequence));
+                log.segments().iter().map(Segment::name).chain(placed).collect()
+            });
+            let listed =
+                store.storage.disk.list(&partition_directory(&root(), &IDENTITY)).await.expect("it is there");
+            let names = listed.iter().filter_map(|(name, _)| SegmentName::parse(name));
+            for name in names.filter(|name| !known.contains(name)) {
+                report.borrow_mut().fail(format!("{name} is left, the log has {known:?}"));
+            }
             {
                 let found = partition.report();
                 let mut report = report.borrow_mut();

@@ -123,6 +123,11 @@ struct World {
     dead: bool,
     /// Bytes of files that the device refuses to read.
     unreadable: Vec<(u64, Range<u64>)>,
+    /// A directory whose syncs do not end.
+    held: Option<PathBuf>,
+    /// A place in a file: writes to it are submitted and do not complete.
+    held_place: Option<(u64, u64)>,
+    held_writes: Vec<(Operation, Rc<Awaited>)>,
 }
 
 /// The handle of the disk, and of its clock.
@@ -464,6 +469,9 @@ impl CrashDisk {
             no_names: false,
             dead: false,
             unreadable: Vec::new(),
+            held: None,
+            held_place: None,
+            held_writes: Vec::new(),
         })))
     }
 
@@ -476,15 +484,19 @@ impl CrashDisk {
         let count = world.operations.len() as u64;
         let at = world.dice.below(count) as usize;
         let (operation, awaited) = world.operations.swap_remove(at);
-        world.perform(operation);
         drop(world);
+        self.complete(operation, &awaited);
+        true
+    }
+
+    fn complete(&self, operation: Operation, awaited: &Awaited) {
+        self.0.borrow_mut().perform(operation);
         awaited.remaining.set(awaited.remaining.get() - 1);
         if awaited.remaining.get() == 0
             && let Some(waker) = awaited.waker.borrow_mut().take()
         {
             waker.wake();
         }
-        true
     }
 
     /// Lets time pass and wakes who has slept long enough.
@@ -530,6 +542,27 @@ impl CrashDisk {
         let mut world = self.0.borrow_mut();
         let Some(Node::File(id)) = world.lookup(path) else { panic!("{} does not exist", path.display()) };
         world.unreadable.push((id, bytes));
+    }
+
+    /// Syncs of this directory wait from now on (`None` = of no directory) until time passes that lets them go.
+    pub fn hold_syncs_of(&self, directory: Option<PathBuf>) {
+        self.0.borrow_mut().held = directory;
+    }
+
+    /// Writes to this place of a file do not complete from now on, whatever the file's name becomes.
+    pub fn hold_writes_at(&self, path: &Path, position: u64) {
+        let mut world = self.0.borrow_mut();
+        let Some(Node::File(id)) = world.lookup(path) else { panic!("{} does not exist", path.display()) };
+        world.held_place = Some((id, position));
+    }
+
+    /// Those that were held complete now; how many they are.
+    pub fn release_writes(&self) -> usize {
+        let held = std::mem::take(&mut self.0.borrow_mut().held_writes);
+        let writes = held.len();
+        self.0.borrow_mut().held_place = None;
+        held.into_iter().for_each(|(operation, awaited)| self.complete(operation, &awaited));
+        writes
     }
 
     /// Whether there is no space.
@@ -605,6 +638,17 @@ impl CrashDisk {
         let now_ms = world.epoch_ms + (world.clock_ns / 1_000_000) as i64;
         let (unacknowledged, next_file) = (world.groups.clone(), world.next_file);
         Image { directories, unacknowledged, next_file, now_ms }
+    }
+
+    /// Until time has passed.
+    fn sleep(&self, duration: Duration) -> Wait {
+        let awaited = Rc::new(Awaited::default());
+        awaited.remaining.set(1);
+        let mut world = self.0.borrow_mut();
+        let until = world.clock_ns + duration.as_nanos() as u64;
+        world.sleepers.push((until, awaited.clone()));
+        drop(world);
+        Wait { disk: self.clone(), awaited }
     }
 
     fn pause(&self) -> Wait {
@@ -696,7 +740,11 @@ impl Disk for CrashDisk {
             }
             let change = Change::Write { first, blocks, replaced: Vec::new() };
             inode.pending.push(Pending { submitted, completed: None, durable, into_written, id, change });
-            world.start(Operation::Write { inode: file.0, id }, &awaited);
+            let operation = Operation::Write { inode: file.0, id };
+            match world.held_place == Some((file.0, position)) {
+                true => world.held_writes.push((operation, awaited.clone())),
+                false => world.start(operation, &awaited),
+            }
         }
         drop(world);
         let wait = Wait { disk: self.clone(), awaited };
@@ -805,6 +853,9 @@ impl Disk for CrashDisk {
     async fn sync_directory(&self, path: &Path) -> io::Result<()> {
         let submitted = self.0.borrow_mut().tick();
         self.pause().await;
+        while self.0.borrow().held.as_deref() == Some(path) {
+            self.sleep(Duration::from_millis(1)).await;
+        }
         let mut world = self.0.borrow_mut();
         let directory = world.directories.get_mut(path).ok_or_else(|| not_found(path))?;
         for (tick, name, node) in std::mem::take(&mut directory.pending) {
@@ -863,12 +914,6 @@ impl Environment for CrashEnvironment {
     }
 
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()>>> {
-        let awaited = Rc::new(Awaited::default());
-        awaited.remaining.set(1);
-        let mut world = self.disk.0.borrow_mut();
-        let until = world.clock_ns + duration.as_nanos() as u64;
-        world.sleepers.push((until, awaited.clone()));
-        drop(world);
-        Box::pin(Wait { disk: self.disk.clone(), awaited })
+        Box::pin(self.disk.sleep(duration))
     }
 }

@@ -7,6 +7,7 @@
 //! | `ledger` | what was appended and acknowledged, and the judge of a recovery |
 //! | `life` | one start of the store over an image: recovery, work, crashes |
 //! | `compaction` | the same for a compacted log, against a model of its latest values |
+//! | `mutants` | the rules of compaction and retention, deleted one at a time |
 //! | `cuts` | the same for a follower's log, which is cut and discarded |
 //! | `scripts` | bugs that were found once, to be played again |
 //!
@@ -21,6 +22,8 @@ pub mod disk;
 pub mod image;
 pub mod ledger;
 pub mod life;
+#[cfg(feature = "mutants")]
+mod mutants;
 pub mod scripts;
 
 /// Pseudo-random numbers (SplitMix64): small, and the same everywhere.

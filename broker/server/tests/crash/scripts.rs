@@ -10,13 +10,13 @@ use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPar
 use logic::log::compaction::CompactionSettings;
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings, SegmentName};
-use schema::record_batch::{self, BatchBuilder};
+use schema::record_batch::{self, BatchBuilder, Header};
 use schema::segment::BLOCK_BYTES;
 use server::partition::reader::ReadError;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
 use server::storage::{DiskPolicy, Storage, partition_directory, segment_name};
 use server::store::Store;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -96,18 +96,84 @@ impl Script {
 
     /// Appends batches of one record, each in a group of its own; the acknowledged end.
     pub async fn append(&self, batches: u64) -> u64 {
+        self.append_of(batches, 1000).await
+    }
+
+    /// The same with records of so many bytes.
+    async fn append_of(&self, batches: u64, bytes: usize) -> u64 {
         for _ in 0..batches {
-            let mut builder = BatchBuilder::new();
             let key = self.partition.with_log(|log| log.log_end().get() % 3) as u8;
-            builder.append(1_700_000_000_000, Some(&[key]), Some(&[7; 1000]), &[]);
-            let bytes = builder.finish();
-            let header = record_batch::validate_produced(&bytes, 1 << 20).expect("a sound batch");
+            let (bytes, header) = batch(key, bytes);
             let end = self.partition.append_copy(&bytes, &header).end;
             self.partition.when_durable(end, self.acknowledged.clone(), 0);
             self.store.mark_dirty(self.partition.id());
             settle().await;
         }
         self.acknowledged.0.get()
+    }
+
+    /// Opens two logs of a new topic at once, while the name of the topic's directory cannot become durable, and
+    /// appends to each as soon as it is open: which of them were acknowledged before it could (`false`) and in all.
+    /// After each acknowledgement a power cut must leave the log's first segment.
+    pub async fn open_two_of_a_topic(&self) -> [Vec<u32>; 2] {
+        let acknowledged: Rc<RefCell<Vec<u32>>> = Rc::default();
+        self.disk.hold_syncs_of(Some(root().join("topics")));
+        for index in 0..2 {
+            let (store, acknowledged) = (self.store.clone(), acknowledged.clone());
+            let partition = TopicPartition { topic: TopicId::new(6), partition: PartitionIndex::new(index) };
+            let (identity, settings) = (LogIdentity { partition, generation: 1 }, self.partition.settings());
+            let disk = self.disk.clone();
+            glommio::spawn_local(async move {
+                let partition =
+                    store.open_partition(identity, settings, LeaderEpoch::new(1)).await.expect("it opens");
+                let (bytes, header) = batch(0, 1000);
+                let told = Rc::new(Acknowledged::default());
+                partition.when_durable(partition.append_copy(&bytes, &header).end, told.clone(), 0);
+                store.mark_dirty(partition.id());
+                while told.0.get() == 0 {
+                    store.storage.environment.sleep(Duration::from_millis(1)).await;
+                }
+                acknowledged.borrow_mut().push(index);
+                let image = disk.crash(Mode::Drop, &mut Dice::new(1));
+                let segment = partition_directory(&root(), &identity).join(segment_name(0));
+                let there = image.files().any(|(path, _)| path == segment);
+                assert!(there, "a power cut takes what partition {index} has acknowledged");
+            })
+            .detach();
+        }
+        self.pass_a_second().await;
+        let early = acknowledged.borrow().clone();
+        self.disk.hold_syncs_of(None);
+        self.pass_a_second().await;
+        let all = acknowledged.borrow().clone();
+        [early, all]
+    }
+
+    /// While the index footer of a full segment is on its way, retention takes the segment, and others are filled, of
+    /// which one could have got its file; then the footer arrives, and the power goes. The image, and the end of what was
+    /// acknowledged.
+    pub async fn drop_a_segment_under_its_footer(&self) -> (Image, u64) {
+        let segments = || self.partition.with_log(|log| log.segments().clone());
+        while segments().len() < 2 {
+            self.append_of(1, 200_000).await;
+        }
+        self.disk.hold_writes_at(&segment(0), segments()[0].end_position);
+        let (store, partition) = (self.store.clone(), self.partition.clone());
+        glommio::spawn_local(async move { store.tick().await }).detach();
+        settle().await;
+        let settings = self.partition.settings();
+        let retention = RetentionSettings { retention_ms: -1, retention_bytes: 0 };
+        self.partition.set_settings(PartitionSettings { retention, ..settings });
+        glommio::spawn_local(async move { drop(partition.enforce_retention().await) }).detach();
+        settle().await;
+        self.partition.set_settings(settings);
+        while segments().len() < 4 {
+            // Other sizes: where the footer belongs there are batches now.
+            self.append_of(1, 100_000).await;
+        }
+        assert_eq!(self.disk.release_writes(), 1, "no footer was on its way");
+        self.pass_a_second().await;
+        (self.disk.crash(Mode::Keep, &mut Dice::new(1)), self.acknowledged.0.get())
     }
 
     pub async fn shut_down(&self) {
@@ -287,6 +353,15 @@ impl Script {
     }
 }
 
+/// A batch of one record.
+fn batch(key: u8, bytes: usize) -> (Vec<u8>, Header) {
+    let mut builder = BatchBuilder::new();
+    builder.append(1_700_000_000_000, Some(&[key]), Some(&vec![7; bytes]), &[]);
+    let bytes = builder.finish();
+    let header = record_batch::validate_produced(&bytes, 1 << 20).expect("a sound batch");
+    (bytes, header)
+}
+
 /// The path of a segment.
 pub fn segment(sequence: u64) -> PathBuf {
     partition_directory(&root(), &IDENTITY).join(segment_name(sequence))
@@ -338,6 +413,21 @@ pub fn newest_checkpoint(image: &Image) -> PathBuf {
     both.sort_by_key(generation);
     let [_, newest] = both;
     newest
+}
+
+/// A file is not given to another segment while something may still be written to it: see
+/// [`Script::drop_a_segment_under_its_footer`].
+pub fn a_dropped_segment_waits_for_its_footer() {
+    run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        let (image, end) = script.drop_a_segment_under_its_footer().await;
+        script.end().await;
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        let first = script.partition.with_log(|log| log.log_start().get());
+        assert_eq!(script.offsets().await, (first..end).collect::<Vec<u64>>(), "acknowledged up to {end}");
+        assert!(first > 0 && script.partition.report().lost.is_empty(), "{:?}", script.partition.report());
+        script.end().await;
+    });
 }
 
 /// Runs a script on an executor of its own.
