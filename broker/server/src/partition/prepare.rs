@@ -10,7 +10,7 @@ use crate::partition::Partition;
 use crate::storage::disk::Disk;
 use logic::limits::{
     BLOCK_BYTES, PREWRITE_BYTES_MAX, PREWRITE_BYTES_MIN, PREWRITE_BYTES_PER_SECOND, PREWRITE_CHUNK_BYTES,
-    PREWRITE_SECONDS,
+    PREWRITE_SLOW_BYTES_PER_SECOND,
 };
 use std::io;
 use std::ops::Range;
@@ -136,8 +136,9 @@ impl Preparation {
         if self.busy || rate > PREWRITE_BYTES_PER_SECOND / 2 || published < self.end_position {
             return None;
         }
-        let ahead = (PREWRITE_SECONDS * rate).clamp(PREWRITE_BYTES_MIN, PREWRITE_BYTES_MAX);
-        if published - self.end_position >= (ahead / PREWRITE_SECONDS).max(PREWRITE_BYTES_MIN / 2) {
+        let seconds = if rate < PREWRITE_SLOW_BYTES_PER_SECOND { 4 } else { 2 };
+        let ahead = (seconds * rate).clamp(PREWRITE_BYTES_MIN, PREWRITE_BYTES_MAX);
+        if published - self.end_position >= rate.clamp(PREWRITE_BYTES_MIN / 2, PREWRITE_BYTES_MAX / 2) {
             return None;
         }
         let target = (self.end_position + ahead).next_multiple_of(BLOCK_BYTES as u64).min(physical_bytes);
