@@ -80,7 +80,7 @@ def partitions(arguments):
         for count in counts:
             report = broker.load(
                 "--topic", f"of-{count}", "--partitions", str(count), "--connections", "64", "--records-per-request", "10",
-                "--seconds", str(arguments.seconds), "--warmup", "3", "--keep", "--retention-bytes", "100000000",
+                "--seconds", str(arguments.seconds), "--warmup", "6", "--keep", "--retention-bytes", "100000000",
             )
             print(f"round {turn}, {count} partitions: {report['requests_s']:,.0f} requests/s, p50 {report['p50_us']:.0f} us, "
                   f"p99 {report['p99_us']:.0f} us, refused {report['refused']}", flush=True)
