@@ -136,7 +136,7 @@ pub const PREWRITE_BYTES_MIN: u64 = 64 * KIB as u64;
 pub const PREWRITE_BYTES_MAX: u64 = 64 * MIB as u64;
 /// A partition with fewer appends than this has four seconds of them zeroed ahead instead of two: what its zeros cost is
 /// the sync of the file behind them, which writes the inode, and of such partitions there may be thousands.
-pub const PREWRITE_SLOW_BYTES_PER_SECOND: u64 = MIB as u64;
+pub const PREWRITE_SLOW_BYTES_PER_SECOND: u64 = 256 * KIB as u64;
 /// One zeroing write.
 pub const PREWRITE_CHUNK_BYTES: usize = 128 * KIB;
 /// Zeroing in the background, bytes per second and shard; more only for a shard that appends fast.
