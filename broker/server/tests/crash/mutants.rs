@@ -86,8 +86,8 @@ fn every_rule_of_compaction_and_retention_is_needed() {
         let began = std::time::Instant::now();
         delete(Some(rule));
         let first = number("RINGLOG_MUTANT_FIRST").unwrap_or(first);
-        let seeds = (first..first + seeds_max).filter(|seed| world.has(*seed));
-        let missed = seeds.into_iter().find_map(|seed| world.run(seed).map(|what| (seed, what)));
+        let mut seeds = (first..first + seeds_max).filter(|seed| world.has(*seed));
+        let missed = seeds.find_map(|seed| world.run(seed).map(|what| (seed, what)));
         delete(None);
         match missed {
             Some((seed, what)) => {
