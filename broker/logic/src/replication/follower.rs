@@ -69,13 +69,6 @@ impl Follower {
         self.view = view;
     }
 
-    /// The stream to the leader was replaced or is gone: it opens again.
-    pub fn stream(&mut self, peer: BrokerId) {
-        if peer == self.leader {
-            self.close();
-        }
-    }
-
     /// Without the rule that it acts only in the epoch that its own metadata names.
     pub fn obey(&mut self, leader: BrokerId, epoch: LeaderEpoch) {
         if epoch > self.epoch {

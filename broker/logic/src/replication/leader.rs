@@ -450,7 +450,10 @@ impl Leader {
             peer.in_sync && (peer.unfit || peer.is_behind(position.log_end, now_ms, core.settings.lag_ms_max))
         };
         let joins = |peer: &Peer| {
-            !peer.in_sync && peer.may_join() && {
+            // Who would have to leave again at once does not join: while the high watermark stands still, being above it
+            // says nothing of how far behind somebody is.
+            let behind = peer.is_behind(position.log_end, now_ms, core.settings.lag_ms_max);
+            !peer.in_sync && peer.may_join() && !behind && {
                 (peer.acked >= position.high_watermark || !holds(Rule::JoinAboveHighWatermark))
                     && (peer.acked >= self.start || !holds(Rule::JoinAboveEpochStart))
             }

@@ -183,9 +183,10 @@ pub enum Event {
         /// The first offset that is not to be trusted.
         from: Offset,
     },
-    /// Streams to and from a broker are there; everything that was on its way is forgotten.
+    /// A stream to a broker that follows is there; everything that was on its way is forgotten. It says nothing of the
+    /// stream by which that broker leads.
     StreamUp(BrokerId),
-    /// They are gone.
+    /// It is gone.
     StreamDown(BrokerId),
     /// A message. Batches of an [`message::FromLeader::Append`] wait in the driver for [`Effect::Append`].
     Message {

@@ -449,8 +449,8 @@ impl Replica {
         }
         match &mut self.role {
             Role::Leader(leader) => leader.stream(&mut self.core, now_ms, peer, up, effects),
-            Role::Follower(follower) => follower.stream(peer),
-            Role::Idle => {}
+            // The leader connects: whatever happens to its stream, it opens again, under a higher number.
+            Role::Follower(_) | Role::Idle => {}
         }
     }
 
