@@ -24,11 +24,13 @@ pub mod segment;
 )]
 #[rustfmt::skip]
 mod generated {
+    pub mod consensus_generated;
     pub mod metadata_generated;
     pub mod replication_generated;
     pub mod wire_generated;
 }
 
+pub use generated::consensus_generated::consensus;
 pub use generated::metadata_generated::metadata;
 pub use generated::wire_generated::wire;
 

@@ -62,6 +62,14 @@ pub const IN_PLACE_BODY_BYTES_MIN: usize = 32 * KIB;
 pub const MAILBOX_MESSAGES_MAX: usize = 1024;
 /// Bytes that may be on their way to one shard's mailbox.
 pub const MAILBOX_BYTES_MAX: usize = 64 * MIB;
+/// Connections that other brokers' metadata threads may have here: a few of each.
+pub const PEER_CONNECTIONS_MAX: usize = 4 * BROKERS_MAX;
+/// Brokers that vote on the metadata unless set, if there are as many.
+pub const METADATA_VOTERS_DEFAULT: usize = 3;
+/// Brokers that vote at most: each more makes every change slower.
+pub const METADATA_VOTERS_MAX: usize = 7;
+/// The least time without a metadata leader before another is elected, milliseconds; the most is twice as long.
+pub const METADATA_ELECTION_MS_DEFAULT: u64 = 400;
 /// Commands that may wait for the metadata thread.
 pub const METADATA_QUEUE_MAX: usize = 256;
 

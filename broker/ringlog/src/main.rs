@@ -110,11 +110,10 @@ fn main() -> ExitCode {
 
 /// Logs go to standard error; `RINGLOG_LOG` chooses them as `RUST_LOG` does elsewhere.
 fn start_logging(serving: bool) {
-    let default = if serving { "info" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(default.parse().expect("a level is a directive"))
-        .with_env_var("RINGLOG_LOG")
-        .from_env_lossy();
+    // A peer that is away is told of once, not with every heartbeat that does not get there.
+    let default = if serving { "info,openraft=error" } else { "warn" };
+    let wanted = std::env::var("RINGLOG_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(wanted);
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
 }
 

@@ -194,6 +194,7 @@ impl Settings {
     fn broker_config(&self, facts: &HostFacts, disk: Settled) -> BrokerConfig {
         BrokerConfig {
             advertised_host: self.advertise.clone(),
+            cluster: self.cluster.clone(),
             shards: self.shards,
             cores: self.cores.clone(),
             rounds_in_flight: disk.choice.rounds_in_flight,

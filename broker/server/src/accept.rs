@@ -6,6 +6,7 @@
 
 use crate::connection::Connection;
 use crate::mailbox::{HandedConnection, Message};
+use crate::metadata::HandedPeer;
 use crate::outbox::Outbox;
 use crate::shard::{Identity, Shard};
 use crate::socket::Socket;
@@ -225,8 +226,11 @@ async fn greet(shard: Rc<Shard>, mut stream: TcpStream, greeting: Greeting) {
     let replicates = match hello.purpose {
         Purpose::Client => None,
         Purpose::Replication(broker) => Some(broker),
-        Purpose::Metadata(_) => {
-            return refuse(stream, id, ErrorCode::Unsupported, "this broker is not part of a cluster").await;
+        Purpose::Metadata(hello) => {
+            // SAFETY: the stream has just given its descriptor away, open, and closes it no more.
+            let stream = unsafe { std::net::TcpStream::from_raw_fd(stream.into_raw_fd()) };
+            let peer = HandedPeer { stream, hello, hello_id: id, protocol_version };
+            return shard.metadata.take_peer(peer).await;
         }
     };
     let greeted = Greeted { peer, hello_id: id, protocol_version, replicates };

@@ -9,7 +9,7 @@ use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::group::GroupSettings;
 use crate::mailbox::{Mailbox, Mailboxes, Message, mailboxes};
-use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
+use crate::metadata::{self, MetadataError, MetadataHandle, MetadataSettings, MetadataThread};
 use crate::observe::Observer;
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
@@ -28,8 +28,8 @@ use logic::limits::{
     COMPACTION_LOOK_MS, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT,
     ROUNDS_IN_FLIGHT_DEFAULT,
 };
+use logic::metadata::BrokerRegistration;
 use logic::metadata::reconcile::Here;
-use logic::metadata::{BrokerRegistration, Command};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -40,8 +40,6 @@ use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The one broker there is until the cluster.
-const BROKER: BrokerId = BrokerId::new(0);
 /// Connections that may wait to be accepted by a shard; the host's somaxconn may be lower.
 const LISTEN_BACKLOG: i32 = 1024;
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
@@ -57,8 +55,10 @@ pub struct BrokerConfig {
     pub data_directory: PathBuf,
     /// Where it listens; port 0 = any free one.
     pub listen: SocketAddr,
-    /// The host that clients are told; else the address it listens on.
+    /// The host that clients and other brokers are told; else the address it listens on.
     pub advertised_host: Option<String>,
+    /// How it takes part in a cluster.
+    pub cluster: ClusterConfig,
     /// Shards.
     pub shards: usize,
     /// Shard k runs on core `cores[k]`; `None` = wherever the kernel puts it.
@@ -90,6 +90,7 @@ impl BrokerConfig {
             data_directory: data_directory.into(),
             listen,
             advertised_host: None,
+            cluster: ClusterConfig::default(),
             shards: 1,
             cores: None,
             rounds_in_flight: ROUNDS_IN_FLIGHT_DEFAULT,
@@ -101,6 +102,40 @@ impl BrokerConfig {
             groups: GroupSettings::default(),
             time_outs: TimeOuts::default(),
             capacity: Capacity::default(),
+        }
+    }
+}
+
+/// How a broker takes part in a cluster; a broker without others is a cluster of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Its number, for ever: no two brokers of a cluster have the same.
+    pub broker: BrokerId,
+    /// Brokers of the cluster that it joins when its data directory is new, host:port each.
+    pub join: Vec<String>,
+    /// Where it stands; replicas are spread over racks.
+    pub rack: String,
+    /// How many brokers vote on the metadata, if there are as many.
+    pub metadata_voters: usize,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// A broker that was not heard for so long is fenced.
+    pub session: Duration,
+    /// The least time without a leader of the metadata before another is elected; the most is twice as long.
+    pub election: Duration,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        let metadata = MetadataSettings::new("");
+        Self {
+            broker: metadata.broker,
+            join: metadata.join,
+            rack: String::new(),
+            metadata_voters: metadata.voters,
+            heartbeat: metadata.heartbeat,
+            session: metadata.session,
+            election: metadata.election,
         }
     }
 }
@@ -170,17 +205,42 @@ impl Broker {
             let signals = signals.clone();
             Box::new(move |_| signals.iter().for_each(notify))
         };
-        let (handle, metadata) = metadata::start(&directory.path, publish)?;
+        let host = config.advertised_host.clone().unwrap_or_else(|| advertised(address.ip()));
+        let cluster = config.cluster.clone();
+        if host.is_empty() && !cluster.join.is_empty() {
+            return Err(StartError::Setting(
+                "a broker of a cluster that listens on every address must say by which host others reach it; add \
+                 --advertise HOST"
+                    .to_owned(),
+            ));
+        }
+        let settings = MetadataSettings {
+            broker: cluster.broker,
+            address: format!("{host}:{}", address.port()),
+            join: cluster.join,
+            voters: cluster.metadata_voters,
+            heartbeat: cluster.heartbeat,
+            session: cluster.session,
+            election: cluster.election,
+        };
+        let (handle, metadata) = metadata::start(&directory.path, settings, config.shards, publish)?;
+        // Before a shard opens anything: what is here is read by the names that the metadata gave it.
+        let known = handle.image().broker(cluster.broker).map(|known| known.registration.storage_uuid);
+        if let Some(known) = known.filter(|known| *known != directory.uuid) {
+            return Err(StartError::Setting(format!(
+                "broker {}: its disk is {:032x}, and it is known with {known:032x}: this data directory is not the one \
+                 that its metadata belongs to",
+                cluster.broker, directory.uuid
+            )));
+        }
         let registration = BrokerRegistration {
-            broker: BROKER,
-            host: config.advertised_host.clone().unwrap_or_else(|| advertised(address.ip())),
+            broker: cluster.broker,
+            host,
             port: address.port(),
             shards: config.shards as u16,
             storage_uuid: directory.uuid,
-            rack: String::new(),
+            rack: cluster.rack,
         };
-        let register = Command::RegisterBroker { registration, suspects: vec![], starts_fenced: false };
-        futures_executor::block_on(handle.submit(register))?;
         let (ready, started) = async_channel::bounded(config.shards);
         let (stop, stopped): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
@@ -213,8 +273,8 @@ impl Broker {
         drop(ready);
         let observer = Observer {
             mailboxes: mailboxes.clone(),
-            metadata: handle,
-            broker: BROKER,
+            metadata: handle.clone(),
+            broker: cluster.broker,
             shards: config.shards as u16,
             began,
         };
@@ -235,6 +295,11 @@ impl Broker {
         }
         // The listeners have the port now.
         drop(port);
+        // Only now: the others answer by this port.
+        if let Err(error) = futures_executor::block_on(handle.begin(registration)) {
+            broker.abandon();
+            return Err(error.into());
+        }
         Ok(broker)
     }
 
@@ -249,7 +314,9 @@ impl Broker {
     }
 
     /// Stops in order: no new requests, everything pending durable, clean checkpoints.
+    /// In a cluster, others lead what this broker led before it stops, if they can.
     pub fn stop(mut self) -> Result<(), StopError> {
+        futures_executor::block_on(self.observer.metadata.leave());
         self.stop.iter().for_each(notify);
         let mut result = Ok(());
         for (shard, thread) in self.threads.drain(..).enumerate() {
@@ -447,7 +514,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     storage.producer_expiration_ms.set(i64::try_from(expiration_ms).unwrap_or(i64::MAX));
     let store = Store::new(storage, checkpoint, setup.config.rounds_in_flight);
     let identity = Identity {
-        broker: BROKER,
+        broker: setup.config.cluster.broker,
         shard: shard_id,
         shards: setup.config.shards as u16,
         time_outs: setup.config.time_outs,
@@ -461,7 +528,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let at_start = setup.metadata.image();
     shard.follow_metadata().await;
     shard.store.begin_service().await.map_err(text)?;
-    let (metadata, here) = (setup.metadata.clone(), Here { broker: BROKER, shard: shard_id });
+    let (metadata, here) = (setup.metadata.clone(), Here { broker: identity.broker, shard: shard_id });
     leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), here);
     // Before the first produce: a start on a full disk serves reads only.
     look_at_space(&shard, low_space_bytes(&setup.root)).await;

@@ -30,7 +30,7 @@ pub mod storage;
 pub mod store;
 pub mod traffic;
 
-pub use broker::{Broker, BrokerConfig, StartError, StopError};
+pub use broker::{Broker, BrokerConfig, ClusterConfig, StartError, StopError};
 pub use group::GroupSettings;
 pub use observe::Observer;
 

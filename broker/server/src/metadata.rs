@@ -1,30 +1,61 @@
-//! The metadata thread: the only place where metadata changes.
+//! The metadata thread: this broker's part of the Raft group that decides what the cluster looks like.
 //!
-//! One std thread, off the data cores, owns the store and the order of the commands. It takes what waits in
-//! its queue, applies it (`logic::metadata`), puts it on the device with one commit for all, publishes the
-//! new image, and only then answers: whoever has an answer finds the change in every image he reads later.
+//! One thread, off the data cores, runs Raft (a library), the state machine (`logic::metadata`) and the controller.
+//! A command goes into Raft's log, wherever it was given: [`MetadataHandle::submit`] sends it to whoever leads. Once a
+//! majority has it on its devices it is applied on every broker, the new image is published, and only then the
+//! command is answered: whoever has an answer finds the change in every image that he reads later on this broker.
+//! A single broker is a group of one: the same code, the same files, and no clock ticks.
 //!
-//! Lifecycle: [`start`] recovers and publishes the recovered image before it returns; [`MetadataThread::stop`]
-//! finishes what is queued and joins. Handles may outlive the thread; they then say `Stopped`.
+//! Lifecycle: [`start`] recovers and publishes what is known to be committed before it returns; a broker that is alone
+//! has everything by then. [`MetadataHandle::begin`] joins and registers, once the shards serve.
+//! [`MetadataThread::stop`] finishes what is queued and joins. Handles may outlive the thread; they then say
+//! `Stopped`.
 //!
-//! Invariants: an image is published only after the device has every command in it. A refused command
-//! leaves no trace. The data path never waits here: shards read images, they do not ask.
+//! | File | Does |
+//! |---|---|
+//! | `store.rs` | one file for log, vote and snapshot |
+//! | `log.rs` | the log in memory, and the thread that writes it |
+//! | `machine.rs` | commands → image |
+//! | `network.rs`, `service.rs` | what is asked of others, and what others ask |
+//! | `member.rs` | joining, registering, heartbeats, the controller, who votes |
 //!
-//! Absent on purpose: Raft. It will take the place of the store's log; commands, images and handles stay.
+//! Invariants: an image is published only after a majority's devices have every command in it. A refused command
+//! leaves no trace in the image. The data path never waits here: shards read images, they do not ask.
 
+mod codec;
+mod log;
+mod machine;
+mod member;
+mod network;
+mod peers;
+mod raft;
+mod service;
 mod store;
 
+pub use service::HandedPeer;
 pub use store::StoreError;
 
 use async_channel::{Receiver, Sender};
-use logic::ids::TopicId;
-use logic::limits::METADATA_QUEUE_MAX;
-use logic::metadata::{Command, CommandError, Image, Outcome, command::COMMAND_BYTES_MAX};
+use logic::ids::{BrokerEpoch, BrokerId, TopicId, TopicPartition};
+use logic::limits::{
+    BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, METADATA_ELECTION_MS_DEFAULT, METADATA_QUEUE_MAX,
+    METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX,
+};
+use logic::metadata::command::{COMMAND_BYTES_MAX, Suspect};
+use logic::metadata::{BrokerRegistration, Command, CommandError, Image, Outcome, controller};
+use member::Beaten;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, TokioInstant};
+use peers::{Member, Peers};
 use schema::error_code::ErrorCode;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use store::{AppendError, Gate, Store};
+use std::time::{Duration, Instant};
+use store::{Gate, Owner, Store};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Told of every new image, on the metadata thread (the first time: on the thread that starts it). Must not
 /// block for long: commands wait meanwhile.
@@ -48,12 +79,15 @@ pub enum MetadataError {
         /// Its size.
         bytes: usize,
     },
-    /// The store could not take it, for want of space or because it is closed. It had no effect.
-    #[error("the metadata store cannot be written: {0}")]
+    /// Nobody leads the metadata, or its store takes nothing. The command had no effect.
+    #[error("the metadata cannot be changed now: {0}")]
     Unavailable(String),
-    /// The store failed in the middle. Whether the command counts is known after the next start.
-    #[error("the metadata store failed and the change may or may not be kept: {0}; restart the broker")]
+    /// It was asked for, and whether it is done is not known: see the metadata.
+    #[error("the change may or may not be done: {0}")]
     OutcomeUnknown(String),
+    /// The cluster did not let this broker in.
+    #[error("cannot join the cluster: {0}")]
+    Join(String),
     /// The broker is stopping.
     #[error("the broker is stopping")]
     Stopped,
@@ -63,7 +97,9 @@ impl MetadataError {
     /// The code on the wire.
     pub fn error_code(&self) -> ErrorCode {
         match self {
-            Self::Store(_) | Self::Thread(_) | Self::Unavailable(_) => ErrorCode::MetadataUnavailable,
+            Self::Store(_) | Self::Thread(_) | Self::Join(_) | Self::Unavailable(_) => {
+                ErrorCode::MetadataUnavailable
+            }
             Self::Rejected(error) => error.error_code(),
             Self::TooLarge { .. } => ErrorCode::InvalidRequest,
             Self::OutcomeUnknown(_) => ErrorCode::TimedOut,
@@ -72,11 +108,119 @@ impl MetadataError {
     }
 }
 
+/// How this broker takes part in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataSettings {
+    /// Its number.
+    pub broker: BrokerId,
+    /// Where the others find it, host:port.
+    pub address: String,
+    /// Brokers of the cluster to join, host:port each; used by a broker that has not joined one yet.
+    pub join: Vec<String>,
+    /// How many brokers vote, if there are as many.
+    pub voters: usize,
+    /// Between two heartbeats, to the controller and of Raft's leader.
+    pub heartbeat: Duration,
+    /// A broker that was not heard for so long is fenced.
+    pub session: Duration,
+    /// The least time without a leader before another is elected; the most is twice as long.
+    pub election: Duration,
+}
+
+impl MetadataSettings {
+    /// Of broker 0, alone.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self {
+            broker: BrokerId::new(0),
+            address: address.into(),
+            join: Vec::new(),
+            voters: METADATA_VOTERS_DEFAULT,
+            heartbeat: Duration::from_millis(BROKER_HEARTBEAT_MS_DEFAULT),
+            session: Duration::from_millis(BROKER_SESSION_MS_DEFAULT),
+            election: Duration::from_millis(METADATA_ELECTION_MS_DEFAULT),
+        }
+    }
+
+    fn controller(&self) -> controller::Settings {
+        controller::Settings {
+            session_ms: self.session.as_millis() as u64,
+            refused_ms: 2 * self.heartbeat.as_millis() as u64,
+            retry_ms: self.session.as_millis() as u64,
+            ..controller::Settings::default()
+        }
+    }
+
+    fn raft(&self) -> openraft::Config {
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        openraft::Config {
+            cluster_name: "ringlog".to_owned(),
+            election_timeout_min: ms(self.election),
+            election_timeout_max: 2 * ms(self.election),
+            heartbeat_interval: ms(self.heartbeat),
+            install_snapshot_timeout: 60_000,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(machine::SNAPSHOT_EVERY),
+            max_in_snapshot_log_to_keep: machine::SNAPSHOT_EVERY,
+            replication_lag_threshold: 4 * machine::SNAPSHOT_EVERY,
+            backoff: "20ms 50ms 100ms ...300ms".to_owned(),
+            // A leader that has lost its unsynced tail must not lead the same term again (docs/adr/0014).
+            enable_leader_restore: Some(false),
+            // One that comes back with an old log does not unseat who leads.
+            enable_pre_vote: Some(true),
+            // Until somebody else is in the group.
+            enable_tick: false,
+            ..openraft::Config::default()
+        }
+    }
+}
+
+/// Where the metadata's group stands, as this broker sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quorum {
+    /// Who leads; `None` if that is not known.
+    pub leader: Option<BrokerId>,
+    /// How often a leader was elected.
+    pub term: u64,
+    /// Who votes.
+    pub voters: Vec<BrokerId>,
+    /// Who follows without a vote.
+    pub observers: Vec<BrokerId>,
+    /// Entries in this broker's log.
+    pub log_end: u64,
+    /// Of those, entries that are in its image.
+    pub applied: u64,
+    /// Of those, entries that a majority has on its devices.
+    pub committed: u64,
+    /// On the leader: entries that are on each member's device.
+    pub matched: BTreeMap<BrokerId, u64>,
+    /// On the leader: when each of the others was last heard.
+    pub heard: BTreeMap<BrokerId, Instant>,
+}
+
 /// Reads and changes the metadata; cheap to clone, for every shard.
 #[derive(Clone, Debug)]
 pub struct MetadataHandle {
     queue: Sender<Request>,
     current: Arc<RwLock<Arc<Image>>>,
+    quorum: Arc<RwLock<Quorum>>,
+    /// The newest image that each shard follows.
+    followed: Arc<RwLock<Vec<AtomicU64>>>,
+    life: Arc<Life>,
+}
+
+/// What the shards and the metadata thread tell each other about this life of the broker.
+#[derive(Debug, Default)]
+struct Life {
+    /// The epoch of its last registration; 0 = it has none yet.
+    registration: AtomicU64,
+    /// Replicas that may lack something, to be named by the next registration.
+    doubted: Mutex<BTreeMap<TopicPartition, Suspect>>,
+    noticed: Notify,
+}
+
+impl Life {
+    fn doubted(&self) -> MutexGuard<'_, BTreeMap<TopicPartition, Suspect>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The running thread.
@@ -86,10 +230,11 @@ pub struct MetadataThread {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
-struct Request {
-    command: Command,
-    answer: Sender<Result<Outcome, MetadataError>>,
+enum Request {
+    Submit { command: Command, answer: Sender<Result<Outcome, MetadataError>> },
+    Peer(HandedPeer),
+    Begin { registration: BrokerRegistration, answer: Sender<Result<(), MetadataError>> },
+    Leave { answer: Sender<()> },
 }
 
 /// An id for a new topic: random, so that no two topics ever share one.
@@ -97,45 +242,115 @@ pub fn new_topic_id() -> TopicId {
     TopicId::new(rand::random())
 }
 
-/// Recovers the metadata in `<data_directory>/metadata`, publishes it and starts the thread.
+/// Recovers the metadata in `<data_directory>/metadata`, publishes it and starts the thread. `shards` is how many
+/// will follow.
 pub fn start(
     data_directory: &Path,
+    settings: MetadataSettings,
+    shards: usize,
     publish: Publish,
 ) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    start_with(data_directory, publish, Arc::new(|_| Ok(())))
+    start_with(data_directory, settings, shards, publish, Arc::new(|_| Ok(())))
 }
 
 fn start_with(
     data_directory: &Path,
+    settings: MetadataSettings,
+    shards: usize,
     publish: Publish,
     gate: Gate,
 ) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    let (store, image) = Store::open(data_directory, gate)?;
-    let image = Arc::new(image);
-    publish(image.clone());
-    let current = Arc::new(RwLock::new(image));
-    let (sender, receiver) = async_channel::bounded(METADATA_QUEUE_MAX);
-    let worker = Worker { store, current: current.clone(), publish, queue: receiver };
+    let owner = Owner { broker: u64::from(settings.broker.get()), address: settings.address.clone() };
+    let (store, contents) = Store::open(data_directory, &owner, gate)?;
+    let (sender, queue) = async_channel::bounded(METADATA_QUEUE_MAX);
+    let handle = MetadataHandle {
+        queue: sender.clone(),
+        current: Arc::default(),
+        quorum: Arc::default(),
+        followed: Arc::new(RwLock::new((0..shards).map(|_| AtomicU64::new(0)).collect())),
+        life: Arc::default(),
+    };
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let setup = Setup { store, contents, settings, publish, queue, handle: handle.clone(), ready };
     let thread = std::thread::Builder::new()
         .name("ringlog-metadata".to_owned())
-        .spawn(move || worker.run())
+        .spawn(move || run(setup))
         .map_err(|error| MetadataError::Thread(error.to_string()))?;
-    let handle = MetadataHandle { queue: sender.clone(), current };
-    Ok((handle, MetadataThread { queue: sender, thread: Some(thread) }))
+    let thread = MetadataThread { queue: sender, thread: Some(thread) };
+    is_ready.recv().unwrap_or_else(|_| Err(MetadataError::Thread("it ended".to_owned())))?;
+    Ok((handle, thread))
 }
 
 impl MetadataHandle {
-    /// Hands `command` to the metadata thread and waits until it is durable and published. Waits for room in
-    /// the queue. Works on any executor. Dropped while it waits, the command may still be done.
+    /// Has `command` done by whoever leads the metadata, and waits until it is durable and published here. Waits for
+    /// room in the queue. Works on any executor. Dropped while it waits, the command may still be done.
     pub async fn submit(&self, command: Command) -> Result<Outcome, MetadataError> {
         let (answer, reply) = async_channel::bounded(1);
-        self.queue.send(Request { command, answer }).await.map_err(|_| MetadataError::Stopped)?;
+        self.queue.send(Request::Submit { command, answer }).await.map_err(|_| MetadataError::Stopped)?;
         reply.recv().await.unwrap_or(Err(MetadataError::Stopped))
+    }
+
+    /// Joins the cluster that the settings name, if this broker is in none, and registers it, with what shards have
+    /// [doubted](Self::doubt) by then. A broker that is known in a cluster does not wait: whether the others can be
+    /// reached is not its to know.
+    pub async fn begin(&self, registration: BrokerRegistration) -> Result<(), MetadataError> {
+        let (answer, reply) = async_channel::bounded(1);
+        let request = Request::Begin { registration, answer };
+        self.queue.send(request).await.map_err(|_| MetadataError::Stopped)?;
+        reply.recv().await.unwrap_or(Err(MetadataError::Stopped))
+    }
+
+    /// Tells the cluster that this broker is about to stop, and waits, but not for long, until others lead what it
+    /// led.
+    pub async fn leave(&self) {
+        let (answer, reply) = async_channel::bounded(1);
+        if self.queue.send(Request::Leave { answer }).await.is_ok() {
+            let _ = reply.recv().await;
+        }
+    }
+
+    /// Hands over a connection that another broker's metadata thread has opened; waits for room in the queue.
+    pub async fn take_peer(&self, peer: HandedPeer) {
+        // A thread that has stopped takes nobody; the socket closes.
+        let _ = self.queue.send(Request::Peer(peer)).await;
     }
 
     /// The latest image.
     pub fn image(&self) -> Arc<Image> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where the group stands.
+    pub fn quorum(&self) -> Quorum {
+        self.quorum.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// This life's registration, for which alone the broker leads; 0 before it has one. Shards are told of an image
+    /// after it has changed.
+    pub fn registration(&self) -> BrokerEpoch {
+        BrokerEpoch::new(self.life.registration.load(Ordering::Acquire))
+    }
+
+    /// A replica of this broker may lack something: the next registration names it, and that is at once if the broker
+    /// is registered already.
+    pub fn doubt(&self, suspect: Suspect) {
+        self.life.doubted().insert(suspect.partition, suspect);
+        self.life.noticed.notify_one();
+    }
+
+    /// `shard` does what the image of `version` says. The cluster is told of what all shards follow.
+    pub fn note_followed(&self, shard: usize, version: u64) {
+        let followed = self.followed.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shard) = followed.get(shard) {
+            shard.store(version, Ordering::Relaxed);
+        }
+    }
+
+    /// The newest image that all shards follow.
+    fn followed(&self) -> u64 {
+        let followed = self.followed.read().unwrap_or_else(PoisonError::into_inner);
+        let versions = followed.iter().map(|version| version.load(Ordering::Relaxed));
+        versions.min().unwrap_or_else(|| self.image().version())
     }
 }
 
@@ -160,75 +375,331 @@ impl Drop for MetadataThread {
     }
 }
 
-struct Worker {
+struct Setup {
     store: Store,
-    current: Arc<RwLock<Arc<Image>>>,
+    contents: store::Contents,
+    settings: MetadataSettings,
     publish: Publish,
     queue: Receiver<Request>,
+    handle: MetadataHandle,
+    ready: std::sync::mpsc::Sender<Result<(), MetadataError>>,
 }
 
-impl Worker {
-    fn run(mut self) {
-        let mut batch = Vec::new();
-        while let Ok(first) = self.queue.recv_blocking() {
-            batch.push(first);
-            while batch.len() < METADATA_QUEUE_MAX
-                && let Ok(next) = self.queue.try_recv()
-            {
-                batch.push(next);
+fn run(setup: Setup) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ready = setup.ready.clone();
+    let writer = match runtime {
+        Ok(runtime) => runtime.block_on(serve(setup)),
+        Err(error) => {
+            let _ = ready.send(Err(MetadataError::Thread(error.to_string())));
+            return;
+        }
+    };
+    // The runtime is gone, and with it all who write.
+    if let Some(mut writer) = writer
+        && let Err(panic) = writer.join()
+    {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn serve(setup: Setup) -> Option<log::Writer> {
+    let Setup { store, mut contents, settings, publish, queue, handle, ready } = setup;
+    let fail = |why: String| {
+        let _ = ready.send(Err(MetadataError::Thread(why)));
+    };
+    let alone = contents.is_group_of(u64::from(settings.broker.get()));
+    let (log, writer) = match log::Log::start(store, &mut contents) {
+        Ok(started) => started,
+        Err(error) => {
+            fail(error.to_string());
+            return None;
+        }
+    };
+    let applied = machine::Applied::new(handle.current.clone());
+    let publish = Arc::new(Mutex::new(publish));
+    let machine =
+        match machine::Machine::new(log.clone(), applied.clone(), publish.clone(), contents.snapshot) {
+            Ok(machine) => machine,
+            Err(error) => {
+                fail(format!("its snapshot: {error}"));
+                return Some(writer);
             }
-            self.commit(&mut batch);
+        };
+    let (words, heard) = mpsc::channel(METADATA_QUEUE_MAX);
+    let peers = Peers::new(settings.broker, handle.current.clone(), words);
+    let me = u64::from(settings.broker.get());
+    let network = network::Network(peers.clone());
+    let config = Arc::new(settings.raft());
+    let raft = match raft::Raft::new(me, config, network, log.clone(), machine).await {
+        Ok(raft) => raft,
+        Err(error) => {
+            fail(error.to_string());
+            return Some(writer);
+        }
+    };
+    let joins = log.is_pristine() && !settings.join.is_empty();
+    let admitted = Arc::new(AtomicBool::new(!joins));
+    let member = Member { raft, peers, applied, log, settings, admitted };
+    let begun = begin_group(&member, alone).await;
+    let begun = begun.map_err(MetadataError::Thread);
+    note_quorum(&member, &handle);
+    let failed = begun.is_err();
+    let _ = ready.send(begun);
+    if !failed {
+        let watching = tokio::spawn(watch_quorum(member.clone(), handle.clone()));
+        let driving = member.clone();
+        let driving = tokio::spawn(async move { driving.drive(heard).await });
+        take_requests(&member, &handle, &publish, queue).await;
+        watching.abort();
+        driving.abort();
+    }
+    // A task that panicked has been reported by its own hook.
+    let _ = member.raft.shutdown().await;
+    Some(writer)
+}
+
+/// Gets as far as this broker gets by itself: makes its group of one, or leads it again.
+async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
+    let me = u64::from(member.settings.broker.get());
+    if member.log.is_pristine() {
+        if !member.settings.join.is_empty() {
+            // Others will make it a member.
+            return Ok(());
+        }
+        let group = BTreeMap::from([(me, raft::Node::new(&member.settings.address))]);
+        member.raft.initialize(group).await.map_err(|error| error.to_string())?;
+    } else if alone {
+        member.raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
+    } else {
+        member.keep_time(true);
+        return Ok(());
+    }
+    let mut metrics = member.raft.metrics();
+    let recovered = async {
+        let leads = |last: Option<u64>, leader: Option<u64>| last.filter(|_| leader == Some(me));
+        let led = metrics.wait_until(|now| leads(now.last_log_index, now.current_leader).is_some()).await;
+        let last = led.ok()?.last_log_index?;
+        member.applied.watch().wait_for(|next| *next > last).await.ok().map(drop)
+    };
+    tokio::time::timeout(Duration::from_secs(30), recovered)
+        .await
+        .map_err(|_| "a group of one did not elect its member".to_owned())?
+        .ok_or_else(|| "Raft has stopped".to_owned())
+}
+
+async fn take_requests(
+    member: &Member,
+    handle: &MetadataHandle,
+    publish: &Arc<Mutex<Publish>>,
+    queue: Receiver<Request>,
+) {
+    let (stopping, stop) = watch::channel(false);
+    let mut tasks = tokio::task::JoinSet::new();
+    let peers = Arc::new(tokio::sync::Semaphore::new(PEER_CONNECTIONS_MAX));
+    while let Ok(request) = queue.recv().await {
+        // Those that are done make room.
+        while tasks.try_join_next().is_some() {}
+        let member = member.clone();
+        match request {
+            Request::Submit { command, answer } => {
+                if tasks.len() >= METADATA_QUEUE_MAX {
+                    tasks.join_next().await;
+                }
+                tasks.spawn(async move {
+                    // Nobody waits any more if this fails: a client that went away.
+                    let _ = answer.try_send(member.submit(&command).await);
+                });
+            }
+            Request::Peer(peer) => {
+                // One too many is closed; its broker tries again.
+                if let Ok(place) = peers.clone().try_acquire_owned() {
+                    tokio::spawn(async move {
+                        service::serve(member, peer).await;
+                        drop(place);
+                    });
+                }
+            }
+            Request::Begin { registration, answer } => {
+                let life = Living {
+                    member,
+                    handle: handle.clone(),
+                    publish: publish.clone(),
+                    registration,
+                    stop: stop.clone(),
+                };
+                tokio::spawn(life.live(answer));
+            }
+            Request::Leave { answer } => {
+                stopping.send_replace(true);
+                tokio::spawn(async move {
+                    leave(&member).await;
+                    let _ = answer.try_send(());
+                });
+            }
         }
     }
+    while tasks.join_next().await.is_some() {}
+}
 
-    /// Applies all of `batch`, makes it durable at once, publishes, answers.
-    fn commit(&mut self, batch: &mut Vec<Request>) {
-        let mut image = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut commands = Vec::new();
-        let mut results = Vec::with_capacity(batch.len());
-        for request in batch.iter() {
-            results.push(apply(&mut image, &mut commands, &request.command));
+/// This broker in its cluster: it joins, registers, is heard, and registers anew when it must.
+struct Living {
+    member: Member,
+    handle: MetadataHandle,
+    publish: Arc<Mutex<Publish>>,
+    registration: BrokerRegistration,
+    stop: watch::Receiver<bool>,
+}
+
+impl Living {
+    async fn live(self, answer: Sender<Result<(), MetadataError>>) {
+        let member = &self.member;
+        let storage_uuid = self.registration.storage_uuid;
+        let joins = member.log.is_pristine();
+        if joins && let Err(error) = member.join(storage_uuid).await {
+            let _ = answer.try_send(Err(error));
+            return;
         }
-        if !commands.is_empty() {
-            match self.store.append(&commands, &image) {
-                Ok(()) => {
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = image.clone();
-                    (self.publish)(image);
+        let alone = !joins && member.is_alone();
+        if !joins && !alone {
+            let _ = answer.try_send(Ok(()));
+            member.announce(storage_uuid).await;
+        }
+        loop {
+            match self.enter().await {
+                Ok(epoch) => {
+                    let _ = answer.try_send(Ok(()));
+                    match self.stay(epoch).await {
+                        Beaten::Again => {}
+                        Beaten::Stopped => return,
+                    }
+                }
+                // It is asked for again; a registration that comes twice is only a later epoch.
+                Err(error)
+                    if !alone && !matches!(error, MetadataError::Rejected(_)) && !member.is_stopped() =>
+                {
+                    tracing::warn!("broker {} is not registered yet: {error}", self.registration.broker);
                 }
                 Err(error) => {
-                    let error = match error {
-                        AppendError::NoSpace(why) => MetadataError::Unavailable(why),
-                        AppendError::Refused(why) => MetadataError::Unavailable(why),
-                        AppendError::Broken(why) => MetadataError::OutcomeUnknown(why),
-                    };
-                    tracing::error!("{} metadata changes failed: {error}", commands.len());
-                    // Also those that were refused: they may have been judged by what is not kept.
-                    results.fill(Err(error));
+                    let me = self.registration.broker;
+                    let rejected = matches!(error, MetadataError::Rejected(_));
+                    let told = answer.try_send(Err(error.clone())).is_ok();
+                    if rejected && !told {
+                        crate::fatal(&format!("broker {me} cannot register in its cluster: {error}"));
+                    }
+                    return tracing::error!("broker {me} cannot register: {error}");
                 }
             }
         }
-        for (request, result) in batch.drain(..).zip(results) {
-            // Nobody waits any more if this fails: a client that went away.
-            let _ = request.answer.try_send(result);
+    }
+
+    /// Gives the cluster its identity, if it has none, and registers this life of the broker, naming what is doubted.
+    async fn enter(&self) -> Result<BrokerEpoch, MetadataError> {
+        let (member, me) = (&self.member, self.registration.broker);
+        if member.leads() && member.peers.image().cluster_id().is_none() {
+            let id = rand::random::<u128>().max(1);
+            match member.submit(&Command::InitializeCluster { id }).await {
+                // Somebody was faster.
+                Ok(_) | Err(MetadataError::Rejected(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let suspects: Vec<Suspect> = self.handle.life.doubted().values().copied().collect();
+        let image = member.peers.image();
+        let command = Command::RegisterBroker {
+            registration: self.registration.clone(),
+            suspects: suspects.clone(),
+            // A broker that is alone serves at once: there is nobody to watch it, and nobody to fence it from.
+            starts_fenced: image.brokers().any(|other| other.registration.broker != me) || !member.leads(),
+        };
+        let epoch = match member.submit(&command).await? {
+            Outcome::BrokerRegistered { epoch, .. } => epoch,
+            other => return Err(MetadataError::OutcomeUnknown(format!("registering gave {other:?}"))),
+        };
+        // What was doubted meanwhile is named by the next one.
+        self.handle.life.doubted().retain(|_, doubted| !suspects.contains(doubted));
+        self.handle.life.registration.store(epoch.get(), Ordering::Release);
+        // The shards may follow the image that has it already, and have to know whose registration it is.
+        let publish = self.publish.lock().unwrap_or_else(PoisonError::into_inner);
+        publish(member.peers.image());
+        Ok(epoch)
+    }
+
+    /// Is heard until there is something to register for.
+    async fn stay(&self, epoch: BrokerEpoch) -> Beaten {
+        let life = &self.handle.life;
+        let doubted = async {
+            while life.doubted().is_empty() {
+                life.noticed.notified().await;
+            }
+        };
+        let beats = self.member.beat(
+            (epoch, self.registration.storage_uuid),
+            || self.handle.followed(),
+            self.stop.clone(),
+        );
+        tokio::select! {
+            beaten = beats => beaten,
+            () = doubted => Beaten::Again,
         }
     }
 }
 
-/// The next image and the bytes that lead to it, or why there are none.
-fn apply(
-    image: &mut Arc<Image>,
-    commands: &mut Vec<Vec<u8>>,
-    command: &Command,
-) -> Result<Outcome, MetadataError> {
-    let (next, outcome) = image.apply(command)?;
-    let bytes = command.encode();
-    if bytes.len() > COMMAND_BYTES_MAX {
-        return Err(MetadataError::TooLarge { bytes: bytes.len() });
+/// Until nobody is led from here that another could lead, but not for long.
+async fn leave(member: &Member) {
+    let me = member.peers.me();
+    if member.peers.image().brokers().count() < 2 {
+        return;
     }
-    *image = Arc::new(next);
-    commands.push(bytes);
-    Ok(outcome)
+    let mut images = member.applied.watch();
+    let fenced = async {
+        while member.peers.image().broker(me).is_some_and(|known| !known.fenced) {
+            if images.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(4 * member.settings.session, fenced).await;
+    member.hand_over().await;
 }
 
+async fn watch_quorum(member: Member, handle: MetadataHandle) {
+    let mut metrics = member.raft.metrics();
+    while metrics.changed().await.is_ok() {
+        note_quorum(&member, &handle);
+    }
+}
+
+fn note_quorum(member: &Member, handle: &MetadataHandle) {
+    let metrics = member.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let broker = |id: u64| BrokerId::new(u32::try_from(id).unwrap_or(u32::MAX));
+    let end = |index: Option<u64>| index.map_or(0, |index| index + 1);
+    let group = metrics.membership_config.membership();
+    let matched = metrics.replication.iter().flatten();
+    let heard = metrics.heartbeat.iter().flatten();
+    // The library's instants only say how long ago they were.
+    let now = Instant::now();
+    let before = |at: &TokioInstant| now.checked_sub(at.elapsed()).unwrap_or(now);
+    let quorum = Quorum {
+        leader: metrics.current_leader.map(broker),
+        term: metrics.current_term,
+        voters: group.voter_ids().map(broker).collect(),
+        observers: group.learner_ids().map(broker).collect(),
+        log_end: end(metrics.last_log_index),
+        applied: end(metrics.last_applied.map(|id| id.index)),
+        committed: end(metrics.cluster_committed.map(|id| id.index)),
+        heard: heard.filter_map(|(id, at)| Some((broker(*id), before(at.as_deref()?)))).collect(),
+        matched: matched.map(|(id, matched)| (broker(*id), end(matched.map(|id| id.index)))).collect(),
+    };
+    *handle.quorum.write().unwrap_or_else(PoisonError::into_inner) = quorum;
+}
+
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod suite;
 #[cfg(test)]
 mod tests;

@@ -148,6 +148,7 @@ pub fn text(seen: &Seen<'_>) -> String {
     partitions(&mut out, seen);
     groups(&mut out, seen);
     cluster::cluster(&mut out, &seen.observer.metadata.image(), seen.observer.broker);
+    cluster::quorum(&mut out, &seen.observer.metadata.quorum(), seen.observer.broker);
     out.0
 }
 

@@ -24,7 +24,7 @@ use crate::store::ReplicatedLogs;
 use futures_util::future::{LocalBoxFuture, select};
 use logic::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, ReplicaGeneration, ShardId, TopicPartition};
 use logic::limits::{DIRTY_BYTES_PER_SHARD_MAX, PUSH_BYTES_MAX};
-use logic::metadata::{AlterPartition, Command, InSyncMember, LocalPartition, Suspect};
+use logic::metadata::{AlterPartition, Command, Image, InSyncMember, LocalPartition, Suspect};
 use logic::replication::message::{Body, FromFollower, Message, Nack, Status};
 use logic::replication::{Alter, AppendHead, Effect, Effects, Event, Here, Replica, Settings, Start, Stream};
 use std::cell::{Cell, RefCell};
@@ -155,9 +155,6 @@ impl Replicas {
         let Some(shard) = self.shard() else { return };
         let id = partition.id();
         let me = shard.identity.broker;
-        if let Some(own) = state.replica(me) {
-            self.registered(own.broker_epoch);
-        }
         let hosted = match self.get(&id) {
             Some(hosted) => hosted,
             None if state.replicas.len() < 2 => return,
@@ -215,14 +212,13 @@ impl Replicas {
         hosted
     }
 
-    /// This broker's registration, as the metadata that is followed has it.
-    fn registered(self: &Rc<Self>, epoch: BrokerEpoch) {
+    /// This life of the broker is registered as `epoch`, and `image` has that or a later registration.
+    pub fn registered(self: &Rc<Self>, epoch: BrokerEpoch, image: &Image) {
         if epoch <= self.registration.get() {
             return;
         }
         self.registration.set(epoch);
         let Some(shard) = self.shard() else { return };
-        let image = shard.metadata.image();
         let own = image.broker(shard.identity.broker);
         for hosted in self.all() {
             // A doubt that this registration does not name is not known with it: it is reported by another one.
@@ -459,15 +455,7 @@ impl Replicas {
             .store
             .storage
             .notice(format!("{label}: the replica may lack records: it is repaired from the others"));
-        let Some(broker) = shard.metadata.image().broker(shard.identity.broker).cloned() else { return };
-        self.submit(
-            shard,
-            Command::RegisterBroker {
-                registration: broker.registration.clone(),
-                suspects: vec![suspect],
-                starts_fenced: true,
-            },
-        );
+        shard.metadata.doubt(suspect);
     }
 
     /// Whatever comes of it shows in the metadata; a replica that waits for it asks again.

@@ -285,8 +285,11 @@ impl Shard {
     /// task only.
     pub async fn follow_metadata(self: &Rc<Self>) {
         loop {
+            // Before the image: it has this registration, or a later one.
+            let registration = self.metadata.registration();
             let image = self.metadata.image();
             *self.image.borrow_mut() = image.clone();
+            self.replicas.registered(registration, &image);
             self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
             let here = Here { broker: self.identity.broker, shard: self.identity.shard };
             let actions = reconcile(&self.local.borrow(), &image, here);
@@ -304,6 +307,7 @@ impl Shard {
             // Before anybody is told that the change is in force.
             group::follow(self, &image);
             self.local.borrow_mut().finish(&image);
+            self.metadata.note_followed(self.identity.shard.get().into(), image.version());
             std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
             if self.metadata.image().version() == image.version() {
                 return;

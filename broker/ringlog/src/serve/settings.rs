@@ -5,8 +5,10 @@
 
 use crate::disk_profile::ProfileSource;
 use crate::failure::Failure;
+use logic::ids::BrokerId;
+use logic::limits::METADATA_VOTERS_MAX;
 use serde::Deserialize;
-use server::GroupSettings;
+use server::{ClusterConfig, GroupSettings};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,9 +59,31 @@ pub struct ServeArguments {
     /// is none; none = nothing; or a file that ringlog doctor --disk has made [default: auto]
     #[arg(long, value_name = "auto|none|PATH")]
     disk_profile: Option<ProfileSource>,
-    /// The host that clients are told to connect to [default: the address that it listens on]
+    /// The host that clients and other brokers are told to connect to [default: the address that it listens on]
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
+    /// Its number in the cluster, which stays with the data directory [default: 0]
+    #[arg(long, value_name = "N")]
+    broker_id: Option<u32>,
+    /// Brokers of the cluster to join, if the data directory is new; any of them will do
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',')]
+    join: Option<Vec<String>>,
+    /// Where it stands; the replicas of a partition are spread over racks [default: nowhere in particular]
+    #[arg(long, value_name = "NAME")]
+    rack: Option<String>,
+    /// How many brokers vote on the metadata, if there are as many: 1, 3, 5 or 7 [default: 3]
+    #[arg(long, value_name = "N")]
+    metadata_voters: Option<usize>,
+    /// Between two heartbeats to the brokers of a cluster, milliseconds [default: 150]
+    #[arg(long, value_name = "N")]
+    heartbeat_ms: Option<u64>,
+    /// A broker that was not heard for so long is fenced and others lead, milliseconds [default: 1000]
+    #[arg(long, value_name = "N")]
+    session_ms: Option<u64>,
+    /// The least time without a leader of the metadata before another is elected, milliseconds; the most is twice as
+    /// long [default: 400]
+    #[arg(long, value_name = "N")]
+    election_ms: Option<u64>,
     /// A producer that has been silent for so long is forgotten, milliseconds (producer.id.expiration.ms)
     /// [default: 86400000, a day]
     #[arg(long, value_name = "N")]
@@ -144,6 +168,13 @@ struct File {
     dsync_writes: Option<usize>,
     disk_profile: Option<ProfileSource>,
     advertise: Option<String>,
+    broker_id: Option<u32>,
+    join: Option<Vec<String>>,
+    rack: Option<String>,
+    metadata_voters: Option<usize>,
+    heartbeat_ms: Option<u64>,
+    session_ms: Option<u64>,
+    election_ms: Option<u64>,
     offsets_partitions: Option<u32>,
     offsets_retention_minutes: Option<u64>,
     producer_id_expiration_ms: Option<u64>,
@@ -170,8 +201,10 @@ pub struct Settings {
     pub dsync_writes: Option<usize>,
     /// Where that profile is.
     pub disk_profile: ProfileSource,
-    /// The host that clients are told.
+    /// The host that clients and other brokers are told.
     pub advertise: Option<String>,
+    /// How it takes part in a cluster.
+    pub cluster: ClusterConfig,
     /// Silence after which a producer is forgotten.
     pub producer_id_expiration: Duration,
     /// Coordinators of consumer groups.
@@ -191,6 +224,7 @@ impl ServeArguments {
 
     /// `usable`: the cores that this process may run on.
     fn resolve(self, file: File, usable: Vec<usize>) -> Result<Settings, Failure> {
+        let cluster = self.cluster(&file)?;
         let listen = self.listen.or(file.listen);
         let default_listen = SocketAddr::from(([127, 0, 0, 1], schema::DEFAULT_PORT));
         let (shards, cores) = place(self.shards.or(file.shards), self.cores.or(file.cores), usable)?;
@@ -231,10 +265,45 @@ impl ServeArguments {
             dsync_writes,
             disk_profile: self.disk_profile.or(file.disk_profile).unwrap_or_default(),
             advertise: self.advertise.or(file.advertise),
+            cluster,
             groups,
             producer_id_expiration: producer_id_expiration_ms
                 .map_or(PRODUCER_ID_EXPIRATION_DEFAULT, Duration::from_millis),
         })
+    }
+}
+
+impl ServeArguments {
+    fn cluster(&self, file: &File) -> Result<ClusterConfig, Failure> {
+        let default = ClusterConfig::default();
+        let ms = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_millis);
+        let cluster = ClusterConfig {
+            broker: self.broker_id.or(file.broker_id).map_or(default.broker, BrokerId::new),
+            join: self.join.clone().or_else(|| file.join.clone()).unwrap_or_default(),
+            rack: self.rack.clone().or_else(|| file.rack.clone()).unwrap_or_default(),
+            metadata_voters: self.metadata_voters.or(file.metadata_voters).unwrap_or(default.metadata_voters),
+            heartbeat: ms(self.heartbeat_ms.or(file.heartbeat_ms), default.heartbeat),
+            session: ms(self.session_ms.or(file.session_ms), default.session),
+            election: ms(self.election_ms.or(file.election_ms), default.election),
+        };
+        let voters = cluster.metadata_voters;
+        if voters.is_multiple_of(2) || voters > METADATA_VOTERS_MAX {
+            return Err(Failure::usage(format!("metadata-voters is 1, 3, 5 or 7, not {voters}")));
+        }
+        let ms = |duration: Duration| duration.as_millis();
+        let beat = ms(cluster.heartbeat);
+        if beat < 10 || 2 * beat > ms(cluster.session) || 2 * beat > ms(cluster.election) {
+            return Err(Failure::usage(format!(
+                "heartbeat-ms is at least 10, and session-ms and election-ms are at least twice as much; they are {beat}, \
+                 {} and {}",
+                ms(cluster.session),
+                ms(cluster.election)
+            )));
+        }
+        if let Some(wrong) = cluster.join.iter().find(|address| !address.contains(':')) {
+            return Err(Failure::usage(format!("join takes HOST:PORT, not {wrong}")));
+        }
+        Ok(cluster)
     }
 }
 
@@ -343,7 +412,8 @@ mod tests {
     fn arguments_over_file_over_defaults() {
         let file = "data = '/f'\nlisten = '127.0.0.1:1'\nhttp = '127.0.0.1:3'\npoll-us = 7\nrounds-in-flight = 3\n\
                     dsync-writes = 5\ndisk-profile = 'none'\nadvertise = 'f'\noffsets-partitions = 5\n\
-                    offsets-retention-minutes = 6";
+                    offsets-retention-minutes = 6\nbroker-id = 4\njoin = ['a:1', 'b:2']\nrack = 'r'\n\
+                    metadata-voters = 5\nheartbeat-ms = 20\nsession-ms = 50\nelection-ms = 60";
         let defaults = settings("", "", &[0]).unwrap();
         assert_eq!((defaults.listen.to_string().as_str(), defaults.http), ("127.0.0.1:9644", None));
         assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, None));
@@ -360,12 +430,22 @@ mod tests {
             dsync_writes: Some(5),
             disk_profile: ProfileSource::Nothing,
             advertise: Some("f".into()),
+            cluster: ClusterConfig {
+                broker: BrokerId::new(4),
+                join: vec!["a:1".into(), "b:2".into()],
+                rack: "r".into(),
+                metadata_voters: 5,
+                heartbeat: Duration::from_millis(20),
+                session: Duration::from_millis(50),
+                election: Duration::from_millis(60),
+            },
             groups: GroupSettings { partitions: 5, offsets_retention_minutes: 6 },
             producer_id_expiration: PRODUCER_ID_EXPIRATION_DEFAULT,
         };
         assert_eq!(from_file, expect);
         let line = "--data /a --listen 127.0.0.1:2 --http --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
-                    --disk-profile /p --advertise a";
+                    --disk-profile /p --advertise a --broker-id 5 --join c:3 --rack s --metadata-voters 1 \
+                    --heartbeat-ms 30 --session-ms 70 --election-ms 80";
         let from_line = settings(line, file, &[0]).unwrap();
         let expect = Settings {
             data: "/a".into(),
@@ -376,6 +456,15 @@ mod tests {
             dsync_writes: Some(0),
             disk_profile: ProfileSource::File("/p".into()),
             advertise: Some("a".into()),
+            cluster: ClusterConfig {
+                broker: BrokerId::new(5),
+                join: vec!["c:3".into()],
+                rack: "s".into(),
+                metadata_voters: 1,
+                heartbeat: Duration::from_millis(30),
+                session: Duration::from_millis(70),
+                election: Duration::from_millis(80),
+            },
             ..expect
         };
         assert_eq!(from_line, expect);
@@ -389,6 +478,12 @@ mod tests {
             ("--poll-us 1000001", "", "at most 1000000"),
             ("", "producer-id-expiration-ms = 0", "at least 1"),
             ("--offsets-partitions 0", "", "1 to 1000"),
+            ("--metadata-voters 2", "", "1, 3, 5 or 7"),
+            ("--metadata-voters 9", "", "1, 3, 5 or 7"),
+            ("--heartbeat-ms 9", "", "at least 10"),
+            ("--session-ms 299", "", "at least twice"),
+            ("--election-ms 299", "", "at least twice"),
+            ("--join here", "", "HOST:PORT"),
             ("--listen here", "", "invalid"),
             ("--http here", "", "invalid"),
             ("", "port = 1", "unknown field"),

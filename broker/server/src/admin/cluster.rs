@@ -6,7 +6,7 @@
 
 use super::metadata::NO_BROKER;
 use super::{Reply, strings, submit};
-use crate::metadata::MetadataError;
+use crate::metadata::{MetadataError, Quorum};
 use crate::shard::Shard;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use logic::ids::{BrokerId, PartitionIndex, TopicPartition};
@@ -267,17 +267,40 @@ impl Reply {
             let brokers = Some(builder.create_vector(&brokers));
             let topics = Some(builder.create_vector(&topics));
             let cluster = image.cluster_id().map(wire::TopicId::from_u128);
+            let quorum = shard.metadata.quorum();
+            let members = encode_quorum(&quorum, shard.identity.broker);
             let args = wire::DescribeClusterResponseArgs {
                 cluster: cluster.as_ref(),
                 version: image.version(),
                 answered_by: shard.identity.broker.get(),
+                controller: quorum.leader.map_or(-1, |leader| leader.get().into()),
+                term: quorum.term,
+                committed: quorum.committed,
+                quorum: Some(builder.create_vector(&members)),
                 brokers,
                 topics,
-                ..Default::default()
             };
             wire::DescribeClusterResponse::create(builder, &args).as_union_value()
         });
     }
+}
+
+/// Who keeps the metadata; nobody where this broker is alone.
+fn encode_quorum(quorum: &Quorum, me: BrokerId) -> Vec<wire::QuorumMember> {
+    let members = quorum.voters.iter().map(|broker| (*broker, true));
+    let members = members.chain(quorum.observers.iter().map(|broker| (*broker, false)));
+    let member = |(broker, voter): (BrokerId, bool)| {
+        let own = (broker == me).then_some((quorum.log_end, Some(0)));
+        let heard = quorum.heard.get(&broker).map(|at| at.elapsed().as_millis() as u64);
+        let known = own.or_else(|| Some((*quorum.matched.get(&broker)?, heard)));
+        let (matched, silent_ms) = known.unwrap_or_default();
+        let leads = quorum.leader == Some(broker);
+        // Who has never been heard has been silent for ever.
+        let silent_ms = silent_ms.unwrap_or(u64::MAX);
+        wire::QuorumMember::new(broker.get(), voter, leads, known.is_some(), 0, matched, silent_ms)
+    };
+    let members: Vec<_> = members.map(member).collect();
+    if members.len() < 2 { Vec::new() } else { members }
 }
 
 /// Who is to lead a partition.

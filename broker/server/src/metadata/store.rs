@@ -1,25 +1,29 @@
-//! The metadata's own store: a log of commands and a snapshot, in one `redb` file.
+//! The metadata's own store: Raft's log, vote and snapshot in one `redb` file.
 //!
 //! ```text
-//! <data>/metadata/metadata.redb   tables: about (format), log (version → command), snapshot (version → image)
+//! <data>/metadata/metadata.redb   tables: about (format, revision), entries (index → entry), state (name → bytes)
 //! <data>/metadata/reserve         1 MiB of real blocks, given back to the file system when it is full
 //! ```
 //!
-//! Owned by the metadata thread, on which it blocks. The log's index is the version of the image that the
-//! command makes; after [`SNAPSHOT_EVERY`] commands (more with many topics) the image is stored and the log
-//! up to it is dropped, in the transaction that appends. Recovery is snapshot + replay.
+//! Owned by the thread that writes it (`log.rs`), which blocks on it. Everything is read once, at the start.
 //!
-//! Invariants: [`Store::append`] returns `Ok` only after the device has the commands. Commits have two
-//! phases, so that a damaged last commit cannot pass for one that was never finished: it is refused at the
-//! start instead of rolled back. A sync that failed is never repeated: the store stays closed until the
-//! broker starts again and reads what is really there. The file is never closed cleanly, so every start checks
+//! Invariants: [`Store::commit`] returns `Ok` only after the device has all of it, and it has all or nothing of each.
+//! Commits have two phases, so that a damaged last commit cannot pass for one that was never finished: it is
+//! refused at the start instead of rolled back. A sync that failed is never repeated: the store stays closed until
+//! the broker starts again and reads what is really there. The file is never closed cleanly, so every start checks
 //! all of it (see [`OpenFile`]).
 //!
-//! Absent on purpose: what the commands mean (`logic::metadata`), and a cache: the image is the cache.
+//! A store of the time before the cluster (format 1: a log of commands and a snapshot) becomes one with a snapshot
+//! of the image that it held, in one commit.
+//!
+//! Absent on purpose: what the entries mean, and a cache.
 
+use super::codec::{Stored, decode_entry, encode_entry};
+use super::raft::{Entry, Leader, LogId, Membership, Node, StoredMembership, Vote};
 use logic::metadata::{Command, Image, snapshot};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
@@ -28,9 +32,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-/// Commands in the log before a snapshot replaces them, at least.
-pub(super) const SNAPSHOT_EVERY: u64 = 1024;
-
 /// Bytes kept for the moment when the disk is full.
 pub(super) const RESERVE_BYTES: usize = 1 << 20;
 
@@ -38,11 +39,15 @@ pub(super) const RESERVE_BYTES: usize = 1 << 20;
 const CACHE_BYTES: usize = 8 << 20;
 
 /// The version of what stands in the tables.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
+/// Format, revision (commits so far), and whose store it is.
 const ABOUT: TableDefinition<'_, &str, u64> = TableDefinition::new("about");
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const SNAPSHOT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("state");
+/// Tables of format 1: version → command, version → image.
+const LOG_1: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+const SNAPSHOT_1: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("snapshot");
 
 /// Why the broker does not start: a file, and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,15 +59,73 @@ pub struct StoreError {
     pub problem: String,
 }
 
-/// Why commands were not appended.
+/// Why a commit was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum AppendError {
-    /// The disk is full; nothing was appended, and the next append tries again.
+pub(super) enum CommitError {
+    /// The disk is full; nothing was done, and the same may be tried again.
     NoSpace(String),
-    /// The commands may or may not be on the device. The store takes no more until the broker starts anew.
+    /// It may or may not be on the device. The store takes no more until the broker starts anew.
     Broken(String),
-    /// The store broke earlier; nothing was appended.
-    Refused(String),
+}
+
+/// A change of what is stored.
+#[derive(Debug)]
+pub(super) enum Op {
+    /// An entry comes at its index.
+    Append(Entry),
+    /// Entries from this index on go.
+    Truncate(u64),
+    /// Entries up to this one go, because a snapshot has them.
+    Purge(LogId),
+    /// A vote is given.
+    Vote(Vote),
+    /// Entries up to this one are known to be committed.
+    Committed(Option<LogId>),
+    /// An image takes the place of the one before.
+    Snapshot(StoredSnapshot),
+}
+
+/// An image and what is in it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StoredSnapshot {
+    /// The last entry that is in it.
+    pub id: Option<LogId>,
+    /// The group as of then.
+    pub membership: StoredMembership,
+    /// RLI1.
+    pub image: Arc<[u8]>,
+}
+
+/// All that is stored.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub entries: Vec<Entry>,
+    pub vote: Option<Vote>,
+    pub committed: Option<LogId>,
+    pub purged: Option<LogId>,
+    pub snapshot: Option<StoredSnapshot>,
+}
+
+impl Contents {
+    /// Whether the group that was agreed on last is this broker alone: what Raft itself says of that comes later.
+    pub fn is_group_of(&self, broker: u64) -> bool {
+        let in_log = self.entries.iter().rev().find_map(|entry| match &entry.payload {
+            openraft::EntryPayload::Membership(group) => Some(group),
+            _ => None,
+        });
+        let in_snapshot = || self.snapshot.as_ref().map(|snapshot| snapshot.membership.membership());
+        let group = in_log.or_else(in_snapshot);
+        group.is_some_and(|group| group.nodes().map(|(id, _)| *id).eq([broker]))
+    }
+}
+
+/// Whose store it is.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    /// The broker's number.
+    pub broker: u64,
+    /// Where others find it.
+    pub address: String,
 }
 
 /// What is asked of the file that can fail.
@@ -81,10 +144,8 @@ pub(super) struct Store {
     directory: PathBuf,
     gate: Gate,
     database: State,
-    /// The version of the last command in the log.
-    version: u64,
-    /// The version of the snapshot; 0 without one.
-    snapshot_version: u64,
+    /// Commits so far.
+    revision: u64,
 }
 
 enum State {
@@ -124,8 +185,8 @@ impl Drop for OpenFile {
 }
 
 impl Store {
-    /// Opens `<data_directory>/metadata`, makes it if there is no data yet, and recovers the image.
-    pub fn open(data_directory: &Path, gate: Gate) -> Result<(Self, Image), StoreError> {
+    /// Opens `<data_directory>/metadata`, makes it if there is no data yet, and reads it.
+    pub fn open(data_directory: &Path, owner: &Owner, gate: Gate) -> Result<(Self, Contents), StoreError> {
         let directory = data_directory.join("metadata");
         let file = directory.join("metadata.redb");
         let at = |path: &Path| {
@@ -134,111 +195,90 @@ impl Store {
         };
         if !file.try_exists().map_err(at(&file))? {
             refuse_to_forget(data_directory, &file)?;
-            create(data_directory, &directory, &file, &gate).map_err(at(&directory))?;
+            create(data_directory, &directory, &file, owner, &gate).map_err(at(&directory))?;
         }
-        let mut store = Self { directory, gate, database: State::Closed, version: 0, snapshot_version: 0 };
+        let mut store = Self { directory, gate, database: State::Closed, revision: 0 };
         let opened = store.open_file().or_else(|failure| {
             if failure.no_space && store.release_reserve() { store.open_file() } else { Err(failure) }
         });
         let file = opened.map_err(|failure| StoreError { path: file, problem: failure.problem })?;
-        let image = store.recover(&file.database)?;
-        store.version = image.version();
+        let contents = store.recover(&file.database, owner)?;
         store.database = State::Open(file);
         store.keep_reserve();
-        Ok((store, image))
+        Ok((store, contents))
     }
 
-    /// Puts `commands` on the device; the first of them makes version `image.version() - commands + 1` and the
-    /// last makes `image`.
-    pub fn append(&mut self, commands: &[Vec<u8>], image: &Image) -> Result<(), AppendError> {
-        assert_eq!(self.version + commands.len() as u64, image.version(), "versions follow each other");
-        let due = SNAPSHOT_EVERY.max(image.topic_count() as u64);
-        let with_snapshot = image.version() - self.snapshot_version >= due;
-        let first_try = match self.try_append(commands, image, with_snapshot) {
-            Err(AppendError::NoSpace(why)) => why,
+    /// Puts all of `ops` on the device, in their order.
+    pub fn commit(&mut self, ops: &[Op]) -> Result<(), CommitError> {
+        let first_try = match self.try_commit(ops) {
+            Err(CommitError::NoSpace(why)) => why,
             result => return result,
         };
         if !self.release_reserve() {
-            return Err(AppendError::NoSpace(first_try));
+            return Err(CommitError::NoSpace(first_try));
         }
         tracing::warn!("the metadata store is out of space and gave up its reserve: {first_try}");
-        match self.open_again() {
-            Ok(found) if found == image.version() => {
-                // It was there before the space ran out.
-                self.appended(image, false);
-                return Ok(());
-            }
-            Ok(_) => {}
-            // What the first try left behind is not known.
-            Err(AppendError::Refused(why)) => return Err(AppendError::Broken(why)),
-            Err(error) => return Err(error),
-        }
-        self.try_append(commands, image, false)
+        self.try_commit(ops)
     }
 
-    fn appended(&mut self, image: &Image, with_snapshot: bool) {
-        self.version = image.version();
-        if with_snapshot {
-            self.snapshot_version = image.version();
-        }
-        self.keep_reserve();
-    }
-
-    fn try_append(
-        &mut self,
-        commands: &[Vec<u8>],
-        image: &Image,
-        with_snapshot: bool,
-    ) -> Result<(), AppendError> {
+    fn try_commit(&mut self, ops: &[Op]) -> Result<(), CommitError> {
         if let State::Closed = self.database {
             let found = self.open_again()?;
-            if found != self.version {
-                return Err(self.broken(format!("it holds version {found}, {} was expected", self.version)));
+            if found == self.revision + 1 {
+                // It was there before the space ran out.
+                self.revision = found;
+                self.keep_reserve();
+                return Ok(());
+            }
+            if found != self.revision {
+                let expected = self.revision;
+                return Err(self.broken(format!("it holds revision {found}, {expected} was expected")));
             }
         }
         let (database, trouble) = match &self.database {
             State::Open(file) => (&file.database, file.trouble.clone()),
             State::Broken(why) => {
-                return Err(AppendError::Refused(format!("it failed earlier: {why}; restart the broker")));
+                return Err(CommitError::Broken(format!("it failed earlier: {why}; restart the broker")));
             }
-            State::Closed => return Err(AppendError::NoSpace("the store is closed".to_owned())),
+            State::Closed => return Err(CommitError::NoSpace("the store is closed".to_owned())),
         };
-        let result = write(database, self.version + 1, commands, with_snapshot.then_some(image));
-        let Err(error) = result else {
-            self.appended(image, with_snapshot);
+        let Err(error) = write(database, self.revision + 1, ops) else {
+            self.revision += 1;
+            self.keep_reserve();
             return Ok(());
         };
         match trouble.take() {
             Some((operation, kind, why)) if no_space(kind) && operation != Operation::Sync => {
                 self.database = State::Closed;
-                Err(AppendError::NoSpace(why))
+                Err(CommitError::NoSpace(why))
             }
             found => {
                 let why = found.map_or_else(|| error.to_string(), |(_, _, why)| why);
                 self.database = State::Broken(why.clone());
-                Err(AppendError::Broken(why))
+                Err(CommitError::Broken(why))
             }
         }
     }
 
-    /// Opens the file after it was closed for want of space, and says which version it holds.
-    fn open_again(&mut self) -> Result<u64, AppendError> {
+    /// Opens the file after it was closed for want of space, and says which revision it holds.
+    fn open_again(&mut self) -> Result<u64, CommitError> {
         let file = self.open_file().map_err(|failure| {
             if failure.no_space {
-                AppendError::NoSpace(failure.problem)
+                CommitError::NoSpace(failure.problem)
             } else {
                 self.broken(failure.problem)
             }
         })?;
-        let image = self.recover(&file.database).map_err(|error| self.broken(error.problem))?;
+        let revision =
+            read_about(&file.database, "revision").map_err(|error| self.broken(error.to_string()))?;
         self.database = State::Open(file);
-        Ok(image.version())
+        Ok(revision.unwrap_or(0))
     }
 
-    /// The file does not hold what it should, found before anything was appended.
-    fn broken(&mut self, why: String) -> AppendError {
+    /// The file does not hold what it should.
+    fn broken(&mut self, why: String) -> CommitError {
         self.database = State::Broken(why.clone());
-        AppendError::Refused(why)
+        CommitError::Broken(why)
     }
 
     fn open_file(&self) -> Result<OpenFile, OpenFailure> {
@@ -269,40 +309,63 @@ impl Store {
         })
     }
 
-    /// Snapshot + replay.
-    fn recover(&mut self, database: &Database) -> Result<Image, StoreError> {
-        let wrong = |problem: String| StoreError { path: self.file(), problem };
+    /// Everything that is in the file, checked.
+    fn recover(&mut self, database: &Database, owner: &Owner) -> Result<Contents, StoreError> {
+        let path = self.file();
+        let wrong = |problem: String| StoreError { path: path.clone(), problem };
         let unreadable = |error: redb::Error| wrong(foreign(&error.to_string()));
-        let Stored { format, latest, log } = read(database).map_err(unreadable)?;
-        if format != Some(FORMAT) {
-            let found = format.map_or("none".to_owned(), |format| format.to_string());
-            return Err(wrong(format!("its format is {found}, this broker reads {FORMAT}")));
-        }
-        let mut image = match &latest {
-            None => Image::default(),
-            Some((version, bytes)) => match snapshot::decode(bytes) {
-                Ok(image) if image.version() == *version => image,
-                Ok(image) => {
-                    let inside = image.version();
-                    return Err(wrong(format!("the snapshot of version {version} holds version {inside}")));
-                }
-                Err(error) => return Err(wrong(format!("the snapshot of version {version}: {error}"))),
-            },
-        };
-        let snapshot_version = image.version();
-        for (version, bytes) in log {
-            if version != image.version() + 1 {
-                let before = image.version();
-                return Err(wrong(format!("its log goes from version {before} to {version}")));
+        match read_about(database, "format").map_err(unreadable)? {
+            Some(FORMAT) => {}
+            Some(1) => migrate(database, owner).map_err(wrong)?,
+            found => {
+                let found = found.map_or("none".to_owned(), |format| format.to_string());
+                return Err(wrong(format!("its format is {found}, this broker reads 1 and {FORMAT}")));
             }
-            let command = Command::decode(&bytes)
-                .map_err(|error| wrong(format!("the command of version {version}: {error}")))?;
-            (image, _) = image.apply(&command).map_err(|error| {
-                wrong(format!("the command of version {version} does not apply: {error}"))
-            })?;
         }
-        self.snapshot_version = snapshot_version;
-        Ok(image)
+        self.revision = read_about(database, "revision").map_err(unreadable)?.unwrap_or(0);
+        let holder = read_about(database, "broker").map_err(unreadable)?;
+        if let Some(holder) = holder.filter(|holder| *holder != owner.broker) {
+            return Err(wrong(format!(
+                "it is broker {holder}'s, and this is broker {}; start with --broker-id {holder}, or with another \
+                 data directory",
+                owner.broker
+            )));
+        }
+        let (entries, state) = read(database).map_err(unreadable)?;
+        let mut contents = Contents::default();
+        for (name, bytes) in &state {
+            let stored = Stored::decode(bytes).map_err(|error| wrong(format!("its {name}: {error}")))?;
+            match name.as_str() {
+                "vote" => contents.vote = stored.vote,
+                "committed" => contents.committed = stored.id,
+                "purged" => contents.purged = stored.id,
+                "snapshot" => {
+                    contents.snapshot = Some(StoredSnapshot {
+                        id: stored.id,
+                        membership: stored.membership.unwrap_or_default(),
+                        image: stored.image.unwrap_or_default().into(),
+                    });
+                }
+                other => return Err(wrong(format!("it holds {other:?}, which a newer version wrote"))),
+            }
+        }
+        let mut next = contents.purged.map_or(0, |purged| purged.index + 1);
+        for (index, bytes) in entries {
+            let entry = decode_entry(&bytes).map_err(|error| wrong(format!("entry {index}: {error}")))?;
+            if index != next || entry.log_id.index != index {
+                let inside = entry.log_id.index;
+                return Err(wrong(format!("its log has entry {inside} at {index}, where {next} should be")));
+            }
+            next = index + 1;
+            contents.entries.push(entry);
+        }
+        // A snapshot that was received is stored before the log is cut.
+        let covered =
+            contents.snapshot.as_ref().and_then(|snapshot| snapshot.id).map_or(0, |id| id.index + 1);
+        if let Some(committed) = contents.committed.filter(|committed| committed.index >= next.max(covered)) {
+            return Err(wrong(format!("entry {} is committed, and the log ends at {next}", committed.index)));
+        }
+        Ok(contents)
     }
 
     fn file(&self) -> PathBuf {
@@ -409,7 +472,13 @@ fn refuse_to_forget(data_directory: &Path, file: &Path) -> Result<(), StoreError
 }
 
 /// Makes a store aside and renames it, so that a crash leaves all of it or nothing.
-fn create(data_directory: &Path, directory: &Path, file: &Path, gate: &Gate) -> io::Result<()> {
+fn create(
+    data_directory: &Path,
+    directory: &Path,
+    file: &Path,
+    owner: &Owner,
+    gate: &Gate,
+) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
     let aside = directory.join("metadata.redb.new");
     match std::fs::remove_file(&aside) {
@@ -421,9 +490,14 @@ fn create(data_directory: &Path, directory: &Path, file: &Path, gate: &Gate) -> 
         let file = OpenFile::new(&aside, file, gate.clone()).map_err(|(error, _)| error)?;
         let mut transaction = file.database.begin_write()?;
         transaction.set_two_phase_commit(true);
-        transaction.open_table(ABOUT)?.insert("format", FORMAT)?;
-        transaction.open_table(LOG)?;
-        transaction.open_table(SNAPSHOT)?;
+        {
+            let mut about = transaction.open_table(ABOUT)?;
+            about.insert("format", FORMAT)?;
+            about.insert("revision", 0)?;
+            about.insert("broker", owner.broker)?;
+        }
+        transaction.open_table(ENTRIES)?;
+        transaction.open_table(STATE)?;
         transaction.commit()?;
         Ok(())
     };
@@ -441,52 +515,154 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Everything in the tables.
-struct Stored {
-    format: Option<u64>,
-    latest: Option<(u64, Vec<u8>)>,
-    log: Vec<(u64, Vec<u8>)>,
-}
-
-fn read(database: &Database) -> Result<Stored, redb::Error> {
+fn read_about(database: &Database, name: &str) -> Result<Option<u64>, redb::Error> {
     let transaction = database.begin_read()?;
-    let about = transaction.open_table(ABOUT)?;
-    let format = about.get("format")?.map(|value| value.value());
-    let latest = transaction.open_table(SNAPSHOT)?;
-    let latest = latest.last()?.map(|(version, bytes)| (version.value(), bytes.value().to_vec()));
-    let mut log = Vec::new();
-    for entry in transaction.open_table(LOG)?.iter()? {
-        let (version, bytes) = entry?;
-        log.push((version.value(), bytes.value().to_vec()));
-    }
-    Ok(Stored { format, latest, log })
+    Ok(transaction.open_table(ABOUT)?.get(name)?.map(|value| value.value()))
 }
 
-/// One transaction: `commands` from version `first` on, and the image with which the log can be cut.
-fn write(
-    database: &Database,
-    first: u64,
-    commands: &[Vec<u8>],
-    image: Option<&Image>,
-) -> Result<(), redb::Error> {
+type Read = (Vec<(u64, Vec<u8>)>, Vec<(String, Vec<u8>)>);
+
+fn read(database: &Database) -> Result<Read, redb::Error> {
+    let transaction = database.begin_read()?;
+    let mut entries = Vec::new();
+    for entry in transaction.open_table(ENTRIES)?.iter()? {
+        let (index, bytes) = entry?;
+        entries.push((index.value(), bytes.value().to_vec()));
+    }
+    let mut state = Vec::new();
+    for entry in transaction.open_table(STATE)?.iter()? {
+        let (name, bytes) = entry?;
+        state.push((name.value().to_owned(), bytes.value().to_vec()));
+    }
+    Ok((entries, state))
+}
+
+/// One transaction.
+fn write(database: &Database, revision: u64, ops: &[Op]) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     // Durable by default; the second phase tells a damaged commit from an unfinished one.
     transaction.set_two_phase_commit(true);
     {
-        let mut log = transaction.open_table(LOG)?;
-        if let Some(image) = image {
-            log.retain(|_, _| false)?;
-            let mut snapshots = transaction.open_table(SNAPSHOT)?;
-            snapshots.retain(|_, _| false)?;
-            snapshots.insert(image.version(), snapshot::encode(image).as_slice())?;
-        } else {
-            for (version, command) in (first..).zip(commands) {
-                log.insert(version, command.as_slice())?;
-            }
+        transaction.open_table(ABOUT)?.insert("revision", revision)?;
+        let mut entries = transaction.open_table(ENTRIES)?;
+        let mut state = transaction.open_table(STATE)?;
+        for op in ops {
+            perform(op, &mut entries, &mut state)?;
         }
     }
     transaction.commit()?;
     Ok(())
+}
+
+fn perform(
+    op: &Op,
+    entries: &mut redb::Table<'_, u64, &'static [u8]>,
+    state: &mut redb::Table<'_, &'static str, &'static [u8]>,
+) -> Result<(), redb::Error> {
+    let (name, stored) = match op {
+        Op::Append(entry) => {
+            entries.insert(entry.log_id.index, encode_entry(entry).as_slice())?;
+            return Ok(());
+        }
+        Op::Truncate(from) => {
+            entries.retain_in(*from.., |_, _| false)?;
+            return Ok(());
+        }
+        Op::Purge(to) => {
+            entries.retain_in(..=to.index, |_, _| false)?;
+            ("purged", Stored { id: Some(*to), ..Stored::default() })
+        }
+        Op::Vote(vote) => ("vote", Stored { vote: Some(*vote), ..Stored::default() }),
+        Op::Committed(id) => ("committed", Stored { id: *id, ..Stored::default() }),
+        Op::Snapshot(StoredSnapshot { id, membership, image }) => {
+            let (membership, image) = (Some(membership.clone()), Some(image.to_vec()));
+            ("snapshot", Stored { id: *id, membership, image, vote: None })
+        }
+    };
+    state.insert(name, stored.encode().as_slice())?;
+    Ok(())
+}
+
+/// Makes a store of format 2 of one of format 1, in one commit: the image that it held becomes a snapshot, of a
+/// group of which this broker is the only member.
+fn migrate(database: &Database, owner: &Owner) -> Result<(), String> {
+    let image = read_format_1(database)?;
+    let brokers: Vec<u32> = image.brokers().map(|broker| broker.registration.broker.get()).collect();
+    if let Some(other) = brokers.iter().find(|broker| u64::from(**broker) != owner.broker) {
+        return Err(format!("it is broker {other}'s, and this is broker {}", owner.broker));
+    }
+    let migrate = || -> Result<(), redb::Error> {
+        let mut transaction = database.begin_write()?;
+        transaction.set_two_phase_commit(true);
+        transaction.delete_table(LOG_1)?;
+        transaction.delete_table(SNAPSHOT_1)?;
+        {
+            let mut about = transaction.open_table(ABOUT)?;
+            about.insert("format", FORMAT)?;
+            about.insert("revision", 0)?;
+            about.insert("broker", owner.broker)?;
+            let mut entries = transaction.open_table(ENTRIES)?;
+            let mut state = transaction.open_table(STATE)?;
+            if image.version() > 0 {
+                let leader_id = Leader { term: 1, node_id: owner.broker };
+                let id = LogId::new(leader_id, image.version());
+                let nodes = BTreeMap::from([(owner.broker, Node::new(&owner.address))]);
+                let group = Membership::new(vec![[owner.broker].into()], nodes)
+                    .map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+                let snapshot = StoredSnapshot {
+                    id: Some(id),
+                    membership: StoredMembership::new(Some(id), group),
+                    image: snapshot::encode(&image).into(),
+                };
+                let vote = Vote { leader_id, committed: true };
+                for op in [Op::Snapshot(snapshot), Op::Purge(id), Op::Vote(vote)] {
+                    perform(&op, &mut entries, &mut state)?;
+                }
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    };
+    migrate().map_err(|error| error.to_string())
+}
+
+/// The image that a store of format 1 holds: snapshot + replay.
+fn read_format_1(database: &Database) -> Result<Image, String> {
+    let read = || -> Result<_, redb::Error> {
+        let transaction = database.begin_read()?;
+        let latest = transaction.open_table(SNAPSHOT_1)?;
+        let latest = latest.last()?.map(|(version, bytes)| (version.value(), bytes.value().to_vec()));
+        let mut log = Vec::new();
+        for entry in transaction.open_table(LOG_1)?.iter()? {
+            let (version, bytes) = entry?;
+            log.push((version.value(), bytes.value().to_vec()));
+        }
+        Ok((latest, log))
+    };
+    let (latest, log) = read().map_err(|error| foreign(&error.to_string()))?;
+    let mut image = match &latest {
+        None => Image::default(),
+        Some((version, bytes)) => {
+            let image = snapshot::decode(bytes)
+                .map_err(|error| format!("the snapshot of version {version}: {error}"))?;
+            if image.version() != *version {
+                let inside = image.version();
+                return Err(format!("the snapshot of version {version} holds version {inside}"));
+            }
+            image
+        }
+    };
+    for (version, bytes) in log {
+        if version != image.version() + 1 {
+            return Err(format!("its log goes from version {} to {version}", image.version()));
+        }
+        let command =
+            Command::decode(&bytes).map_err(|error| format!("the command of version {version}: {error}"))?;
+        (image, _) = image
+            .apply(&command)
+            .map_err(|error| format!("the command of version {version} does not apply: {error}"))?;
+    }
+    Ok(image)
 }
 
 /// The first failure of the file, which redb does not tell apart.

@@ -4,6 +4,7 @@
 //! has no leader is counted by everybody.
 
 use super::Text;
+use crate::metadata::Quorum;
 use logic::ids::BrokerId;
 use logic::metadata::{Broker, Image, Partition};
 
@@ -43,6 +44,46 @@ impl Led {
 
 /// Whether a broker is so.
 type Is = fn(&Broker) -> bool;
+
+/// Where the group stands that keeps the metadata.
+pub(super) fn quorum(out: &mut Text, quorum: &Quorum, broker: BrokerId) {
+    let figures = [
+        (
+            "ringlog_metadata_leader_known",
+            "1: this broker knows who leads the metadata.",
+            u64::from(quorum.leader.is_some()),
+        ),
+        ("ringlog_metadata_leads", "1: this broker leads the metadata.", {
+            u64::from(quorum.leader == Some(broker))
+        }),
+        ("ringlog_metadata_term", "How often a leader of the metadata was elected.", quorum.term),
+        ("ringlog_metadata_voters", "Brokers that vote on the metadata.", quorum.voters.len() as u64),
+        (
+            "ringlog_metadata_observers",
+            "Brokers that follow the metadata without a vote.",
+            quorum.observers.len() as u64,
+        ),
+        ("ringlog_metadata_log_end", "Entries of the metadata's log that this broker has.", quorum.log_end),
+        (
+            "ringlog_metadata_committed",
+            "Of those, entries known to be on a majority's devices.",
+            quorum.committed,
+        ),
+        ("ringlog_metadata_applied", "Of those, entries that this broker acts by.", quorum.applied),
+    ];
+    for (metric, help, value) in figures {
+        out.metric(metric, "gauge", help);
+        out.sample(metric, &[], value);
+    }
+    if quorum.leader == Some(broker) {
+        let metric = "ringlog_metadata_member_lag";
+        out.metric(metric, "gauge", "Committed entries of the metadata that a member does not have yet.");
+        for (member, matched) in &quorum.matched {
+            let member = member.to_string();
+            out.sample(metric, &[("broker", &member)], quorum.committed.saturating_sub(*matched));
+        }
+    }
+}
 
 pub(super) fn cluster(out: &mut Text, image: &Image, broker: BrokerId) {
     let metric = "ringlog_cluster_brokers";

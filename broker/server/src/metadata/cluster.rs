@@ -1,0 +1,126 @@
+//! Whole brokers in one process: they form a cluster, lose members and get them back.
+
+use super::{MetadataHandle, Quorum};
+use crate::{Broker, BrokerConfig, ClusterConfig};
+use futures_executor::block_on;
+use logic::ids::{BrokerId, TopicId};
+use logic::metadata::{Command, Placement};
+use schema::error_code::ErrorCode;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Longer than anything here takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn start(data: &Path, broker: u32, listen: SocketAddr, join: &[SocketAddr]) -> Broker {
+    let cluster = ClusterConfig {
+        broker: BrokerId::new(broker),
+        join: join.iter().map(SocketAddr::to_string).collect(),
+        ..ClusterConfig::default()
+    };
+    // Not every file system that tests run on takes direct writes.
+    let config = BrokerConfig { cluster, direct: false, ..BrokerConfig::new(data, listen) };
+    Broker::start(config).unwrap()
+}
+
+fn any() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+fn metadata(broker: &Broker) -> MetadataHandle {
+    broker.observer().metadata
+}
+
+fn wait_for(what: &str, broker: &Broker, is_so: impl Fn(&MetadataHandle, &Quorum) -> bool) {
+    let handle = metadata(broker);
+    let deadline = Instant::now() + LIMIT;
+    while !is_so(&handle, &handle.quorum()) {
+        assert!(Instant::now() < deadline, "no {what}: {:?}", handle.quorum());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn create(broker: &Broker, id: u128, on: u32) -> Result<(), ErrorCode> {
+    let command = Command::CreateTopic {
+        id: TopicId::new(id),
+        name: format!("topic-{id}"),
+        placement: Placement::single(BrokerId::new(on), 2),
+        configs: vec![],
+    };
+    block_on(metadata(broker).submit(command)).map(|_| ()).map_err(|error| {
+        eprintln!("topic-{id}: {error}");
+        error.error_code()
+    })
+}
+
+fn has(handle: &MetadataHandle, id: u128) -> bool {
+    handle.image().topic(TopicId::new(id)).is_some()
+}
+
+#[test]
+fn three_brokers_form_a_cluster_and_outlive_its_leader() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    create(&first, 1, 0).unwrap();
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    assert!(has(&metadata(&second), 1), "it follows before it is ready");
+    // By way of a broker that does not lead.
+    let third = start(directories[2].path(), 2, any(), &[second.address()]);
+    wait_for("three votes", &first, |_, quorum| quorum.voters.len() == 3);
+    wait_for("brokers that serve", &first, |handle, _| {
+        handle.image().brokers().filter(|broker| !broker.fenced).count() == 3
+    });
+    for (id, broker) in [(2, &first), (3, &second), (4, &third)] {
+        create(broker, id, 0).unwrap();
+        assert!(has(&metadata(broker), id), "published before the answer");
+        assert_eq!(create(broker, id, 0), Err(ErrorCode::TopicExists));
+    }
+    let (address, cluster) = (first.address(), metadata(&first).image().cluster_id());
+    assert!(cluster.is_some() && cluster == metadata(&third).image().cluster_id());
+    first.stop().unwrap();
+    wait_for("leader", &second, |_, quorum| quorum.leader.is_some_and(|leader| leader.get() != 0));
+    create(&third, 5, 1).unwrap();
+    assert!(metadata(&third).image().broker(BrokerId::new(0)).is_some_and(|broker| broker.fenced));
+    // It comes back without being told where the others are.
+    let first = start(directories[0].path(), 0, address, &[]);
+    wait_for("image", &first, |handle, _| has(handle, 5));
+    wait_for("broker that serves again", &second, |handle, _| {
+        handle.image().broker(BrokerId::new(0)).is_some_and(|broker| !broker.fenced)
+    });
+    for broker in [first, second, third] {
+        broker.stop().unwrap();
+    }
+}
+
+#[test]
+fn without_a_majority_nothing_changes_and_what_is_known_stays() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
+    create(&third, 1, 2).unwrap();
+    let addresses = [first.address(), second.address()];
+    first.stop().unwrap();
+    second.stop().unwrap();
+    let refused = create(&third, 2, 2);
+    assert!(matches!(refused, Err(ErrorCode::MetadataUnavailable | ErrorCode::TimedOut)), "{refused:?}");
+    assert!(has(&metadata(&third), 1));
+    let address = third.address();
+    third.stop().unwrap();
+    // All start anew, with nothing but their disks.
+    let brokers: Vec<_> = [addresses[0], addresses[1], address]
+        .into_iter()
+        .enumerate()
+        .map(|(id, address)| start(directories[id].path(), id as u32, address, &[]))
+        .collect();
+    wait_for("broker that serves", &brokers[0], |handle, _| {
+        handle.image().broker(BrokerId::new(2)).is_some_and(|broker| !broker.fenced)
+    });
+    create(&brokers[0], 3, 2).unwrap();
+    assert!(has(&metadata(&brokers[0]), 1));
+    for broker in brokers {
+        broker.stop().unwrap();
+    }
+}

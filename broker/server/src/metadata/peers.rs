@@ -1,0 +1,178 @@
+//! What a metadata thread shares between its tasks: who it is, where the others are, what they say.
+
+use super::machine::Applied;
+use super::network::{CallError, Kind, Link};
+use super::raft::{LogId, Raft};
+use super::{MetadataError, codec};
+use logic::ids::BrokerId;
+use logic::metadata::Image;
+use logic::metadata::controller::Heartbeat;
+use schema::consensus as fb;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// What the controller's task is told by others.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Word {
+    Heartbeat(Heartbeat),
+    Refused(BrokerId),
+}
+
+/// See the [module](self).
+pub(super) struct Peers {
+    me: BrokerId,
+    image: Arc<RwLock<Arc<Image>>>,
+    /// Where a broker is, as last heard: for those that are not registered, or not there any more.
+    heard: Mutex<BTreeMap<u64, String>>,
+    links: Mutex<BTreeMap<(u64, Kind), Arc<Link>>>,
+    words: mpsc::Sender<Word>,
+}
+
+impl Peers {
+    pub fn new(me: BrokerId, image: Arc<RwLock<Arc<Image>>>, words: mpsc::Sender<Word>) -> Arc<Self> {
+        Arc::new(Self { me, image, heard: Mutex::default(), links: Mutex::default(), words })
+    }
+
+    pub fn me(&self) -> BrokerId {
+        self.me
+    }
+
+    pub fn image(&self) -> Arc<Image> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where `target` is said to be, unless it is known better.
+    pub fn learn(&self, target: u64, address: &str) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.entry(target).or_insert_with(|| address.to_owned());
+    }
+
+    /// `target` says itself where it is.
+    pub fn moved(&self, target: u64, address: &str) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(target, address.to_owned());
+    }
+
+    /// Where `target` is: by its registration, else as heard.
+    pub fn address(&self, target: u64) -> Option<String> {
+        let image = self.image();
+        let registered = u32::try_from(target).ok().and_then(|id| image.broker(BrokerId::new(id)));
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned();
+        match registered.filter(|broker| !broker.registration.host.is_empty()) {
+            Some(broker) => Some(format!("{}:{}", broker.registration.host, broker.registration.port)),
+            None => heard,
+        }
+    }
+
+    pub fn link(&self, target: u64, kind: Kind) -> Arc<Link> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.entry((target, kind)).or_insert_with(|| Arc::new(Link::new(target))).clone()
+    }
+
+    /// Nobody listens at `target`'s port.
+    pub fn note_refused(&self, target: u64) {
+        if let Ok(target) = u32::try_from(target) {
+            self.tell(Word::Refused(BrokerId::new(target)));
+        }
+    }
+
+    /// Tells the controller; what does not fit is said again soon.
+    pub fn tell(&self, word: Word) {
+        let _ = self.words.try_send(word);
+    }
+}
+
+/// What asking the leader came to.
+pub(super) enum Asked {
+    Committed(LogId),
+    Heard,
+    Joined,
+    /// It is not the leader; where that is, if it knows.
+    Redirected(Option<(u64, String)>),
+    Refused(String),
+    Unknown(String),
+}
+
+impl Asked {
+    pub fn of(bytes: &[u8]) -> Result<Self, codec::Malformed> {
+        codec::read_response(bytes, |response| {
+            Ok(match response.answer_type() {
+                fb::Answer::Submitted => {
+                    let submitted = response.answer_as_submitted();
+                    match submitted {
+                        Some(submitted) => Self::Committed(codec::log_id_of(submitted.id())),
+                        None => Self::Unknown("an empty answer".to_owned()),
+                    }
+                }
+                fb::Answer::Heard => Self::Heard,
+                fb::Answer::Joined => Self::Joined,
+                fb::Answer::Redirect => {
+                    Self::Redirected(response.answer_as_redirect().and_then(|redirect| {
+                        let address = redirect.address().unwrap_or_default().to_owned();
+                        redirect.known().then(|| (redirect.leader(), address))
+                    }))
+                }
+                fb::Answer::Refused => Self::Refused(
+                    response
+                        .answer_as_refused()
+                        .map_or_else(String::new, |refused| refused.message().to_owned()),
+                ),
+                fb::Answer::Unknown => Self::Unknown(
+                    response
+                        .answer_as_unknown()
+                        .map_or_else(String::new, |unknown| unknown.message().to_owned()),
+                ),
+                other => Self::Unknown(format!("the answer {}", other.0)),
+            })
+        })
+    }
+}
+
+/// The tasks' common ground.
+#[derive(Clone)]
+pub(super) struct Member {
+    pub raft: Raft,
+    pub peers: Arc<Peers>,
+    pub applied: Arc<Applied>,
+    pub log: super::log::Log,
+    pub settings: super::MetadataSettings,
+    /// Whether it is a member, as far as it has been told: see [`Member::is_admitted`].
+    pub admitted: Arc<AtomicBool>,
+}
+
+impl Member {
+    /// The leader as far as this broker knows.
+    pub fn leader(&self) -> Option<u64> {
+        use openraft::async_runtime::WatchReceiver;
+        self.raft.server_metrics().borrow_watched().current_leader
+    }
+
+    pub fn leads(&self) -> bool {
+        self.leader() == Some(u64::from(self.peers.me().get()))
+    }
+
+    /// Whether this broker takes part in Raft. One with an empty disk does not before it is let in: its number may be
+    /// that of a member, which those who lead take for one that has what it had.
+    pub fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Relaxed)
+    }
+
+    /// Asks `target`.
+    pub async fn ask(
+        &self,
+        target: u64,
+        patience: Duration,
+        ask: impl FnOnce(&mut codec::Builder) -> (fb::Ask, flatbuffers::WIPOffset<flatbuffers::UnionWIPOffset>),
+    ) -> Result<Asked, CallError> {
+        let link = self.peers.link(target, Kind::Requests);
+        let bytes = link.call(&self.peers, patience, ask).await?;
+        Ok(Asked::of(&bytes).unwrap_or_else(|error| Asked::Unknown(error.to_string())))
+    }
+
+    /// Why nothing can be written just now.
+    pub fn full(&self) -> Option<MetadataError> {
+        self.log.full().map(MetadataError::Unavailable)
+    }
+}
