@@ -42,9 +42,9 @@ enum Fault {
     Pause,
     /// Its link is down.
     Isolate,
-    /// Nothing from it gets to its clients.
+    /// Nothing from it gets to anybody.
     Mute,
-    /// Nothing from its clients gets to it.
+    /// Nothing from anybody gets to it.
     Deafen,
 }
 
@@ -143,8 +143,8 @@ struct Run {
 }
 
 impl Run {
-    fn start(network: Network, slow: Option<(Slowness, u64)>) -> Self {
-        let hosts = (1..=1)
+    fn start(network: Network, brokers: u8, slow: Option<(Slowness, u64)>) -> Self {
+        let hosts = (1..=brokers)
             .map(|number| {
                 let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("it can be written to");
                 let at = |host| SocketAddr::from((network.address(host), PORT));
@@ -164,10 +164,16 @@ impl Run {
         let words: Vec<&str> = enter.iter().map(String::as_str).collect();
         let listen = SocketAddr::from((self.network.address(host.number), PORT));
         let advertised = host.slow.as_ref().map(|slow| slow.address().ip().to_string());
+        let id = (self.hosts.len() > 1).then(|| host.number.to_string());
+        let first = SocketAddr::from((self.network.address(1), PORT)).to_string();
+        let join = (host.number > 1).then_some(first);
         let broker =
             Serve::new(host.data.path()).shards(2).listen(listen).through(&words).prepared(move |command| {
-                if let Some(host) = advertised {
-                    command.args(["--advertise", &host]);
+                let settings = [("--advertise", advertised), ("--broker-id", id), ("--join", join)];
+                for (name, value) in settings {
+                    if let Some(value) = value {
+                        command.args([name, &value]);
+                    }
                 }
             });
         self.hosts[at].broker = Some(broker.start());
@@ -189,8 +195,8 @@ impl Run {
             Fault::Restart => drop(self.hosts[at].broker.take().expect("it runs").stop()),
             Fault::Pause => self.signal(at, libc::SIGSTOP),
             Fault::Isolate => self.network.isolate(number),
-            Fault::Mute => self.network.cut(number, 0),
-            Fault::Deafen => self.network.cut(0, number),
+            Fault::Mute => self.others(number).for_each(|other| self.network.cut(number, other)),
+            Fault::Deafen => self.others(number).for_each(|other| self.network.cut(other, number)),
         }
     }
 
@@ -200,9 +206,14 @@ impl Run {
             Fault::Kill | Fault::Restart => self.serve(at),
             Fault::Pause => self.signal(at, libc::SIGCONT),
             Fault::Isolate => self.network.join(number),
-            Fault::Mute => self.network.mend(number, 0),
-            Fault::Deafen => self.network.mend(0, number),
+            Fault::Mute => self.others(number).for_each(|other| self.network.mend(number, other)),
+            Fault::Deafen => self.others(number).for_each(|other| self.network.mend(other, number)),
         }
+    }
+
+    /// All hosts but one, and this process.
+    fn others(&self, number: u8) -> impl Iterator<Item = u8> + use<> {
+        (0..=self.hosts.len() as u8).filter(move |other| *other != number)
     }
 
     fn signal(&self, at: usize, signal: i32) {
@@ -257,6 +268,25 @@ fn produce(brokers: &str, name: usize, stop: &AtomicBool, told: &Told) {
     });
 }
 
+/// Waits until every broker is there and every partition has all its replicas.
+pub async fn whole(client: &Client, brokers: usize) {
+    let limit = Instant::now() + DEADLINE;
+    loop {
+        let cluster = client.admin().describe_cluster(None).await;
+        let is_whole = cluster.as_ref().is_ok_and(|cluster| {
+            cluster.brokers.iter().filter(|broker| !broker.fenced).count() == brokers
+                && cluster
+                    .partitions()
+                    .all(|(_, partition)| partition.leader.is_some() && !partition.is_under_replicated())
+        });
+        if is_whole {
+            return;
+        }
+        assert!(Instant::now() < limit, "the cluster does not come together: {cluster:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// The whole log, by partition.
 async fn read_log(client: &Client) -> Vec<Vec<String>> {
     let partitions: Vec<_> = (0..PARTITIONS).map(|partition| (partition, OffsetSpec::Latest)).collect();
@@ -298,14 +328,17 @@ async fn committed(client: &Client, log: &[Vec<String>]) -> BTreeMap<u32, u64> {
 type Silences = BTreeMap<Fault, Vec<Duration>>;
 
 /// One run, from an empty cluster to the verdict.
-fn run(network: Network, seed: u64, faults: &[Fault], slow: Option<Slowness>, silences: &mut Silences) {
+fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slowness>, silences: &mut Silences) {
     let mut random = Rng::with_seed(seed);
-    let mut run = Run::start(network, slow.map(|slowness| (slowness, seed)));
+    let (network, count) = cluster;
+    let mut run = Run::start(network, count, slow.map(|slowness| (slowness, seed)));
     let brokers = run.brokers();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let client = runtime.block_on(async {
         let client = connect(&brokers).await;
-        let topic = NewTopic { partitions: PARTITIONS, ..NewTopic::named(TOPIC) };
+        whole(&client, count.into()).await;
+        let replication_factor = u32::from(count.min(3));
+        let topic = NewTopic { partitions: PARTITIONS, replication_factor, ..NewTopic::named(TOPIC) };
         client.admin().create_topic(&topic).await.expect("the topic is made");
         client
     });
@@ -318,8 +351,10 @@ fn run(network: Network, seed: u64, faults: &[Fault], slow: Option<Slowness>, si
         .collect();
     let members: Vec<Member> = (0..MEMBERS).map(|_| Member::start(&brokers)).collect();
     told.wait_for(ACKNOWLEDGED_BETWEEN);
-    for fault in faults {
-        let at = random.usize(..run.hosts.len());
+    // One after the other has its turn.
+    let first = random.usize(..run.hosts.len());
+    for (turn, fault) in faults.iter().enumerate() {
+        let at = (first + turn) % run.hosts.len();
         let began = Instant::now();
         run.begin(*fault, at);
         // How long it lasts is what is planted.
@@ -327,6 +362,7 @@ fn run(network: Network, seed: u64, faults: &[Fault], slow: Option<Slowness>, si
         run.end(*fault, at);
         let ended = Instant::now();
         told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
+        runtime.block_on(whole(&client, count.into()));
         silences.entry(*fault).or_default().push(told.longest_silence(began, ended));
     }
     told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
@@ -388,7 +424,7 @@ fn one_broker_under_faults_loses_nothing() {
         let Some(network) = network(1) else { return };
         let mut plan = FAULTS;
         Rng::with_seed(seed).shuffle(&mut plan);
-        run(network, seed, &plan, None, &mut silences);
+        run((network, 1), seed, &plan, None, &mut silences);
     }
     print(&mut silences);
 }
@@ -400,7 +436,7 @@ fn one_broker_behind_a_slow_link_loses_nothing() {
     let mut silences = Silences::new();
     for seed in seeds() {
         let Some(network) = network(1) else { return };
-        run(network, seed, &[Fault::Kill, Fault::Pause], Some(slowness), &mut silences);
+        run((network, 1), seed, &[Fault::Kill, Fault::Pause], Some(slowness), &mut silences);
     }
     print(&mut silences);
 }
@@ -408,5 +444,33 @@ fn one_broker_behind_a_slow_link_loses_nothing() {
 #[test]
 fn without_faults_nothing_is_read_twice() {
     let Some(network) = network(1) else { return };
-    run(network, 0, &[], None, &mut Silences::new());
+    run((network, 1), 0, &[], None, &mut Silences::new());
+}
+
+#[test]
+fn three_brokers_under_faults_lose_nothing() {
+    let mut silences = Silences::new();
+    for seed in seeds() {
+        let Some(network) = network(3) else { return };
+        let mut plan = FAULTS;
+        Rng::with_seed(seed).shuffle(&mut plan);
+        run((network, 3), seed, &plan, None, &mut silences);
+    }
+    print(&mut silences);
+}
+
+#[test]
+fn three_brokers_restarted_in_turn_lose_nothing() {
+    let mut silences = Silences::new();
+    for seed in seeds() {
+        let Some(network) = network(3) else { return };
+        run((network, 3), seed, &[Fault::Restart; 3], None, &mut silences);
+    }
+    print(&mut silences);
+}
+
+#[test]
+fn with_three_brokers_and_no_faults_nothing_is_read_twice() {
+    let Some(network) = network(3) else { return };
+    run((network, 3), 0, &[], None, &mut Silences::new());
 }

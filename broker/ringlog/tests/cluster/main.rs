@@ -11,6 +11,7 @@ mod network;
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod process;
 mod slow_link;
+mod three;
 
 /// The members and the checker of the histories of groups; the first are started by this path.
 #[path = "../suite/history"]

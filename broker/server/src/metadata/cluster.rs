@@ -115,8 +115,11 @@ fn without_a_majority_nothing_changes_and_what_is_known_stays() {
         .enumerate()
         .map(|(id, address)| start(directories[id].path(), id as u32, address, &[]))
         .collect();
+    // In this life: what its disk tells of the last one is known at once.
     wait_for("broker that serves", &brokers[0], |handle, _| {
-        handle.image().broker(BrokerId::new(2)).is_some_and(|broker| !broker.fenced)
+        let life = metadata(&brokers[2]).registration();
+        let known = handle.image().broker(BrokerId::new(2)).map(|broker| (broker.epoch, broker.fenced));
+        life.get() > 0 && known == Some((life, false))
     });
     create(&brokers[0], 3, 2).unwrap();
     assert!(has(&metadata(&brokers[0]), 1));

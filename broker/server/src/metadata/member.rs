@@ -443,7 +443,8 @@ mod tests {
 
     #[test]
     fn voters_are_odd_and_stay() {
-        let rows: [(usize, &[u64], &[u64], &[u64]); 9] = [
+        type Row = (usize, &'static [u64], &'static [u64], &'static [u64]);
+        let rows: [Row; 9] = [
             (3, &[0], &[0], &[0]),
             (3, &[0], &[0, 1], &[0]),
             (3, &[0], &[0, 1, 2], &[0, 1, 2]),
