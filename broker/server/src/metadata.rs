@@ -479,8 +479,16 @@ async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
     let recovered = async {
         let leads = |last: Option<u64>, leader: Option<u64>| last.filter(|_| leader == Some(me));
         let led = metrics.wait_until(|now| leads(now.last_log_index, now.current_leader).is_some()).await;
-        let last = led.ok()?.last_log_index?;
-        member.applied.watch().wait_for(|next| *next > last).await.ok().map(drop)
+        let (last, snapshot) = {
+            let now = led.ok()?;
+            (now.last_log_index?, now.snapshot.map_or(0, |id| id.index))
+        };
+        member.applied.watch().wait_for(|next| *next > last).await.ok()?;
+        // Raft has asked for one when nothing was applied yet. Lives may be short.
+        if last >= snapshot + machine::SNAPSHOT_EVERY {
+            member.raft.trigger().snapshot().await.ok()?;
+        }
+        Some(())
     };
     tokio::time::timeout(Duration::from_secs(30), recovered)
         .await
