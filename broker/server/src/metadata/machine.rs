@@ -170,12 +170,13 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        // Raft asks by what is committed, and asks once: what is applied may be behind that, and is not counted again. Only a
-        // large image is worth a longer log.
+        // Raft asks by what is committed, and asks once: what is applied may be behind that, and is not counted again. Where
+        // nothing is new, building one would only keep the next question from being heard. Only a large image is worth
+        // a longer log.
         let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
         let since = index(self.last) - index(self.snapshot.as_ref().and_then(|snapshot| snapshot.id));
         let topics = self.image.topic_count() as u64;
-        if !force && topics > SNAPSHOT_EVERY && since < topics {
+        if !force && (since == 0 || topics > SNAPSHOT_EVERY && since < topics) {
             return None;
         }
         Some(self.get_snapshot_builder().await)
