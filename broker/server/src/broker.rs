@@ -241,6 +241,13 @@ impl Broker {
             storage_uuid: directory.uuid,
             rack: cluster.rack,
         };
+        // A broker that is alone registers before its shards open anything: where partitions are at home depends on how many
+        // shards it has now, and what checkpoints say of them is known to those alone who open them at the start.
+        let quorum = handle.quorum();
+        let alone = quorum.voters == [cluster.broker] && quorum.observers.is_empty();
+        if alone {
+            futures_executor::block_on(handle.begin(registration.clone()))?;
+        }
         let (ready, started) = async_channel::bounded(config.shards);
         let (stop, stopped): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
@@ -296,7 +303,7 @@ impl Broker {
         // The listeners have the port now.
         drop(port);
         // Only now: the others answer by this port.
-        if let Err(error) = futures_executor::block_on(handle.begin(registration)) {
+        if !alone && let Err(error) = futures_executor::block_on(handle.begin(registration)) {
             broker.abandon();
             return Err(error.into());
         }
