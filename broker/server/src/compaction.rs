@@ -15,6 +15,7 @@
 //! acknowledged depends on it. Absent on purpose: the decision what stays (`logic::log::compaction`).
 
 use crate::partition::{CompactionState, Partition};
+use crate::stall;
 use crate::storage::disk::Disk;
 use crate::storage::{OpenSegment, Storage, count, is_no_space};
 use crate::store::Store;
@@ -30,11 +31,9 @@ use logic::log::tiles::{SourcesEnd, Tile, Tiles};
 use logic::rules::{Rule, holds};
 use schema::record_batch::{self, BatchError, Header};
 use schema::segment::{Footer, GROUP_HEADER_BYTES, GroupHeader, RewrittenHeader, SegmentHeader};
-use std::future::poll_fn;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -403,23 +402,10 @@ impl<'a, D: Disk> Job<'a, D> {
             environment.sleep(NAP.min(Duration::from_nanos(wait_ns))).await;
         }
         if self.pace.gives_way() {
-            give_way().await;
+            stall::give_way().await;
         }
         Ok(())
     }
-}
-
-/// Lets everything else run that is ready.
-async fn give_way() {
-    let mut first = true;
-    poll_fn(|context| {
-        if std::mem::take(&mut first) {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    })
-    .await;
 }
 
 /// How fast a pass goes; times are nanoseconds of a clock that never goes back.

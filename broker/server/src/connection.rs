@@ -139,19 +139,6 @@ enum Step {
     Close,
 }
 
-/// Lets every task that is ready run once.
-async fn others_first() {
-    let mut asked = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut asked, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 impl Connection {
     /// Serves a connection that has said Hello until it ends.
     pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: SocketAddr, hello: impl FnOnce(&Rc<Self>)) {
@@ -337,7 +324,7 @@ impl Connection {
                     }
                     // It is large enough for a round of its own: that begins before the next one is received, which
                     // with 4 x 1 MB in flight is worth a fifth of the throughput (docs/PERFORMANCE.md).
-                    others_first().await;
+                    stall::give_way().await;
                     // The batch may have come whole, with the next frames behind it.
                     retry = !partial.is_empty();
                 }

@@ -14,7 +14,21 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
+
+/// Lets everything else run that is ready.
+pub async fn give_way() {
+    let mut first = true;
+    poll_fn(|context| {
+        if std::mem::take(&mut first) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
 
 /// Spawns a task of this shard; `name` completes "held by".
 pub fn spawn<F: Future + 'static>(name: &'static str, task: F) -> glommio::Task<F::Output> {

@@ -287,14 +287,14 @@ pub async fn whole(client: &Client, brokers: usize) {
     }
 }
 
-/// The whole log, by partition.
-async fn read_log(client: &Client) -> Vec<Vec<String>> {
-    let partitions: Vec<_> = (0..PARTITIONS).map(|partition| (partition, OffsetSpec::Latest)).collect();
-    let ends = client.admin().list_offsets(TOPIC, &partitions).await.expect("the brokers are there");
-    let mut log = vec![Vec::new(); PARTITIONS as usize];
+/// All that is visible of a topic, by partition.
+pub async fn read_log(client: &Client, topic: &str, partitions: u32) -> Vec<Vec<String>> {
+    let asked: Vec<_> = (0..partitions).map(|partition| (partition, OffsetSpec::Latest)).collect();
+    let ends = client.admin().list_offsets(topic, &asked).await.expect("all have a leader");
+    let mut log = vec![Vec::new(); partitions as usize];
     for end in ends.iter().filter(|end| end.offset > 0) {
         let mut consumer = client.consumer(ConsumerConfig::default());
-        consumer.assign(TOPIC, &[(end.partition, StartFrom::Earliest)]).await.expect("it is there");
+        consumer.assign(topic, &[(end.partition, StartFrom::Earliest)]).await.expect("it is there");
         let log = &mut log[end.partition as usize];
         while (log.len() as u64) < end.offset {
             let record = consumer.next().await.expect("it is assigned").expect("the log is sound");
@@ -368,7 +368,7 @@ fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slownes
     told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
     stop.store(true, Ordering::Relaxed);
     producers.into_iter().for_each(|producer| producer.join().expect("a producer panicked"));
-    let log = runtime.block_on(read_log(&client));
+    let log = runtime.block_on(read_log(&client, TOPIC, PARTITIONS));
     let committed = runtime.block_on(committed(&client, &log));
     let members: Vec<_> = members.into_iter().map(|member| (GROUP.to_owned(), member.close())).collect();
     let acknowledged = std::mem::take(&mut *told.acknowledged.lock().unwrap());

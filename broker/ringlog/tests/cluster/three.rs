@@ -3,11 +3,10 @@
 //! Needs no rights: the ports are the system's choice. What only a network of their own can do is in [`super::faults`].
 
 use crate::DEADLINE;
-use crate::faults::whole;
+use crate::faults::{read_log, whole};
 use crate::process::{Broker, Serve};
 use ringlog_client::{
-    Acks, Client, ClientConfig, ConsumerConfig, NewTopic, OffsetSpec, Producer, ProducerConfig,
-    ProducerRecord, StartFrom,
+    Acks, Client, ClientConfig, ConsumerConfig, NewTopic, Producer, ProducerConfig, ProducerRecord, StartFrom,
 };
 use std::net::SocketAddr;
 use std::process::Command;
@@ -80,24 +79,6 @@ async fn produce(producer: &Producer, sent: &mut [Vec<String>]) {
     }
 }
 
-/// All that is visible, by partition.
-async fn read(client: &Client) -> Vec<Vec<String>> {
-    let asked: Vec<_> = (0..PARTITIONS).map(|partition| (partition, OffsetSpec::Latest)).collect();
-    let ends = client.admin().list_offsets(TOPIC, &asked).await.expect("all have a leader");
-    let mut all = vec![Vec::new(); PARTITIONS as usize];
-    for end in ends {
-        let mut consumer = client.consumer(ConsumerConfig::default());
-        consumer.assign(TOPIC, &[(end.partition, StartFrom::Earliest)]).await.expect("it is there");
-        let values = &mut all[end.partition as usize];
-        while (values.len() as u64) < end.offset {
-            let record = consumer.next().await.expect("it is assigned").expect("the log is sound");
-            assert_eq!(record.offset, values.len() as u64, "offsets follow each other");
-            values.push(String::from_utf8_lossy(&record.value.expect("all have one")).into_owned());
-        }
-    }
-    all
-}
-
 async fn leader(client: &Client, partition: u32) -> usize {
     let cluster = client.admin().describe_cluster(Some(&[TOPIC.to_owned()])).await.expect("it answers");
     let found = cluster.partitions().find(|(_, entry)| entry.partition == partition);
@@ -157,7 +138,7 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
         cluster.kill(victim);
         produce(&producer, &mut sent).await;
         assert_ne!(leader(&client, 0).await, victim);
-        assert_eq!(read(&client).await, sent);
+        assert_eq!(read_log(&client, TOPIC, PARTITIONS).await, sent);
         cluster.restart(victim);
         whole(&client, 3).await;
         produce(&producer, &mut sent).await;
@@ -165,7 +146,7 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
         let victim = leader(&client, 0).await;
         cluster.kill(victim);
         produce(&producer, &mut sent).await;
-        assert_eq!(read(&client).await, sent);
+        assert_eq!(read_log(&client, TOPIC, PARTITIONS).await, sent);
         cluster.restart(victim);
         whole(&client, 3).await;
         producer.close().await.expect("the brokers are there");
@@ -188,7 +169,7 @@ fn a_broker_that_lost_its_disk_is_filled_again() {
             whole(&client, 3).await;
         }
         // Two of three disks have been lost, one after the other: all is there.
-        assert_eq!(read(&client).await, sent);
+        assert_eq!(read_log(&client, TOPIC, PARTITIONS).await, sent);
         producer.close().await.expect("the brokers are there");
     });
 }
