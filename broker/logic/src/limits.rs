@@ -66,6 +66,8 @@ pub const MAILBOX_BYTES_MAX: usize = 64 * MIB;
 pub const PEER_CONNECTIONS_MAX: usize = 4 * BROKERS_MAX;
 /// Brokers that vote on the metadata unless set, if there are as many.
 pub const METADATA_VOTERS_DEFAULT: usize = 3;
+/// How often new partitions are placed on brokers, if those have stopped serving by the time that it counts.
+pub const PLACEMENTS_MAX: u32 = 8;
 /// Brokers that vote at most: each more makes every change slower.
 pub const METADATA_VOTERS_MAX: usize = 7;
 /// The least time without a metadata leader before another is elected, milliseconds; the most is twice as long.

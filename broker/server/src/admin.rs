@@ -22,7 +22,7 @@ use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use futures_channel::oneshot;
 use futures_util::future::join_all;
 use logic::ids::{ShardId, TopicId};
-use logic::limits::TOPICS_PER_REQUEST_MAX;
+use logic::limits::{PLACEMENTS_MAX, TOPICS_PER_REQUEST_MAX};
 use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, topic_config};
 use schema::error_code::ErrorCode;
 use schema::wire;
@@ -174,8 +174,10 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
             }
             Request::DeleteTopics(names) => reply.delete_topics(&shard, names).await,
             Request::AlterConfigs(topic, set, unset) => {
-                let outcome =
-                    change(&shard, &topic, |_, id| Ok(Command::AlterTopicConfigs { id, set, unset })).await;
+                let alter = |_: &Image, id| {
+                    Ok(Command::AlterTopicConfigs { id, set: set.clone(), unset: unset.clone() })
+                };
+                let outcome = change(&shard, &topic, alter).await;
                 reply.one_outcome(outcome, wire::ResponseApi::AlterConfigsResponse);
             }
             Request::DescribeConfigs(names) => reply.describe_configs(&shard, names),
@@ -241,18 +243,35 @@ impl TopicOutcome {
 async fn change(
     shard: &Rc<Shard>,
     name: &str,
-    make: impl FnOnce(&Image, TopicId) -> Result<Command, CommandError>,
+    make: impl Fn(&Image, TopicId) -> Result<Command, CommandError>,
 ) -> TopicOutcome {
     let image = shard.metadata.image();
     let Some(topic) = image.topic_by_name(name) else { return TopicOutcome::unknown(name) };
     if topic.is_internal() {
         return TopicOutcome::internal(name);
     }
-    let result = match make(&image, topic.id) {
-        Ok(command) => submit(shard, command).await.map(|_| topic.id),
-        Err(error) => Err(error.into()),
-    };
+    let result = submit_placed(shard, |image| make(image, topic.id)).await.map(|_| topic.id);
     TopicOutcome::new(name, result)
+}
+
+/// Submits what `make` makes of the metadata, which may place partitions on brokers: anew, if it is refused because
+/// those do not serve any more by the time that it counts.
+async fn submit_placed(
+    shard: &Rc<Shard>,
+    make: impl Fn(&Image) -> Result<Command, CommandError>,
+) -> Result<Outcome, MetadataError> {
+    let mut tries = 1;
+    loop {
+        let image = shard.metadata.image();
+        match submit(shard, make(&image)?).await {
+            Err(MetadataError::Rejected(CommandError::InvalidPlacement(_)))
+                if tries < PLACEMENTS_MAX && shard.metadata.image().version() > image.version() =>
+            {
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Changes the metadata, and waits until every shard acts by it: whoever is told of a new topic can use it
@@ -339,7 +358,6 @@ impl Reply {
                 outcomes.push(TopicOutcome::internal(&asked.name));
                 continue;
             }
-            let image = shard.metadata.image();
             let new = NewTopic {
                 id: new_topic_id(),
                 name: asked.name.clone(),
@@ -347,13 +365,14 @@ impl Reply {
                 replication_factor: asked.replication_factor.max(1),
                 configs: asked.configs,
             };
-            let result = match image.create_topic(new) {
-                Err(error) => Err(MetadataError::from(error)),
-                Ok(command) if validate_only => match image.apply(&command) {
-                    Ok(_) => Ok(TopicId::default()),
-                    Err(error) => Err(error.into()),
-                },
-                Ok(command) => submit(shard, command).await.map(|outcome| match outcome {
+            let make = |image: &Image| image.create_topic(new.clone());
+            let result = match validate_only {
+                true => {
+                    let image = shard.metadata.image();
+                    let applied = make(&image).and_then(|command| image.apply(&command));
+                    applied.map(|_| TopicId::default()).map_err(MetadataError::from)
+                }
+                false => submit_placed(shard, make).await.map(|outcome| match outcome {
                     Outcome::TopicCreated { id, .. } => id,
                     _ => TopicId::default(),
                 }),
