@@ -7,7 +7,7 @@
 use crate::admin::Admin;
 use crate::client::ClientError;
 use crate::cluster_request::{ClusterDescription, ElectionOutcome, Reassignment};
-use crate::reply::Reply;
+use crate::reply::{BrokerStatus, Reply};
 use crate::request::Request;
 
 /// Moves sent in one request.
@@ -23,6 +23,19 @@ impl Admin {
         match self.cluster.ask(request).await? {
             Reply::Cluster(description) => Ok(*description),
             _ => Err(ClientError::UnexpectedReply { request: "DescribeCluster" }),
+        }
+    }
+
+    /// What one broker of the cluster is and does, as [`Admin::status`].
+    ///
+    /// # Errors
+    /// It is not known, or does not answer.
+    pub async fn status_of(&self, broker: u32) -> Result<BrokerStatus, ClientError> {
+        let connection = self.cluster.connection_to(broker).await?;
+        let request = Request::Status { topics: false, groups: false };
+        match connection.request(request, self.cluster.config.request_timeout).await?.into_result()? {
+            Reply::Status(status) => Ok(*status),
+            _ => Err(ClientError::UnexpectedReply { request: "Status" }),
         }
     }
 

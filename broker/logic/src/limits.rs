@@ -264,6 +264,21 @@ pub const COMPACTION_LOOK_MS: u64 = 1_000;
 /// How long a log is left alone after a pass over it has failed, milliseconds.
 pub const COMPACTION_RETRY_MS: i64 = 60_000;
 
+// ---- Scrubbing ---------------------------------------------------------------------------------------
+
+/// What scrubbing reads while nothing is appended, bytes per second and shard…
+pub const SCRUB_BYTES_PER_SECOND: u64 = 32 * MIB as u64;
+/// … and while something is: 345 GB a day.
+pub const SCRUB_BYTES_PER_SECOND_BUSY: u64 = 4 * MIB as u64;
+/// How much of its core it may take, percent, while nothing is appended…
+pub const SCRUB_CPU_PERCENT: u64 = 20;
+/// … and while something is.
+pub const SCRUB_CPU_PERCENT_BUSY: u64 = 2;
+/// From the begin of one pass over everything to that of the next, milliseconds: a week.
+pub const SCRUB_INTERVAL_MS_DEFAULT: u64 = 7 * 24 * 3_600_000;
+/// How long after a start the first pass begins, milliseconds, if the interval is not shorter.
+pub const SCRUB_DELAY_MS_MAX: u64 = 60_000;
+
 // ---- Replication streams -----------------------------------------------------------------------------
 
 /// Messages of one frame, and the epochs that go with them.

@@ -201,6 +201,7 @@ impl Settings {
             poll: self.poll,
             groups: self.groups,
             producer_id_expiration: self.producer_id_expiration,
+            scrub_interval: self.scrub_interval,
             direct: facts.o_direct,
             disk: DiskPolicy {
                 one_flush_covers_all_files: facts.one_flush_covers_all_files,

@@ -26,10 +26,11 @@ use glommio::{LocalExecutorBuilder, Placement};
 use logic::ids::{BrokerId, ShardId};
 use logic::limits::{
     COMPACTION_LOOK_MS, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT,
-    ROUNDS_IN_FLIGHT_DEFAULT,
+    REPLICA_LAG_MS_DEFAULT, ROUNDS_IN_FLIGHT_DEFAULT, SCRUB_DELAY_MS_MAX, SCRUB_INTERVAL_MS_DEFAULT,
 };
 use logic::metadata::BrokerRegistration;
 use logic::metadata::reconcile::Here;
+use logic::replication;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -69,6 +70,8 @@ pub struct BrokerConfig {
     pub poll: Duration,
     /// Silence after which a producer is forgotten (`producer.id.expiration.ms`).
     pub producer_id_expiration: Duration,
+    /// From the begin of one reading of all that is stored to that of the next; zero = none is read without need.
+    pub scrub_interval: Duration,
     /// The data directory supports O_DIRECT.
     pub direct: bool,
     /// How the disk is to be used.
@@ -96,6 +99,7 @@ impl BrokerConfig {
             rounds_in_flight: ROUNDS_IN_FLIGHT_DEFAULT,
             poll: Duration::ZERO,
             producer_id_expiration: Duration::from_millis(PRODUCER_EXPIRATION_MS_DEFAULT),
+            scrub_interval: Duration::from_millis(SCRUB_INTERVAL_MS_DEFAULT),
             direct: true,
             disk: DiskPolicy::default(),
             notices: Vec::new(),
@@ -123,6 +127,8 @@ pub struct ClusterConfig {
     pub session: Duration,
     /// The least time without a leader of the metadata before another is elected; the most is twice as long.
     pub election: Duration,
+    /// A member of an in-sync set that is behind for longer is taken out of it (`replica.lag.time.max.ms`).
+    pub replica_lag: Duration,
 }
 
 impl Default for ClusterConfig {
@@ -136,6 +142,7 @@ impl Default for ClusterConfig {
             heartbeat: metadata.heartbeat,
             session: metadata.session,
             election: metadata.election,
+            replica_lag: Duration::from_millis(REPLICA_LAG_MS_DEFAULT),
         }
     }
 }
@@ -527,6 +534,9 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         time_outs: setup.config.time_outs,
         capacity: setup.config.capacity,
         groups: setup.config.groups,
+        replication: replication::Settings {
+            lag_ms_max: setup.config.cluster.replica_lag.as_millis() as u64,
+        },
     };
     let sockets = Sockets::new().map_err(text)?;
     let (metadata, mailboxes) = (setup.metadata.clone(), setup.mailboxes.clone());
@@ -577,6 +587,11 @@ fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
     let keeper = shard.clone();
     let low_bytes = low_space_bytes(&setup.root);
     stall::spawn("housekeeping", async move { keep_house(&keeper, low_bytes).await }).detach();
+    let interval = setup.config.scrub_interval;
+    if !interval.is_zero() {
+        let scrubbed = shard.clone();
+        glommio::spawn_local(async move { scrub(&scrubbed, interval).await }).detach();
+    }
 }
 
 /// Below so much free space nothing is taken any more; less on small disks.
@@ -662,6 +677,17 @@ async fn look_at_space(shard: &Shard, low_bytes: u64) {
     let storage = &shard.store.storage;
     if let Ok(free) = storage.disk.free_bytes(storage.root()).await {
         storage.set_low(free < low_bytes);
+    }
+}
+
+/// Reads all that is stored, again and again, and has repaired what is damaged and others have.
+async fn scrub(shard: &Rc<Shard>, interval: Duration) {
+    let mut wait = interval.min(Duration::from_millis(SCRUB_DELAY_MS_MAX));
+    while !shard.is_stopping() {
+        glommio::timer::sleep(wait).await;
+        let began = Instant::now();
+        shard.store.scrub(|partition| shard.replicas.repair(&partition.id())).await;
+        wait = interval.saturating_sub(began.elapsed()).max(Duration::from_millis(IDLE_FLOOR_MS));
     }
 }
 

@@ -271,6 +271,13 @@ impl Host {
                     let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.bytes()).copied().collect();
                     offset = self.replay(&shard, &bytes, offset, &mut replay);
                 }
+                // Who leads next has all of it.
+                Err(ReadError::Damaged { .. }) if shard.replicas.repair(&self.partition.id()) => {
+                    glommio::timer::sleep(READ_RETRY).await;
+                    if !self.is_current() {
+                        return;
+                    }
+                }
                 Err(ReadError::Damaged { until, .. }) => offset = until,
                 Err(ReadError::OutOfRange { start, .. }) if start > offset => offset = start,
                 Err(ReadError::OutOfRange { .. }) => break,

@@ -3,6 +3,7 @@
 mod accept;
 mod admin;
 mod alarm;
+mod background;
 pub mod broker;
 mod compaction;
 mod connection;
@@ -23,6 +24,7 @@ mod produce;
 mod producer_ids;
 mod replication;
 mod reply_budget;
+mod scrub;
 mod shard;
 mod socket;
 mod stall;

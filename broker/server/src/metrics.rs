@@ -93,6 +93,13 @@ const HELP: &[(&str, &str)] = &[
     ("compaction_written_bytes_total", "Bytes that passes have written."),
     ("compaction_removed_records_total", "Records that passes have left out."),
     ("compaction_removed_bytes_total", "Bytes that passes have freed."),
+    ("scrub_passes_total", "Passes of scrubbing over all that is stored."),
+    ("scrubbed_bytes_total", "Bytes that scrubbing has read."),
+    (
+        "damaged_ranges_total",
+        "Ranges of offsets found damaged or unproven, by recovery, readers or scrubbing.",
+    ),
+    ("damaged_ranges", "Ranges of offsets that are damaged and not served."),
     ("mailbox_messages", "Messages of other cores that wait."),
     ("mailbox_bytes", "Bytes carried by messages that wait."),
     ("stalls_total", "Times that one task held the core for 50 ms or more."),
@@ -120,6 +127,7 @@ const HELP: &[(&str, &str)] = &[
     ("replication_pushes_from_device_total", "Chunks of batches given to streams that read the device."),
     ("replication_truncations_total", "Logs that were cut because their leader has something else there."),
     ("replication_resets_total", "Logs that were begun anew at their leader's start."),
+    ("repaired_ranges_total", "Damaged ranges that were fetched anew from other replicas."),
     ("replication_alters_total", "Changes of in-sync sets that leaders asked the metadata for."),
 ];
 

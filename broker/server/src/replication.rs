@@ -56,6 +56,8 @@ pub struct ReplicationCounters {
     pub resets: Cell<u64>,
     /// In-sync sets that leaders asked for.
     pub alters: Cell<u64>,
+    /// Damaged ranges that were fetched anew from other replicas.
+    pub repaired: Cell<u64>,
 }
 
 /// An order to push that has not been reported.
@@ -74,6 +76,8 @@ struct Hosted {
     orders: RefCell<HashMap<BrokerId, Order>>,
     generation: ReplicaGeneration,
     followers: RefCell<Vec<BrokerId>>,
+    /// Damaged ranges that were cut away, and are fetched anew.
+    repairing: Cell<u64>,
     deadline_ms: Cell<u64>,
 }
 
@@ -81,6 +85,7 @@ struct Hosted {
 pub struct Replicas {
     /// What has been done.
     pub counters: ReplicationCounters,
+    settings: Settings,
     shard: RefCell<Weak<Shard>>,
     hosted: RefCell<BTreeMap<TopicPartition, Rc<Hosted>>>,
     linked: RefCell<BTreeSet<BrokerId>>,
@@ -92,9 +97,10 @@ pub struct Replicas {
 
 impl Replicas {
     /// None yet; [`Replicas::begin`] must follow.
-    pub fn new() -> Rc<Self> {
+    pub fn new(settings: Settings) -> Rc<Self> {
         Rc::new(Self {
             counters: ReplicationCounters::default(),
+            settings,
             shard: RefCell::new(Weak::new()),
             hosted: RefCell::default(),
             linked: RefCell::default(),
@@ -145,6 +151,7 @@ impl Replicas {
             ("replication_truncations_total", counters.truncations.get()),
             ("replication_resets_total", counters.resets.get()),
             ("replication_alters_total", counters.alters.get()),
+            ("repaired_ranges_total", counters.repaired.get()),
         ]
     }
 
@@ -194,10 +201,11 @@ impl Replicas {
         });
         let hosted = Rc::new(Hosted {
             partition: partition.clone(),
-            replica: RefCell::new(Replica::new(here, Settings::default(), start)),
+            replica: RefCell::new(Replica::new(here, self.settings, start)),
             orders: RefCell::default(),
             generation,
             followers: RefCell::default(),
+            repairing: Cell::new(0),
             deadline_ms: Cell::new(u64::MAX),
         });
         self.hosted.borrow_mut().insert(partition.id(), hosted.clone());
@@ -206,6 +214,8 @@ impl Replicas {
         let doubtful = lost.chain(report.unproven.map(|(from, _)| from)).min();
         if let Some(from) = doubtful.filter(|_| after_start) {
             self.step(&hosted, Event::Damaged { from: Offset::new(from) }, None);
+            // What was lost counts when it is cut away; a tail that nothing attests is cut already.
+            hosted.repairing.set(u64::from(report.unproven.is_some()));
         }
         let linked: Vec<BrokerId> = self.linked.borrow().iter().copied().collect();
         linked.into_iter().for_each(|peer| self.step(&hosted, Event::StreamUp(peer), None));
@@ -276,6 +286,9 @@ impl Replicas {
         let standing = {
             let mut replica = hosted.replica.borrow_mut();
             replica.step(shard.now_ms(), event, &mut effects);
+            if hosted.repairing.get() > 0 && replica.status() == Status::Clean {
+                self.repaired(&shard, hosted);
+            }
             Standing {
                 leads: replica.leads().is_some(),
                 applied: replica.is_applied(),
@@ -375,10 +388,13 @@ impl Replicas {
         let (replicas, shard, hosted) = (self.clone(), shard.clone(), hosted.clone());
         stall::spawn("cutting a log", async move {
             let id = hosted.partition.id();
+            let damaged = || hosted.partition.with_log(|log| log.damaged().len()) as u64;
+            let before = damaged();
             let done = match to {
                 Some(to) => shard.store.truncate(&hosted.partition, to).await,
                 None => shard.store.reset(&hosted.partition, start).await,
             };
+            count(&hosted.repairing, before.saturating_sub(damaged()));
             match done {
                 Ok(end) if to.is_some() => replicas.step_once(&hosted, Event::Truncated { end }, None),
                 Ok(_) => replicas.step_once(&hosted, Event::ResetDone, None),
@@ -396,7 +412,10 @@ impl Replicas {
                 Ok(value) => value,
                 Err(ReadError::Closed) => return,
                 Err(ReadError::OutOfRange { .. }) => None,
-                Err(ReadError::Damaged { from, .. }) => return replicas.damaged(&hosted, from),
+                Err(ReadError::Damaged { .. }) => {
+                    replicas.repair_hosted(&hosted);
+                    return;
+                }
                 Err(ReadError::Device(_)) => {
                     return replicas.damaged(&hosted, Offset::new(offset.get().saturating_sub(1)));
                 }
@@ -410,14 +429,49 @@ impl Replicas {
         self.step(hosted, Event::Damaged { from }, None);
     }
 
-    /// A read has found that a partition of this shard lacks what it should have: its replica is repaired from the
-    /// others. `false` = there are none.
-    pub fn repair(self: &Rc<Self>, id: &TopicPartition, from: Offset) -> bool {
-        let Some(hosted) = self.get(id) else { return false };
-        if hosted.replica.borrow().status() == Status::Clean {
-            self.damaged(&hosted, from);
+    /// A partition of this shard has been found to lack what it should have: if others have it, its replica is
+    /// repaired from them, from the first offset that is lost on. `false` = nobody has: it is asked again later.
+    pub fn repair(self: &Rc<Self>, id: &TopicPartition) -> bool {
+        self.get(id).is_some_and(|hosted| self.repair_hosted(&hosted))
+    }
+
+    fn repair_hosted(self: &Rc<Self>, hosted: &Rc<Hosted>) -> bool {
+        let from = hosted.partition.with_log(|log| log.damaged().iter().map(|range| range.start).min());
+        let Some(from) = from else { return false };
+        if hosted.replica.borrow().status() == Status::Suspect {
+            return true;
         }
-        true
+        let others_have_it = {
+            let replica = hosted.replica.borrow();
+            match replica.leads() {
+                // A leader that gave up alone would leave nobody.
+                Some(_) => replica.peers().any(|peer| peer.in_sync && peer.following),
+                None => self.is_led_elsewhere(&hosted.partition.id()),
+            }
+        };
+        if others_have_it {
+            self.damaged(hosted, Offset::new(from));
+        }
+        others_have_it
+    }
+
+    fn is_led_elsewhere(&self, id: &TopicPartition) -> bool {
+        self.shard().is_some_and(|shard| {
+            let image = shard.metadata.image();
+            let leader = image.partition(*id).and_then(|entry| entry.leader);
+            leader.is_some_and(|leader| leader != shard.identity.broker)
+        })
+    }
+
+    /// What was damaged here is here again.
+    fn repaired(&self, shard: &Shard, hosted: &Hosted) {
+        let ranges = hosted.repairing.take();
+        count(&self.counters.repaired, ranges);
+        let label = shard.store.storage.label(hosted.partition.id());
+        shard
+            .store
+            .storage
+            .notice(format!("REPAIRED: {label}: {ranges} damaged ranges, from the other replicas"));
     }
 
     // ---- To the metadata -----------------------------------------------------------------------------
@@ -498,7 +552,11 @@ impl Replicas {
             let now_ms = shard.now_ms();
             if now_ms >= looked_ms + LOOK_AT_STARTS_MS {
                 looked_ms = now_ms;
-                own.all().iter().for_each(|hosted| own.catch_up(hosted));
+                for hosted in own.all() {
+                    own.catch_up(&hosted);
+                    // Who could not be repaired when it was found.
+                    own.repair_hosted(&hosted);
+                }
             }
             own.tick(now_ms);
             let first = own.deadlines.borrow().first().map_or(u64::MAX, |(deadline_ms, _)| *deadline_ms);
@@ -655,9 +713,9 @@ impl peer::Replicas for Replicas {
                     count(&own.counters.pushed_from_device, 1);
                     Some(own.batches(head, read))
                 }
-                Err(ReadError::Damaged { from, .. }) => {
+                Err(ReadError::Damaged { .. }) => {
                     own.failed(&hosted, to, head);
-                    own.damaged(&hosted, from);
+                    own.repair_hosted(&hosted);
                     None
                 }
                 Ok(_) | Err(_) => {

@@ -35,6 +35,7 @@ use logic::log::{LogIdentity, LogSettings};
 use logic::metadata::reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
 use logic::metadata::topic_config::{CleanupPolicy, TimestampType};
 use logic::metadata::{self, Image, TopicConfig};
+use logic::replication;
 use schema::error_code::ErrorCode;
 use schema::frame::Aligned;
 use std::cell::{Cell, RefCell};
@@ -141,6 +142,8 @@ pub struct Identity {
     pub capacity: Capacity,
     /// Coordinators of consumer groups.
     pub groups: GroupSettings,
+    /// Times of replication.
+    pub replication: replication::Settings,
 }
 
 /// A core's share of the broker.
@@ -207,9 +210,9 @@ impl Shard {
     ) -> Rc<Self> {
         let own = peer::Identity { broker: identity.broker, shard: identity.shard, shards: identity.shards };
         let shard = Rc::new(Self {
+            replicas: Replicas::new(identity.replication),
             identity,
             store,
-            replicas: Replicas::new(),
             peers: Peers::new(own, sockets.clone(), mailboxes.clone()),
             sockets,
             image: RefCell::new(metadata.image()),
@@ -507,6 +510,9 @@ impl Shard {
         let (rounds_in_flight, dirty) = self.store.load();
         let (waiting, waiting_bytes) = self.mailboxes.waiting(self.identity.shard);
         let stalls = stall::seen();
+        let partitions = self.store.partitions();
+        let damaged: usize =
+            partitions.iter().map(|partition| partition.with_log(|log| log.damaged().len())).sum();
         let mut counters = vec![
             ("connections_open", self.connections.borrow().len() as u64),
             ("connections_total", own.connections.get()),
@@ -527,7 +533,7 @@ impl Shard {
             ("producers", self.store.storage.producers() as u64),
             ("timed_out_connections_total", own.timed_out_connections.get()),
             ("late_requests_total", own.late_requests.get()),
-            ("partitions", self.store.partitions().len() as u64),
+            ("partitions", partitions.len() as u64),
             ("flush_rounds_total", storage.rounds.get()),
             ("flush_groups_total", storage.groups.get()),
             ("flush_bytes_total", storage.group_bytes.get()),
@@ -560,6 +566,10 @@ impl Shard {
             ("compaction_written_bytes_total", storage.compaction_written_bytes.get()),
             ("compaction_removed_records_total", storage.compaction_removed_records.get()),
             ("compaction_removed_bytes_total", storage.compaction_removed_bytes.get()),
+            ("scrub_passes_total", storage.scrub_passes.get()),
+            ("scrubbed_bytes_total", storage.scrubbed_bytes.get()),
+            ("damaged_ranges_total", storage.damaged_ranges.get()),
+            ("damaged_ranges", damaged as u64),
             ("mailbox_messages", waiting as u64),
             ("mailbox_bytes", waiting_bytes as u64),
             ("stalls_total", stalls.count),

@@ -3,11 +3,16 @@
 use super::moves::list;
 use crate::failure::Failure;
 use crate::output::{Output, Table, counted, duration_ms, grouped};
+use futures_util::future::join_all;
 use ringlog_client::{
     Admin, BrokerDescription, ClusterDescription, PartitionReplicas, ReplicaProgress, ReplicaState,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a broker may take to say how it is.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// How many partitions are in which trouble.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -59,7 +64,8 @@ impl Health {
 
 /// `ringlog cluster status`.
 pub async fn status(admin: &Admin, output: &mut Output) -> Result<(), Failure> {
-    head(&admin.describe_cluster(None).await?, output)
+    let cluster = admin.describe_cluster(None).await?;
+    head(&cluster, &rot(admin, &cluster).await, output)
 }
 
 /// `ringlog cluster describe`.
@@ -83,7 +89,7 @@ pub async fn describe(
             }
         }
     }
-    head(&cluster, output)?;
+    head(&cluster, &rot(admin, &cluster).await, output)?;
     if !output.is_json() {
         output.line("")?;
     }
@@ -146,6 +152,33 @@ pub async fn describe(
     if output.is_json() { Ok(()) } else { output.table(&table) }
 }
 
+/// What a broker says of ranges of its logs that fail their checksum.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rot {
+    /// Damaged now, and not served.
+    damaged: u64,
+    /// Found since the broker's start.
+    found: u64,
+    /// Of those, fetched anew from other replicas.
+    repaired: u64,
+}
+
+/// Asks every broker that is alive; who does not answer soon is left out.
+async fn rot(admin: &Admin, cluster: &ClusterDescription) -> BTreeMap<u32, Rot> {
+    let alive = cluster.brokers.iter().filter(|broker| !broker.fenced);
+    let asked = alive.map(async |broker| {
+        let status = tokio::time::timeout(ANSWER_MAX, admin.status_of(broker.id)).await.ok()?.ok()?;
+        let counter = |name| status.counter(name).unwrap_or(0);
+        let rot = Rot {
+            damaged: counter("damaged_ranges"),
+            found: counter("damaged_ranges_total"),
+            repaired: counter("repaired_ranges_total"),
+        };
+        Some((broker.id, rot))
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
 /// The worst that can be said of a partition.
 pub fn state(partition: &PartitionReplicas) -> &'static str {
     match partition {
@@ -168,7 +201,7 @@ pub fn replica_json(replica: &ReplicaState) -> serde_json::Value {
 }
 
 /// What both begin with.
-fn head(cluster: &ClusterDescription, output: &mut Output) -> Result<(), Failure> {
+fn head(cluster: &ClusterDescription, rot: &BTreeMap<u32, Rot>, output: &mut Output) -> Result<(), Failure> {
     let id = cluster.cluster.map(|id| id.to_string());
     let health = Health::of(cluster);
     if output.is_json() {
@@ -184,6 +217,9 @@ fn head(cluster: &ClusterDescription, output: &mut Output) -> Result<(), Failure
                 "rack": broker.rack, "shards": broker.shards, "epoch": broker.epoch,
                 "fenced": broker.fenced, "draining": broker.draining, "replicas": broker.replicas,
                 "leaders": broker.leaders, "suspects": broker.suspects,
+                "damaged_ranges": rot.get(&broker.id).map(|rot| rot.damaged),
+                "damaged_ranges_found": rot.get(&broker.id).map(|rot| rot.found),
+                "repaired_ranges": rot.get(&broker.id).map(|rot| rot.repaired),
                 "voter": member.map(|member| member.voter),
                 "metadata_leader": member.map(|member| member.leader),
                 "metadata_matched": member.and_then(|member| member.progress).map(|(matched, _)| matched),
@@ -214,6 +250,8 @@ fn head(cluster: &ClusterDescription, output: &mut Output) -> Result<(), Failure
         ">LEADS",
         ">REPLICAS",
         ">SUSPECT",
+        ">DAMAGED",
+        ">REPAIRED",
         "METADATA",
     ]);
     for broker in &cluster.brokers {
@@ -226,6 +264,8 @@ fn head(cluster: &ClusterDescription, output: &mut Output) -> Result<(), Failure
             grouped(u64::from(broker.leaders)),
             grouped(u64::from(broker.replicas)),
             grouped(u64::from(broker.suspects)),
+            rot.get(&broker.id).map_or("-".to_owned(), |rot| grouped(rot.damaged)),
+            rot.get(&broker.id).map_or("-".to_owned(), |rot| grouped(rot.repaired)),
             metadata_part(cluster, broker),
         ]);
     }

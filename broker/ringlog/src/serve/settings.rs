@@ -6,7 +6,7 @@
 use crate::disk_profile::ProfileSource;
 use crate::failure::Failure;
 use logic::ids::BrokerId;
-use logic::limits::METADATA_VOTERS_MAX;
+use logic::limits::{METADATA_VOTERS_MAX, SCRUB_INTERVAL_MS_DEFAULT};
 use serde::Deserialize;
 use server::{ClusterConfig, GroupSettings};
 use std::net::SocketAddr;
@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// A day.
 const PRODUCER_ID_EXPIRATION_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+
+/// Less than a pause of the device, and members would leave and join all the time.
+const REPLICA_LAG_MIN: Duration = Duration::from_millis(100);
 
 /// Coordinators of consumer groups at most.
 const OFFSETS_PARTITIONS_MAX: u32 = 1000;
@@ -84,10 +87,18 @@ pub struct ServeArguments {
     /// long [default: 400]
     #[arg(long, value_name = "N")]
     election_ms: Option<u64>,
+    /// A replica that is behind for longer leaves the in-sync set, and acknowledgements do not wait for it any more,
+    /// milliseconds (replica.lag.time.max.ms) [default: 10000]
+    #[arg(long, value_name = "N")]
+    replica_lag_ms: Option<u64>,
     /// A producer that has been silent for so long is forgotten, milliseconds (producer.id.expiration.ms)
     /// [default: 86400000, a day]
     #[arg(long, value_name = "N")]
     producer_id_expiration_ms: Option<u64>,
+    /// From the begin of one reading of all that is stored, which finds what has rotted, to that of the next, seconds;
+    /// 0 = nothing is read without need [default: 604800, a week]
+    #[arg(long, value_name = "N")]
+    scrub_interval_s: Option<u64>,
     /// Partitions of the topic of committed offsets when it is made: how many coordinators of groups there are
     /// [default: 16]
     #[arg(long, value_name = "N")]
@@ -175,9 +186,11 @@ struct File {
     heartbeat_ms: Option<u64>,
     session_ms: Option<u64>,
     election_ms: Option<u64>,
+    replica_lag_ms: Option<u64>,
     offsets_partitions: Option<u32>,
     offsets_retention_minutes: Option<u64>,
     producer_id_expiration_ms: Option<u64>,
+    scrub_interval_s: Option<u64>,
 }
 
 /// What is in force.
@@ -207,6 +220,8 @@ pub struct Settings {
     pub cluster: ClusterConfig,
     /// Silence after which a producer is forgotten.
     pub producer_id_expiration: Duration,
+    /// Between the begins of two readings of all that is stored; zero = none.
+    pub scrub_interval: Duration,
     /// Coordinators of consumer groups.
     pub groups: GroupSettings,
 }
@@ -269,6 +284,10 @@ impl ServeArguments {
             groups,
             producer_id_expiration: producer_id_expiration_ms
                 .map_or(PRODUCER_ID_EXPIRATION_DEFAULT, Duration::from_millis),
+            scrub_interval: self
+                .scrub_interval_s
+                .or(file.scrub_interval_s)
+                .map_or(Duration::from_millis(SCRUB_INTERVAL_MS_DEFAULT), Duration::from_secs),
         })
     }
 }
@@ -285,7 +304,14 @@ impl ServeArguments {
             heartbeat: ms(self.heartbeat_ms.or(file.heartbeat_ms), default.heartbeat),
             session: ms(self.session_ms.or(file.session_ms), default.session),
             election: ms(self.election_ms.or(file.election_ms), default.election),
+            replica_lag: ms(self.replica_lag_ms.or(file.replica_lag_ms), default.replica_lag),
         };
+        if cluster.replica_lag < REPLICA_LAG_MIN {
+            return Err(Failure::usage(format!(
+                "replica-lag-ms is at least {}",
+                REPLICA_LAG_MIN.as_millis()
+            )));
+        }
         let voters = cluster.metadata_voters;
         if voters.is_multiple_of(2) || voters > METADATA_VOTERS_MAX {
             return Err(Failure::usage(format!("metadata-voters is 1, 3, 5 or 7, not {voters}")));
@@ -413,7 +439,7 @@ mod tests {
         let file = "data = '/f'\nlisten = '127.0.0.1:1'\nhttp = '127.0.0.1:3'\npoll-us = 7\nrounds-in-flight = 3\n\
                     dsync-writes = 5\ndisk-profile = 'none'\nadvertise = 'f'\noffsets-partitions = 5\n\
                     offsets-retention-minutes = 6\nbroker-id = 4\njoin = ['a:1', 'b:2']\nrack = 'r'\n\
-                    metadata-voters = 5\nheartbeat-ms = 20\nsession-ms = 50\nelection-ms = 60";
+                    metadata-voters = 5\nheartbeat-ms = 20\nsession-ms = 50\nelection-ms = 60\nreplica-lag-ms = 700\nscrub-interval-s = 0";
         let defaults = settings("", "", &[0]).unwrap();
         assert_eq!((defaults.listen.to_string().as_str(), defaults.http), ("127.0.0.1:9644", None));
         assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, None));
@@ -438,14 +464,16 @@ mod tests {
                 heartbeat: Duration::from_millis(20),
                 session: Duration::from_millis(50),
                 election: Duration::from_millis(60),
+                replica_lag: Duration::from_millis(700),
             },
             groups: GroupSettings { partitions: 5, offsets_retention_minutes: 6 },
             producer_id_expiration: PRODUCER_ID_EXPIRATION_DEFAULT,
+            scrub_interval: Duration::ZERO,
         };
         assert_eq!(from_file, expect);
         let line = "--data /a --listen 127.0.0.1:2 --http --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
                     --disk-profile /p --advertise a --broker-id 5 --join c:3 --rack s --metadata-voters 1 \
-                    --heartbeat-ms 30 --session-ms 70 --election-ms 80";
+                    --heartbeat-ms 30 --session-ms 70 --election-ms 80 --replica-lag-ms 800 --scrub-interval-s 9";
         let from_line = settings(line, file, &[0]).unwrap();
         let expect = Settings {
             data: "/a".into(),
@@ -464,7 +492,9 @@ mod tests {
                 heartbeat: Duration::from_millis(30),
                 session: Duration::from_millis(70),
                 election: Duration::from_millis(80),
+                replica_lag: Duration::from_millis(800),
             },
+            scrub_interval: Duration::from_secs(9),
             ..expect
         };
         assert_eq!(from_line, expect);
@@ -483,6 +513,7 @@ mod tests {
             ("--heartbeat-ms 9", "", "at least 10"),
             ("--session-ms 299", "", "at least twice"),
             ("--election-ms 299", "", "at least twice"),
+            ("--replica-lag-ms 99", "", "at least 100"),
             ("--join here", "", "HOST:PORT"),
             ("--listen here", "", "invalid"),
             ("--http here", "", "invalid"),

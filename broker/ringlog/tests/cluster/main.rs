@@ -10,6 +10,11 @@ mod network;
 #[path = "../faults/support/process.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod process;
+mod rot;
+#[path = "../faults/support/segments.rs"]
+#[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
+mod segments;
+mod slow_disk;
 mod slow_link;
 mod three;
 

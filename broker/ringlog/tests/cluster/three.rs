@@ -9,6 +9,7 @@ use ringlog_client::{
     Acks, Client, ClientConfig, ConsumerConfig, NewTopic, Producer, ProducerConfig, ProducerRecord, StartFrom,
 };
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,16 +18,19 @@ const PARTITIONS: u32 = 3;
 /// Records of one go.
 const RECORDS: usize = 300;
 
-struct Cluster {
+pub struct Cluster {
     directories: Vec<tempfile::TempDir>,
     brokers: Vec<Option<Broker>>,
     addresses: Vec<SocketAddr>,
+    /// Further words of every broker's command.
+    words: Vec<String>,
 }
 
 impl Cluster {
-    fn start() -> Self {
+    fn start(words: &[&str]) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut cluster = Self { directories: Vec::new(), brokers: Vec::new(), addresses: Vec::new() };
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        let mut cluster = Self { directories: Vec::new(), brokers: Vec::new(), addresses: Vec::new(), words };
         for at in 0..3 {
             let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("it can be written to");
             cluster.directories.push(data);
@@ -42,7 +46,9 @@ impl Cluster {
         let join = self.addresses.iter().enumerate().find(|(other, _)| *other != at);
         let join = join.map(|(_, address)| address.to_string());
         let serve = Serve::new(self.directories[at].path()).shards(2).listen(listen);
+        let words = self.words.clone();
         let serve = serve.prepared(move |command| {
+            command.args(words);
             command.args(["--broker-id", &(at + 1).to_string()]);
             if let Some(join) = join {
                 command.args(["--join", &join]);
@@ -51,11 +57,36 @@ impl Cluster {
         serve.start()
     }
 
-    fn kill(&mut self, at: usize) {
+    /// The process of one that runs.
+    pub fn process(&self, at: usize) -> u32 {
+        self.brokers[at].as_ref().expect("it runs").id()
+    }
+
+    /// Where a broker keeps everything.
+    pub fn data(&self, at: usize) -> &Path {
+        self.directories[at].path()
+    }
+
+    /// An orderly end of one.
+    pub fn stop_one(&mut self, at: usize) {
+        self.brokers[at].take().expect("it runs").stop();
+    }
+
+    /// An orderly end of all that run, at once: the last one alone would wait for the others.
+    pub fn stop(&mut self) {
+        let running: Vec<Broker> = self.brokers.iter_mut().filter_map(Option::take).collect();
+        std::thread::scope(|scope| {
+            for broker in running {
+                scope.spawn(move || broker.stop());
+            }
+        });
+    }
+
+    pub fn kill(&mut self, at: usize) {
         drop(self.brokers[at].take().expect("it runs").kill());
     }
 
-    fn restart(&mut self, at: usize) {
+    pub fn restart(&mut self, at: usize) {
         self.brokers[at] = Some(self.serve(at, self.addresses[at]));
     }
 
@@ -80,13 +111,18 @@ async fn produce(producer: &Producer, sent: &mut [Vec<String>]) {
 }
 
 async fn leader(client: &Client, partition: u32) -> usize {
-    let cluster = client.admin().describe_cluster(Some(&[TOPIC.to_owned()])).await.expect("it answers");
+    leader_of(client, TOPIC, partition).await
+}
+
+/// The place of the broker that leads a partition.
+pub async fn leader_of(client: &Client, topic: &str, partition: u32) -> usize {
+    let cluster = client.admin().describe_cluster(Some(&[topic.to_owned()])).await.expect("it answers");
     let found = cluster.partitions().find(|(_, entry)| entry.partition == partition);
     found.and_then(|(_, entry)| entry.leader).expect("it has a leader") as usize - 1
 }
 
 /// What `ringlog cluster status --format json` says, line by line.
-fn status(cluster: &Cluster) -> Vec<serde_json::Value> {
+pub fn status(cluster: &Cluster) -> Vec<serde_json::Value> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringlog"));
     command.args(["cluster", "status", "--format", "json", "--brokers", &cluster.addresses()]);
     let output = command.output().expect("it runs");
@@ -95,16 +131,21 @@ fn status(cluster: &Cluster) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
 }
 
-async fn connect(cluster: &Cluster) -> Client {
+pub async fn connect(cluster: &Cluster) -> Client {
     let mut config = ClientConfig::new(cluster.addresses()).expect("addresses");
     config.request_timeout = Duration::from_secs(2);
     Client::connect(config).await.expect("a broker is there")
 }
 
 fn run(test: impl AsyncFnOnce(Cluster)) {
+    run_with(&[], test);
+}
+
+/// A test over three brokers that are started with these words, too.
+pub fn run_with(words: &[&str], test: impl AsyncFnOnce(Cluster)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        tokio::time::timeout(2 * DEADLINE, test(Cluster::start())).await.expect("it does not end");
+        tokio::time::timeout(2 * DEADLINE, test(Cluster::start(words))).await.expect("it does not end");
     });
 }
 
@@ -117,7 +158,7 @@ async fn with_topic(cluster: &Cluster) -> Client {
     client
 }
 
-fn producer(client: &Client) -> Producer {
+pub fn producer(client: &Client) -> Producer {
     client.producer(ProducerConfig { acks: Acks::All, ..ProducerConfig::default() })
 }
 

@@ -4,50 +4,19 @@
 use crate::support::process::{Broker, Serve};
 use crate::support::raw::{Raw, Target, fetch};
 use crate::support::records::{Maker, Proof, prove};
+use crate::support::segments::{Hit, read_segments, strike};
 use crate::support::{Directory, block_on, client, create_topic, in_time};
 use ringlog_client::{
     AutoOffsetReset, ConsumerConfig, ErrorCode, OffsetSpec, ProducerConfig, StartFrom, TopicDescription,
 };
 use schema::record_batch;
-use schema::segment::{BLOCK_BYTES, Footer, GROUP_HEADER_BYTES, GroupHeader, SegmentHeader};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const TOPIC: &str = "flips";
 const PARTITIONS: u32 = 2;
 const BATCHES: usize = 280;
-
-/// One group on disk.
-#[derive(Clone, Debug)]
-struct Group {
-    position: u64,
-    header: GroupHeader,
-}
-
-/// One segment on disk.
-#[derive(Debug)]
-struct Segment {
-    path: PathBuf,
-    groups: Vec<Group>,
-    /// Where its footer stands, if it has one.
-    footer: Option<u64>,
-}
-
-/// What is hit.
-#[derive(Clone, Copy, Debug)]
-enum Hit {
-    GroupHeader,
-    Payload,
-    LastPayload,
-    FirstGroupHeader,
-    Footer,
-    SegmentHeader,
-    /// Whole blocks gone: zeros.
-    ZeroedGroup,
-}
 
 /// The order is that of the segments they hit, from the oldest on, every other one.
 const HITS: [Hit; 7] = [
@@ -59,61 +28,6 @@ const HITS: [Hit; 7] = [
     Hit::SegmentHeader,
     Hit::ZeroedGroup,
 ];
-
-fn read_segments(directory: &Path) -> Vec<Segment> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(directory)
-        .expect("the partition's directory")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    paths.sort();
-    paths.into_iter().filter_map(read_segment).collect()
-}
-
-/// `None` for one that was placed ahead and holds nothing.
-fn read_segment(path: PathBuf) -> Option<Segment> {
-    let bytes = std::fs::read(&path).expect("a segment");
-    let segment = SegmentHeader::decode(&bytes).expect("its header");
-    let mut groups = Vec::new();
-    let mut position = BLOCK_BYTES;
-    while let Some(block) = bytes.get(position..position + BLOCK_BYTES)
-        && let Ok(header) = GroupHeader::decode(block)
-        && header.nonce == segment.nonce
-    {
-        groups.push(Group { position: position as u64, header });
-        position += header.disk_bytes() as usize;
-    }
-    let footer = bytes.get(position..).and_then(|rest| Footer::peek_bytes(segment.nonce, rest));
-    (!groups.is_empty()).then_some(Segment { path, groups, footer: footer.map(|_| position as u64) })
-}
-
-/// Damages one segment; the offsets that are lost by it.
-fn strike(segment: &Segment, hit: Hit) -> Range<u64> {
-    let with_records: Vec<&Group> = segment.groups.iter().filter(|g| g.header.batch_count > 0).collect();
-    let middle = with_records[with_records.len() / 2];
-    let (first, last) = (with_records[0], with_records[with_records.len() - 1]);
-    let payload = |group: &Group| {
-        group.position + GROUP_HEADER_BYTES as u64 + u64::from(group.header.payload_bytes) / 2
-    };
-    let lost = |group: &Group| group.header.base_offset..group.header.end_offset;
-    let (at, bytes, lost) = match hit {
-        Hit::GroupHeader => (middle.position + 50, 1, lost(middle)),
-        Hit::FirstGroupHeader => (first.position + 3, 1, lost(first)),
-        Hit::Payload => (payload(middle), 1, lost(middle)),
-        Hit::LastPayload => (payload(last), 1, lost(last)),
-        Hit::Footer => (segment.footer.expect("it is closed") + 20, 1, 0..0),
-        Hit::SegmentHeader => (30, 1, 0..0),
-        Hit::ZeroedGroup => (middle.position, middle.header.disk_bytes() as usize, lost(middle)),
-    };
-    let file = OpenOptions::new().read(true).write(true).open(&segment.path).expect("the segment");
-    let mut damage = vec![0; bytes];
-    if bytes == 1 {
-        file.read_exact_at(&mut damage, at).expect("it is that long");
-        damage[0] ^= 0x10;
-    }
-    file.write_all_at(&damage, at).expect("it is writable");
-    file.sync_all().expect("the disk");
-    lost
-}
 
 /// Fills the topic; what each offset of each partition must be.
 async fn fill(broker: &Broker) -> (TopicDescription, Vec<BTreeMap<u64, Proof>>) {

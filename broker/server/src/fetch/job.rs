@@ -15,6 +15,7 @@ use crate::connection::Connection;
 use crate::error_code;
 use crate::mailbox::{Message, Refused};
 use crate::outbox::Piece;
+use crate::partition::reader::ReadError;
 use crate::partition::tail_cache::Slice;
 use crate::reply_budget::Reservation;
 use crate::shard::{Location, Partition, Shard};
@@ -498,6 +499,10 @@ async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found<Slice>
         }
         Err(error) => {
             tracing::debug!("partition {}: fetch of {}: {error}", entry.id, entry.offset);
+            // Others have it, and one of them is about to lead.
+            if matches!(error, ReadError::Damaged { .. }) && shard.replicas.repair(&entry.id) {
+                return Found::at(&partition, Some(ErrorCode::NotLeader));
+            }
             let label = shard.store.storage.label(entry.id);
             let message = Some(format!("{label}: {error}"));
             Found { message, ..Found::at(&partition, Some(error_code::of_read(&error))) }

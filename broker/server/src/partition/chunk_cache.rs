@@ -111,6 +111,13 @@ impl ChunkCache {
         }
     }
 
+    /// Forgets what was read of a segment: the next reader asks the device.
+    pub(crate) fn forget_segment(&self, partition: TopicPartition, nonce: u64) {
+        let of_it = |key: &&ChunkKey| (key.partition, key.nonce) == (partition, nonce);
+        let keys: Vec<ChunkKey> = self.order.borrow().iter().filter(of_it).copied().collect();
+        keys.iter().for_each(|key| self.forget(key));
+    }
+
     /// Waits for one of the permitted reads.
     async fn admit(&self) -> Admission<'_> {
         poll_fn(|context| {

@@ -339,6 +339,8 @@ impl<D: Disk> Partition<D> {
     }
 
     fn announce(&self) {
+        let found = self.report.lost.len() + usize::from(self.report.unproven.is_some());
+        count(&self.storage.counters.damaged_ranges, found as u64);
         let label = self.storage.label(self.id());
         for range in &self.report.lost {
             self.storage.notice(format!(

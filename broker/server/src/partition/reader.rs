@@ -8,8 +8,8 @@ use crate::partition::Partition;
 use crate::partition::chunk_cache::ChunkCache;
 use crate::partition::tail_cache::Slice;
 use crate::partition::walk::{Rope, Step, Walk};
-use crate::storage::OpenSegment;
 use crate::storage::disk::Disk;
+use crate::storage::{OpenSegment, count};
 use logic::ids::Offset;
 use logic::limits::{BLOCK_BYTES, UNPACKED_BATCH_BYTES_MAX};
 use logic::log::Segment;
@@ -69,6 +69,18 @@ impl<D: Disk> Partition<D> {
         max_bytes: usize,
     ) -> Result<Vec<Slice>, ReadError> {
         self.read_below(cache, offset, max_bytes, Below::Committed).await
+    }
+
+    /// Whether the device has what should be at `offset`, committed or not: whoever asks has had the cache forget it.
+    ///
+    /// # Errors
+    /// It has not, or nothing is there.
+    pub async fn read_durable(
+        self: &Rc<Self>,
+        cache: &Rc<ChunkCache>,
+        offset: Offset,
+    ) -> Result<(), ReadError> {
+        self.read_below(cache, offset, 1, Below::Durable).await.map(drop)
     }
 
     /// The same for a reader who may see as much.
@@ -274,6 +286,7 @@ impl<D: Disk> Partition<D> {
     fn damage(&self, sequence: u64, sound_end: Option<u64>, offset: Offset, until: Offset) -> ReadError {
         let from = sound_end.map_or(offset, Offset::new).min(offset);
         self.log.borrow_mut().note_damage(from.get()..until.get());
+        count(&self.storage.counters.damaged_ranges, 1);
         self.storage.notice(format!(
             "CORRUPT: {}: offsets {from}..{until} in or before segment {sequence} fail their checksum and are not \
              served; the rest is",

@@ -101,6 +101,12 @@ pub struct StorageCounters {
     pub compaction_removed_records: Cell<u64>,
     /// Bytes of segments that compaction has replaced, less those in their place.
     pub compaction_removed_bytes: Cell<u64>,
+    /// Passes of scrubbing over all that is stored.
+    pub scrub_passes: Cell<u64>,
+    /// Bytes that scrubbing has read.
+    pub scrubbed_bytes: Cell<u64>,
+    /// Ranges of offsets that were found damaged: by recovery, readers, or scrubbing.
+    pub damaged_ranges: Cell<u64>,
 }
 
 /// Adds to a counter.

@@ -9,6 +9,7 @@ pub mod process;
 pub mod raw;
 pub mod records;
 pub mod refuse_io_uring;
+pub mod segments;
 
 use ringlog_client::{BrokerStatus, Client, ClientConfig, NewTopic, TopicDescription};
 use server::broker::{Broker, BrokerConfig};
