@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Figures of one broker that need more than one run: ratios by turns, starts, idle time. Loopback only, Linux only.
+"""Figures that need more than one run: ratios by turns, starts, idle time; three brokers. Loopback only, Linux only.
 
     bench/figures.py [--ringlog BINARY] [--data DIR] [--rounds N] [--seconds S] FIGURE
 
@@ -8,12 +8,17 @@
     start [COUNT]       how long a start takes with COUNT (10,000) partitions: after an orderly end and after kill -9
     kept [GB]           produce and consume with 1 GB and with GB (8) kept
     before OTHER        the loads of docs/TESTING.md with BINARY and with another build of it
+    cluster PART        three brokers on this host, their disk and cores shared with each other and with the load
+        acks            throughput and p99 with acks=1 and acks=all, and of one broker alone, by turns
+        slow            acknowledge p99 with one follower's disk held to a tenth of what it is asked for (needs root)
+        return          p99 of live traffic while a broker that was away catches up
+        failover        from kill -9 of the leader to the first record acknowledged by the next one
 
-The broker runs on core 0, the load on core 1, on fresh data below DIR, a directory on a real disk. Prints a line per
+One broker runs on core 0, the load on core 1; three run wherever the kernel puts them; on fresh data below DIR, a directory on a real disk. Prints a line per
 run, then medians and ratios. A busy machine gives figures of that machine.
 """
 
-import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, time
+import argparse, atexit, json, os, shutil, signal, socket, statistics, subprocess, sys, tempfile, threading, time
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -182,16 +187,323 @@ def before(arguments):
         show(name, builds, "before", "")
 
 
+class Member(Broker):
+    """A broker of a cluster, on any core; `words` are more settings."""
+
+    def __init__(self, binary, data, number, port, join=None, words=()):
+        self.binary, self.data, self.number, self.port = binary, data, number, port
+        self.words, self.address = words, f"127.0.0.1:{port}"
+        self.begin(join)
+
+    def begin(self, join=None):
+        command = [self.binary, "serve", "--data", self.data, "--listen", self.address, "--shards", "1", "--cores", "none",
+                   "--disk-profile", "none", "--broker-id", str(self.number), *self.words]
+        command += ["--join", join] if join else []
+        with open(self.data + ".log", "a") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        atexit.register(self.process.kill)
+        if not any(line.startswith("ready ") for line in self.process.stdout):
+            sys.exit(f"figures.py: broker {self.number} did not start")
+
+
+class Cluster:
+    """Three brokers, numbered from 1; whole when this returns."""
+
+    def __init__(self, arguments, words=()):
+        self.data, self.members = fresh(arguments), []
+        for number in 1, 2, 3:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            join = self.members[0].address if self.members else None
+            data = os.path.join(self.data, str(number))
+            self.members.append(Member(arguments.ringlog, data, number, port, join, words))
+        self.address = ",".join(member.address for member in self.members)
+        self.whole()
+
+    def run(self, *words):
+        ran = subprocess.run([self.members[0].binary, *words, "--brokers", self.address], capture_output=True, text=True)
+        return ran.stdout if ran.returncode == 0 else sys.exit(f"figures.py: {' '.join(words)}: {ran.stderr}")
+
+    def lines(self, *words):
+        return [json.loads(line) for line in self.run("cluster", *words, "--format", "json").splitlines()]
+
+    def is_whole(self):
+        lines = self.lines("status")
+        alive = [line for line in lines if line["kind"] == "broker" and not line["fenced"]]
+        health = lines[0]["health"]
+        return len(alive) == 3 and not health["under_replicated"] and not health["leaderless"]
+
+    def whole(self):
+        while not self.is_whole():
+            time.sleep(0.05)
+
+    def topic(self, name, partitions, *words):
+        self.run("topic", "create", name, "--partitions", str(partitions), "--replication-factor", "3", *words)
+        self.whole()
+
+    def partitions(self, topic=None):
+        lines = self.lines("describe", *(["--topic", topic] if topic else []))
+        return [line for line in lines if line["kind"] == "partition"]
+
+    def member(self, number):
+        return self.members[number - 1]
+
+    def controller(self):
+        return self.lines("status")[0]["controller"]
+
+    def end(self):
+        for member in self.members:
+            member.process.send_signal(signal.SIGKILL)
+        for member in self.members:
+            member.process.wait()
+        shutil.rmtree(self.data)
+
+    def live(self, rate, seconds, meanwhile=None, warmup=2):
+        """Open-loop traffic of 1,000 B records with acks=all; its report. `meanwhile` runs beside it, after the warm-up."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as workload:
+            workload.write(
+                f"name: live\ntopics: 1\npartitionsPerTopic: 6\nmessageSize: 1000\nsubscriptionsPerTopic: 0\n"
+                f"consumerPerSubscription: 0\nproducersPerTopic: 2\nproducerRate: {rate}\n"
+                f"testDurationMinutes: {seconds / 60}\nwarmupDurationMinutes: {warmup / 60}\n")
+            workload.flush()
+            command = [self.members[0].binary, "bench", workload.name, "--brokers", self.address, "--replication-factor", "3",
+                       "--format", "json"]
+            load = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            if meanwhile:
+                time.sleep(warmup + 1)
+                meanwhile()
+            out, err = load.communicate()
+        return json.loads(out.splitlines()[-1]) if load.returncode == 0 else sys.exit(f"figures.py: the load: {err}")
+
+
+def told(name, report):
+    taken = report["acknowledge"]
+    print(f"{name}: {report['produced']['records_s']:,.0f} records/s, p50 {taken['p50_us'] / 1000:.2f} ms, "
+          f"p99 {taken['p99_us'] / 1000:.2f} ms, failed {report['failed']}", flush=True)
+    return taken["p99_us"] / 1000
+
+
+def cluster_acks(arguments):
+    loads = {
+        "4 x 100 x 1,000 B": (["--connections", "4", "--records-per-request", "100"], 4, "mb_s", "MB/s"),
+        "16 x 1 x 100 B": (["--connections", "16", "--records-per-request", "1", "--record-bytes", "100"], 16, "requests_s",
+                           "requests/s"),
+    }
+    three, data = Cluster(arguments), fresh(arguments)
+    one = Member(arguments.ringlog, data, 1, three.members[2].port + 1)
+    ways = {"one broker": (one, ["--acks", "all"]), "three, acks=1": (three, ["--acks", "1"]),
+            "three, acks=all": (three, ["--acks", "all"])}
+    taken = {name: ({way: [] for way in ways}, {way: [] for way in ways}) for name in loads}
+    for number, (name, (_, count, _, _)) in enumerate(loads.items()):
+        three.topic(f"load-{number}", count, "--config", "retention.bytes=300000000")
+        one.run("topic", "create", f"load-{number}", "--partitions", str(count), "--config", "retention.bytes=300000000")
+    for turn in range(arguments.rounds):
+        for number, (name, (words, _, figure, unit)) in enumerate(loads.items()):
+            for way in list(ways)[:: 1 if turn % 2 == 0 else -1]:
+                where, acks = ways[way]
+                report = json.loads(where.run("bench", "load", "--topic", f"load-{number}", "--keep", *acks, *words, "--warmup", "1",
+                                              "--seconds", str(arguments.seconds), "--format", "json").splitlines()[-1])
+                taken[name][0][way].append(report[figure])
+                taken[name][1][way].append(report["p99_us"] / 1000)
+                print(f"round {turn}, {name}, {way}: {report[figure]:,.0f} {unit}, p50 {report['p50_us'] / 1000:.2f} ms, "
+                      f"p99 {report['p99_us'] / 1000:.2f} ms", flush=True)
+    one.end()
+    shutil.rmtree(data)
+    three.end()
+    for name, (rates, tails) in taken.items():
+        show(f"{name}, {loads[name][3]}", rates, "one broker", loads[name][3])
+        show(f"{name}, p99", tails, "one broker", "ms")
+
+
+class Brake:
+    """Holds a process' writes to the device of a directory, by the block controller of control groups (its first version)."""
+
+    GROUP = "/sys/fs/cgroup/blkio/ringlog-figures"
+
+    def __init__(self, directory, process):
+        device = os.stat(directory).st_dev
+        self.device = f"{os.major(device)}:{os.minor(device)}"
+        os.makedirs(self.GROUP, exist_ok=True)
+        self.write("cgroup.procs", str(process))
+
+    def write(self, name, text):
+        with open(os.path.join(self.GROUP, name), "w") as file:
+            file.write(text)
+
+    def written(self):
+        """Bytes and writes so far."""
+        figures = []
+        for name in "io_service_bytes", "io_serviced":
+            with open(os.path.join(self.GROUP, f"blkio.throttle.{name}")) as file:
+                found = [line.split()[2] for line in file if line.startswith(f"{self.device} Write")]
+                figures.append(int(found[0]) if found else 0)
+        return figures
+
+    def hold(self, bytes_s, writes_s):
+        self.write("blkio.throttle.write_bps_device", f"{self.device} {int(bytes_s)}")
+        self.write("blkio.throttle.write_iops_device", f"{self.device} {int(writes_s)}")
+
+    def end(self):
+        self.hold(0, 0)
+        with open(os.path.join(self.GROUP, "cgroup.procs")) as file:
+            for process in file.read().split():
+                with open("/sys/fs/cgroup/blkio/cgroup.procs", "w") as back:
+                    back.write(process)
+        os.rmdir(self.GROUP)
+
+
+def cluster_slow(arguments):
+    three = Cluster(arguments)
+    controller = three.controller()
+    slow = three.member(next(number for number in (1, 2, 3) if number != controller))
+    # A follower only: a leader with a slow disk is another matter.
+    three.run("cluster", "drain", str(slow.number), "--leaders-only")
+    brake = Brake(three.data, slow.process.pid)
+    try:
+        three.live(arguments.rate, 2)
+        before = brake.written()
+        fast = told("as fast as the others", three.live(arguments.rate, arguments.seconds + 5))
+        asked = [(now - then) / (arguments.seconds + 7) for now, then in zip(brake.written(), before)]
+        print(f"broker {slow.number} wrote {asked[0] / 1e6:.1f} MB/s in {asked[1]:,.0f} writes/s; now at most a tenth of both", flush=True)
+        left = []
+
+        def slowed():
+            brake.hold(asked[0] / 10, asked[1] / 10)
+            began = time.monotonic()
+            while time.monotonic() - began < 30:
+                states = [[replica["in_sync"] for replica in line["replicas"] if replica["broker"] == slow.number]
+                          for line in three.partitions() if line["topic"].startswith("bench-")]
+                if states and not any(state for line in states for state in line):
+                    left.append(time.monotonic() - began)
+                    return
+                time.sleep(0.2)
+
+        report = three.live(arguments.rate, 32, slowed)
+        told("from its slowing on, all together", report)
+        if not left:
+            sys.exit("figures.py: the slow broker is in the sets still")
+        print(f"out of all sets after {left[0]:.1f} s", flush=True)
+        seconds = [point for point in report["seconds"] if point["at_s"] > left[0] + 4]
+        during = [point["p99_us"] / 1000 for point in report["seconds"] if 1 < point["at_s"] < left[0]]
+        after = statistics.median(point["p99_us"] for point in seconds) / 1000
+        show("acknowledge p99", {"as fast as the others": [fast], "slow, in the sets": during, "slow, out of the sets": [after]},
+             "as fast as the others", "ms")
+    finally:
+        brake.end()
+        three.end()
+
+
+def cluster_return(arguments):
+    three = Cluster(arguments)
+    figures = {"all three": [], "while it catches up": [], "two of three": []}
+    for turn in range(arguments.rounds):
+        figures["all three"].append(told(f"round {turn}, all three", three.live(arguments.rate, arguments.seconds)))
+        away = three.member(next(number for number in (1, 2, 3) if number != three.controller()))
+        if turn == 0:
+            three.topic("kept", 6)
+        away.end(signal.SIGKILL)
+        three.run("bench", "load", "--topic", "kept", "--keep", "--connections", "6", "--records-per-request", "100", "--acks", "1",
+                  "--warmup", "0", "--seconds", "8")
+        figures["two of three"].append(told(f"round {turn}, two of three", three.live(arguments.rate, arguments.seconds)))
+        took = []
+
+        def comes_back():
+            began = time.monotonic()
+            away.begin()
+            three.whole()
+            took.append(time.monotonic() - began)
+
+        report = three.live(arguments.rate, arguments.seconds + 6, comes_back)
+        told(f"round {turn}, it comes back", report)
+        print(f"round {turn}: whole {took[0]:.1f} s after its start", flush=True)
+        points = [point for point in report["seconds"] if 1 <= point["at_s"] <= 1 + max(took[0], 1)]
+        figures["while it catches up"].append(statistics.median(point["p99_us"] for point in points) / 1000)
+        print("  p99 by second, ms: " + " ".join(f"{point['p99_us'] / 1000:.1f}" for point in report["seconds"]), flush=True)
+    three.end()
+    show("acknowledge p99 of live traffic", figures, "all three", "ms")
+
+
+class Sender:
+    """Lines to one partition, every few milliseconds, and when each was acknowledged."""
+
+    def __init__(self, cluster, topic):
+        command = [cluster.members[0].binary, "produce", topic, "--partition", "0", "--receipts", "--format", "json",
+                   "--brokers", cluster.address]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.sent, self.acknowledged, self.stopped = [], {}, False
+        threading.Thread(target=self.send, daemon=True).start()
+        threading.Thread(target=self.receive, daemon=True).start()
+
+    def send(self):
+        while not self.stopped:
+            self.sent.append(time.monotonic())
+            self.process.stdin.write("a line\n")
+            self.process.stdin.flush()
+            time.sleep(0.005)
+        self.process.stdin.close()
+
+    def receive(self):
+        for line in self.process.stdout:
+            receipt = json.loads(line).get("receipt")
+            if receipt:
+                self.acknowledged[receipt["line"]] = time.monotonic()
+
+    def first_after(self, moment):
+        """When the first line that was sent after `moment` was acknowledged."""
+        while True:
+            line = next((at + 1 for at, sent in enumerate(self.sent) if sent > moment), None)
+            if line in self.acknowledged:
+                return self.acknowledged[line]
+            time.sleep(0.001)
+
+    def end(self):
+        self.stopped = True
+        self.process.wait()
+
+
+def cluster_failover(arguments):
+    settings = {
+        "as it is": [],
+        "half the times": ["--heartbeat-ms", "75", "--session-ms", "500", "--election-ms", "200"],
+    }
+    figures = {}
+    for name, words in settings.items():
+        three = Cluster(arguments, words)
+        three.topic("failing", 1)
+        sender = Sender(three, "failing")
+        for turn in range(arguments.rounds):
+            sender.first_after(time.monotonic())
+            leader, controller = three.partitions("failing")[0]["leader"], three.controller()
+            moment = time.monotonic()
+            three.member(leader).end(signal.SIGKILL)
+            took = (sender.first_after(moment) - moment) * 1000
+            kind = f"{name}, also the metadata's leader" if leader == controller else name
+            figures.setdefault(kind, []).append(took)
+            print(f"round {turn}, {kind}: {took:,.0f} ms", flush=True)
+            three.member(leader).begin()
+            three.whole()
+        sender.end()
+        three.end()
+    show("from kill -9 of the leader to the next record acknowledged by all", figures, next(iter(figures)), "ms")
+
+
+def cluster(arguments):
+    globals()[f"cluster_{arguments.part}"](arguments)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ringlog", default="target/release/ringlog")
     parser.add_argument("--data", default=".")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--rate", type=int, default=10_000, help="records per second of live traffic")
     commands = parser.add_subparsers(dest="figure", required=True)
     for figure in [partitions, idle, start, kept]:
         commands.add_parser(figure.__name__).add_argument("number", nargs="?", type=int)
     commands.add_parser("before").add_argument("other")
+    commands.add_parser("cluster").add_argument("part", choices=["acks", "slow", "return", "failover"])
     arguments = parser.parse_args()
     globals()[arguments.figure](arguments)
 

@@ -26,12 +26,18 @@ const TOPIC_TIMEOUT: Duration = Duration::from_secs(180);
 pub struct RinglogDriver {
     brokers: String,
     acks: Acks,
+    replication_factor: u32,
 }
 
 impl RinglogDriver {
     /// Brokers at `HOST:PORT[,…]`.
     pub fn new(brokers: &str, acks: Acks) -> Self {
-        Self { brokers: brokers.to_owned(), acks }
+        Self { brokers: brokers.to_owned(), acks, replication_factor: 0 }
+    }
+
+    /// Topics are made with so many replicas of each partition; 0 = the broker's default.
+    pub fn replicated(self, replication_factor: u32) -> Self {
+        Self { replication_factor, ..self }
     }
 
     async fn client(&self) -> Result<Client, DriverError> {
@@ -63,12 +69,15 @@ impl Driver for RinglogDriver {
     }
 
     fn durability_settings(&self) -> String {
-        match self.acks {
+        let acks = match self.acks {
             Acks::None => "acks 0",
             Acks::Leader => "acks 1",
             Acks::All => "acks all",
+        };
+        match self.replication_factor {
+            0 => acks.to_owned(),
+            replicas => format!("{acks}, {replicas} replicas"),
         }
-        .to_owned()
     }
 
     fn compresses(&self) -> bool {
@@ -86,7 +95,8 @@ impl Driver for RinglogDriver {
             if retention_bytes > 0 {
                 configs.push(("retention.bytes".to_owned(), retention_bytes.to_string()));
             }
-            let topic = NewTopic { name: topic.to_owned(), partitions, replication_factor: 0, configs };
+            let name = topic.to_owned();
+            let topic = NewTopic { name, partitions, replication_factor: self.replication_factor, configs };
             self.patient_client().await?.admin().create_topic(&topic).await.map(drop).map_err(failed)
         })
     }

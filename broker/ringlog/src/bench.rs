@@ -99,6 +99,9 @@ struct RunArguments {
     /// What an acknowledgement waits for
     #[arg(long, value_parser = crate::produce::acks, default_value = "all")]
     acks: Acks,
+    /// Replicas of each partition; 0 = the broker's default
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    replication_factor: u32,
     /// Show where the time of the p50, p99 and p99.9 went
     #[arg(long)]
     explain: bool,
@@ -215,7 +218,7 @@ fn measure(arguments: RunArguments) -> Result<(), Failure> {
         output.line(&format!("{}: broker {address}{}", workload.name, place.unwrap_or_default()))?;
         output.flush()?;
     }
-    let driver = RinglogDriver::new(&address, arguments.acks);
+    let driver = RinglogDriver::new(&address, arguments.acks).replicated(arguments.replication_factor);
     let options = RunOptions {
         client_cores: client_cores.clone(),
         explain: arguments.explain,
