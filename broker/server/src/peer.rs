@@ -209,9 +209,11 @@ impl Peers {
         match known {
             Some(link) => link.is_up(),
             None => {
-                let link = Link::start(self, peer);
-                self.links.borrow_mut().insert(peer, link);
-                false
+                let link = Link::new(self, peer);
+                // Known before it begins: its task runs at once, and what is said when it is up must find it.
+                self.links.borrow_mut().insert(peer, link.clone());
+                link.begin();
+                link.is_up()
             }
         }
     }

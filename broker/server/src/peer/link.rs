@@ -121,9 +121,9 @@ impl Session {
 }
 
 impl Link {
-    /// A link that connects from now on.
-    pub(super) fn start(peers: &Rc<Peers>, peer: BrokerId) -> Rc<Self> {
-        let link = Rc::new(Self {
+    /// A link that does not connect yet.
+    pub(super) fn new(peers: &Rc<Peers>, peer: BrokerId) -> Rc<Self> {
+        Rc::new(Self {
             peer,
             peers: Rc::downgrade(peers),
             session: RefCell::default(),
@@ -132,9 +132,12 @@ impl Link {
             waker: RefCell::default(),
             connects: Cell::new(0),
             failed_connects: Cell::new(0),
-        });
-        stall::spawn("a link to another broker", link.clone().keep()).detach();
-        link
+        })
+    }
+
+    /// Connects from now on. It may be up when this returns.
+    pub(super) fn begin(self: &Rc<Self>) {
+        stall::spawn("a link to another broker", self.clone().keep()).detach();
     }
 
     /// Whether it is connected.
@@ -218,6 +221,8 @@ impl Link {
             let Some(peers) = self.peers.upgrade().filter(|peers| !peers.stopped.get()) else { return };
             let Some(address) = self.address.borrow().clone() else { return };
             match self.connect(&peers, &address).await {
+                // Meanwhile it is to be found elsewhere, or nowhere.
+                Ok(_) if self.moved.get() => {}
                 Ok(stream) => {
                     pause_ms = REPLICATION_RECONNECT_MS_MIN;
                     let why = self.serve(&peers, stream).await;

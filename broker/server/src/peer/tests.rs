@@ -465,6 +465,36 @@ fn a_cut_link_begins_anew() {
     });
 }
 
+/// Found by the demo with three brokers: a task runs as soon as it is spawned, so that a link can be up before whoever wanted
+/// it goes on. What was said then found no link, and its partition was opened ten seconds later.
+#[test]
+fn a_link_that_is_up_at_once_is_known() {
+    run(async {
+        let sockets = Sockets::new().expect("an epoll");
+        let leader = MadeBroker::new(LEADER, 0, 1, &mailboxes(1).0, &sockets);
+        leader.replicas.lead(1, [5]);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        // Its answer is on its way before Hello: often enough the leader finds it at its first look.
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                answer(&mut stream, FOLLOWER, None);
+                std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+            }
+        });
+        let mut at_once = 0;
+        for round in 1..=500 {
+            leader.follow(port);
+            at_once += u32::from(leader.peers.want(FOLLOWER));
+            until("a link", || leader.replicas.links_up.get() == round).await;
+            until("an opening", || leader.peers.counters.messages_sent.get() == u64::from(round)).await;
+            leader.peers.follow(Some(CLUSTER), std::iter::empty());
+            until("its end", || leader.replicas.links_down.get() == round).await;
+        }
+        println!("{at_once} of 500 links were up at once");
+    });
+}
+
 #[test]
 fn what_is_under_way_is_bounded() {
     run(async {
