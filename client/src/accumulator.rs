@@ -7,7 +7,7 @@
 //! failure nothing of that partition leaves before everything in flight is settled, and then the failed
 //! batch goes alone; at most one batch per partition in a request; at most `max_in_flight` requests per
 //! lane. With idempotence a batch gets its sequence when it first leaves and keeps it until the broker has said
-//! that it is not in the log; at most [`IN_FLIGHT_PER_PARTITION`] of a partition are out. Absent on purpose: the
+//! that it is not in the log; none leaves [`IN_FLIGHT_PER_PARTITION`] behind one of its partition that is out. Absent on purpose: the
 //! connections, and what a reply means ([`crate::sender`]).
 
 use crate::client::ClientError;
@@ -31,8 +31,8 @@ const REQUEST_BYTES_HEAD: usize = 4 << 10;
 /// Bytes that an entry adds to a request besides its batch, a topic of its own included.
 const ENTRY_BYTES: usize = 96;
 
-/// Batches of one partition that an idempotent producer has in flight: what the broker recognises.
-const IN_FLIGHT_PER_PARTITION: usize = 5;
+/// Batches of one partition that an idempotent producer sends from the oldest unanswered one on: what the broker recognises.
+const IN_FLIGHT_PER_PARTITION: u64 = 5;
 
 /// Memory of settled batches kept for new ones, because fresh memory costs page faults.
 const SPARES_MAX: usize = 8;
@@ -238,6 +238,17 @@ struct Queue {
     leader_epoch: u32,
     /// The leader has failed, or said that it is none, and no newer one has been learnt of since.
     leader_failed: bool,
+}
+
+impl Queue {
+    /// Whether the next batch would come so far behind the oldest one in flight that the broker might not recognise that
+    /// one any more, if it had to be sent again. Not the number in flight: answers come in any order, as a request that has
+    /// batches of several partitions waits for all of them.
+    fn is_far_ahead(&self) -> bool {
+        let Some(oldest) = self.in_flight.iter().map(|(sequence, _)| *sequence).min() else { return false };
+        let next = self.ready.front().or(self.open.as_ref()).map_or(self.next_sequence, |next| next.sequence);
+        next >= oldest + IN_FLIGHT_PER_PARTITION
+    }
 }
 
 struct TopicQueues {
@@ -635,7 +646,7 @@ impl Accumulator {
         if alone && !queue.in_flight.is_empty() {
             return Leave::NotYet;
         }
-        if self.idempotent && queue.in_flight.len() >= IN_FLIGHT_PER_PARTITION {
+        if self.idempotent && queue.is_far_ahead() {
             return Leave::NotYet;
         }
         if !queue.ready.is_empty() {

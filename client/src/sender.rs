@@ -308,6 +308,8 @@ impl Sender<'_> {
             let out_of_sequence = || Verdict::OutOfSequence { reason: error.to_string().into() };
             match error.code {
                 ErrorCode::OutOfOrderSequence => return out_of_sequence(),
+                // It is in the log, and the broker has forgotten where.
+                ErrorCode::DuplicateSequence => return Verdict::Failed(self.outcome_unknown(batch, error)),
                 // The broker cannot say whether it has a batch of a producer that it does not know any more.
                 ErrorCode::UnknownProducerId | ErrorCode::InvalidProducerEpoch => {
                     return match batch.outcome_unknown {
