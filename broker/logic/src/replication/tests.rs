@@ -339,6 +339,39 @@ pub(super) fn a_leader_commits_what_all_have() {
     script.hears(2, 2, FromFollower::Matched { end: at(4) }, "hw 4");
 }
 
+/// The follower's log was cut since: what it acknowledged before says nothing of what it has.
+#[test]
+pub(super) fn a_leader_ignores_what_belongs_to_an_earlier_opening() {
+    let mut script = Script::leading();
+    script.appended(0, 4, "push 1 Live, push 2 Live");
+    script.push(1, 4, "");
+    script.push(2, 4, "");
+    script.durable(4, "");
+    script.ack(1, 1, 4, "");
+    script.check(Event::StreamUp(BrokerId::new(2)), "to 2#2 open");
+    script.hears(2, 1, opened(&[(1, 0)], 4), "");
+    script.hears(2, 2, opened(&[(1, 0)], 3), "fingerprint 3");
+    script.check(Event::Fingerprint { offset: at(3), value: Some(7) }, "to 2#2 match 3 7");
+    script.hears(2, 2, FromFollower::Matched { end: at(3) }, "push 2 Live, hw 3");
+    script.ack(2, 1, 4, "");
+    script.hears(2, 1, FromFollower::Nack(Nack::Gap), "");
+    script.push(2, 4, "");
+    script.ack(2, 2, 4, "hw 4");
+}
+
+/// What a leader said before it opened again was about another end of the log.
+#[test]
+pub(super) fn a_follower_ignores_what_belongs_to_an_earlier_opening() {
+    let mut script = Script::following(&[(0, 0)], 3);
+    script.told(2, open(), "to 1#2 opened 3");
+    script.told(1, FromLeader::Match { to: at(2), fingerprint: None }, "");
+    script.told(1, FromLeader::Reset { log_start: at(9) }, "");
+    script.told(2, FromLeader::Match { to: at(3), fingerprint: None }, "to 1#2 matched 3");
+    script.told(1, append(3, Some(0), 3), "");
+    script.told(1, FromLeader::Watermarks { high_watermark: at(3), log_start: at(2) }, "");
+    script.told(2, append(3, Some(0), 0), "append");
+}
+
 #[test]
 fn a_member_that_is_behind_goes() {
     let mut script = Script::leading();
