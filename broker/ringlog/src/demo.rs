@@ -29,7 +29,7 @@ use server::broker::{Broker, BrokerConfig, DiskPolicy};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// `ringlog demo`
@@ -41,6 +41,9 @@ pub struct DemoArguments {
     /// A cluster of so many processes, one of which is killed in the middle
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=9))]
     brokers: Option<u32>,
+    /// With --brokers: how long producing takes, seconds
+    #[arg(long, value_name = "N", default_value_t = 12, requires = "brokers", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
     /// Where the temporary directory is made [default: a place on a real disk]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -63,7 +66,8 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let place = Place::choose(arguments.data.as_deref())?;
     if let Some(brokers) = arguments.brokers {
         let bytes = arguments.megabytes.unwrap_or(CLUSTER_MEGABYTES) * 1_000_000;
-        let wanted = cluster::Wanted { brokers, bytes, shards: arguments.shards.unwrap_or(1) };
+        let produce_for = Duration::from_secs(arguments.seconds.into());
+        let wanted = cluster::Wanted { brokers, bytes, produce_for, shards: arguments.shards.unwrap_or(1) };
         return cluster::run(&wanted, &place, &mut output);
     }
     let shards = arguments.shards.map_or_else(place::default_shards, usize::from);

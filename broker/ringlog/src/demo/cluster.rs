@@ -40,6 +40,8 @@ pub struct Wanted {
     pub brokers: u32,
     /// Of keys and values.
     pub bytes: u64,
+    /// How long producing them takes if nothing fails.
+    pub produce_for: Duration,
     /// Shards of each broker.
     pub shards: u16,
 }
@@ -61,7 +63,7 @@ pub fn run(wanted: &Wanted, place: &Place, output: &mut Output) -> Result<(), Fa
     let flights = Arc::new(Flights::load(wanted.bytes));
     let outcome = crate::block_on(async {
         tokio::select! {
-            outcome = show(&children, &flights, people) => outcome,
+            outcome = show(&children, &flights, wanted.produce_for, people) => outcome,
             () = crate::interrupt::interrupted() => {
                 Err(Failure::operation("interrupted; the brokers are ended, the temporary directory is removed"))
             }
@@ -80,7 +82,12 @@ pub fn run(wanted: &Wanted, place: &Place, output: &mut Output) -> Result<(), Fa
     }
 }
 
-async fn show(children: &Children, flights: &Arc<Flights>, people: bool) -> Result<Outcome, Failure> {
+async fn show(
+    children: &Children,
+    flights: &Arc<Flights>,
+    produce_for: Duration,
+    people: bool,
+) -> Result<Outcome, Failure> {
     let brokers = children.addresses().join(",");
     let client = connect(&brokers).await?;
     let admin = client.admin();
@@ -114,9 +121,9 @@ async fn show(children: &Children, flights: &Arc<Flights>, people: bool) -> Resu
     let writing = {
         let (brokers, flights, bar) =
             (brokers.clone(), flights.clone(), bars.add("produce", flights.total_records()));
-        on_a_thread(
-            move || async move { produce::write(&connect(&brokers).await?, &flights, third, &bar).await },
-        )
+        on_a_thread(move || async move {
+            produce::write(&connect(&brokers).await?, &flights, produce_for, third, &bar).await
+        })
     };
     let mut writing = std::pin::pin!(super::joined(writing));
     let begun = tokio::select! {

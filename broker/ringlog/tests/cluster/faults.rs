@@ -6,9 +6,9 @@
 use crate::DEADLINE;
 use crate::history::checker::{Event, History, check};
 use crate::history::worker::{self, TOPIC};
+use crate::hosts::{Fault, Hosts, OF_ONE, OF_SEVERAL};
 use crate::network::{Network, network};
-use crate::process::{Broker, Serve};
-use crate::slow_link::{SlowLink, Slowness};
+use crate::slow_link::Slowness;
 use fastrand::Rng;
 use ringlog_client::{
     Acks, Client, ClientConfig, ConsumerConfig, NewTopic, OffsetSpec, ProducerConfig, ProducerRecord,
@@ -16,40 +16,18 @@ use ringlog_client::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const PORT: u16 = 9644;
 const PARTITIONS: u32 = 4;
 const PRODUCERS: usize = 2;
 const MEMBERS: usize = 2;
 const GROUP: &str = "cluster";
 /// Acknowledgements after a fault before the next one begins.
 const ACKNOWLEDGED_BETWEEN: usize = 200;
-
-/// What is done to a broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
-    /// `kill -9`, and a start a while later.
-    Kill,
-    /// An orderly stop, and a start a while later.
-    Restart,
-    /// SIGSTOP, and SIGCONT.
-    Pause,
-    /// Its link is down.
-    Isolate,
-    /// Nothing from it gets to anybody.
-    Mute,
-    /// Nothing from anybody gets to it.
-    Deafen,
-}
-
-const FAULTS: [Fault; 6] =
-    [Fault::Kill, Fault::Restart, Fault::Pause, Fault::Isolate, Fault::Mute, Fault::Deafen];
 
 /// What producers were told, as it comes.
 #[derive(Default)]
@@ -125,101 +103,6 @@ impl Drop for Member {
         // Already gone after the run.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// A broker on its host.
-struct Host {
-    number: u8,
-    data: tempfile::TempDir,
-    broker: Option<Broker>,
-    /// What clients go through.
-    slow: Option<SlowLink>,
-}
-
-struct Run {
-    network: Network,
-    hosts: Vec<Host>,
-}
-
-impl Run {
-    fn start(network: Network, brokers: u8, slow: Option<(Slowness, u64)>) -> Self {
-        let hosts = (1..=brokers)
-            .map(|number| {
-                let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("it can be written to");
-                let at = |host| SocketAddr::from((network.address(host), PORT));
-                let slow = slow.map(|(slowness, seed)| SlowLink::start(at(0), at(number), slowness, seed));
-                Host { number, data, broker: None, slow }
-            })
-            .collect();
-        let mut run = Self { network, hosts };
-        (0..run.hosts.len()).for_each(|at| run.serve(at));
-        run
-    }
-
-    /// Starts the broker of a host.
-    fn serve(&mut self, at: usize) {
-        let host = &self.hosts[at];
-        let enter = self.network.enter(host.number);
-        let words: Vec<&str> = enter.iter().map(String::as_str).collect();
-        let listen = SocketAddr::from((self.network.address(host.number), PORT));
-        let advertised = host.slow.as_ref().map(|slow| slow.address().ip().to_string());
-        let id = (self.hosts.len() > 1).then(|| host.number.to_string());
-        let first = SocketAddr::from((self.network.address(1), PORT)).to_string();
-        let join = (host.number > 1).then_some(first);
-        let broker =
-            Serve::new(host.data.path()).shards(2).listen(listen).through(&words).prepared(move |command| {
-                let settings = [("--advertise", advertised), ("--broker-id", id), ("--join", join)];
-                for (name, value) in settings {
-                    if let Some(value) = value {
-                        command.args([name, &value]);
-                    }
-                }
-            });
-        self.hosts[at].broker = Some(broker.start());
-    }
-
-    /// Where clients begin.
-    fn brokers(&self) -> String {
-        let of = |host: &Host| match &host.slow {
-            Some(slow) => slow.address().to_string(),
-            None => SocketAddr::from((self.network.address(host.number), PORT)).to_string(),
-        };
-        self.hosts.iter().map(of).collect::<Vec<_>>().join(",")
-    }
-
-    fn begin(&mut self, fault: Fault, at: usize) {
-        let number = self.hosts[at].number;
-        match fault {
-            Fault::Kill => drop(self.hosts[at].broker.take().expect("it runs").kill()),
-            Fault::Restart => drop(self.hosts[at].broker.take().expect("it runs").stop()),
-            Fault::Pause => self.signal(at, libc::SIGSTOP),
-            Fault::Isolate => self.network.isolate(number),
-            Fault::Mute => self.others(number).for_each(|other| self.network.cut(number, other)),
-            Fault::Deafen => self.others(number).for_each(|other| self.network.cut(other, number)),
-        }
-    }
-
-    fn end(&mut self, fault: Fault, at: usize) {
-        let number = self.hosts[at].number;
-        match fault {
-            Fault::Kill | Fault::Restart => self.serve(at),
-            Fault::Pause => self.signal(at, libc::SIGCONT),
-            Fault::Isolate => self.network.join(number),
-            Fault::Mute => self.others(number).for_each(|other| self.network.mend(number, other)),
-            Fault::Deafen => self.others(number).for_each(|other| self.network.mend(other, number)),
-        }
-    }
-
-    /// All hosts but one, and this process.
-    fn others(&self, number: u8) -> impl Iterator<Item = u8> + use<> {
-        (0..=self.hosts.len() as u8).filter(move |other| *other != number)
-    }
-
-    fn signal(&self, at: usize, signal: i32) {
-        let id = self.hosts[at].broker.as_ref().expect("it runs").id();
-        // SAFETY: sends a signal to our own child, which has not been waited for; touches no memory.
-        assert_eq!(unsafe { libc::kill(id as libc::pid_t, signal) }, 0);
     }
 }
 
@@ -331,8 +214,8 @@ type Silences = BTreeMap<Fault, Vec<Duration>>;
 fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slowness>, silences: &mut Silences) {
     let mut random = Rng::with_seed(seed);
     let (network, count) = cluster;
-    let mut run = Run::start(network, count, slow.map(|slowness| (slowness, seed)));
-    let brokers = run.brokers();
+    let mut hosts = Hosts::start(network, count, slow, random.fork(), PARTITIONS);
+    let brokers = hosts.brokers();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let client = runtime.block_on(async {
         let client = connect(&brokers).await;
@@ -352,16 +235,17 @@ fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slownes
     let members: Vec<Member> = (0..MEMBERS).map(|_| Member::start(&brokers)).collect();
     told.wait_for(ACKNOWLEDGED_BETWEEN);
     // One after the other has its turn.
-    let first = random.usize(..run.hosts.len());
+    let first = random.usize(..hosts.len());
     for (turn, fault) in faults.iter().enumerate() {
-        let at = (first + turn) % run.hosts.len();
+        let at = (first + turn) % hosts.len();
         let began = Instant::now();
-        run.begin(*fault, at);
+        hosts.begin(*fault, at);
         // How long it lasts is what is planted.
         std::thread::sleep(Duration::from_millis(random.u64(200..1_500)));
-        run.end(*fault, at);
+        hosts.end(*fault, at);
         let ended = Instant::now();
         told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
+        hosts.finish();
         runtime.block_on(whole(&client, count.into()));
         silences.entry(*fault).or_default().push(told.longest_silence(began, ended));
     }
@@ -395,21 +279,34 @@ fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slownes
     );
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+/// What `RINGLOG_CLUSTER_SEEDS` asks for; `None` = a usual run.
+fn wanted() -> Option<u64> {
+    std::env::var("RINGLOG_CLUSTER_SEEDS").ok().and_then(|text| text.parse().ok())
 }
 
 fn seeds() -> std::ops::Range<u64> {
-    let first = number("RINGLOG_CLUSTER_FIRST", 0);
-    first..first + number("RINGLOG_CLUSTER_SEEDS", 1)
+    let first = std::env::var("RINGLOG_CLUSTER_FIRST").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    first..first + wanted().unwrap_or(1)
 }
 
-fn print(silences: &mut Silences) {
-    for (fault, all) in silences {
+/// Runs all seeds, each with the faults of `plan` in an order of its own, and prints how long nothing was acknowledged.
+/// A usual run has one seed and at most `usual` faults, the first of `plan`.
+fn all(brokers: u8, plan: &[Fault], usual: usize, slow: Option<Slowness>) {
+    let mut silences = Silences::new();
+    for seed in seeds() {
+        let Some(network) = network(brokers) else { return };
+        let mut plan = plan.to_vec();
+        if wanted().is_none() {
+            plan.truncate(usual);
+        }
+        Rng::with_seed(seed).shuffle(&mut plan);
+        run((network, brokers), seed, &plan, slow, &mut silences);
+    }
+    for (fault, all) in &mut silences {
         all.sort();
         let at = |percent: usize| all[(all.len() * percent).div_ceil(100) - 1].as_millis();
         println!(
-            "{fault:?}: {} times, nothing acknowledged for p50 {} ms, p99 {} ms",
+            "{brokers} brokers, {fault:?}: {} times, nothing acknowledged for p50 {} ms, p99 {} ms",
             all.len(),
             at(50),
             at(99)
@@ -419,26 +316,14 @@ fn print(silences: &mut Silences) {
 
 #[test]
 fn one_broker_under_faults_loses_nothing() {
-    let mut silences = Silences::new();
-    for seed in seeds() {
-        let Some(network) = network(1) else { return };
-        let mut plan = FAULTS;
-        Rng::with_seed(seed).shuffle(&mut plan);
-        run((network, 1), seed, &plan, None, &mut silences);
-    }
-    print(&mut silences);
+    all(1, &OF_ONE, OF_ONE.len(), None);
 }
 
 #[test]
 fn one_broker_behind_a_slow_link_loses_nothing() {
     let slowness =
         Slowness { delay: Duration::from_millis(2), jitter: Duration::from_millis(20), rate: 2_000_000 };
-    let mut silences = Silences::new();
-    for seed in seeds() {
-        let Some(network) = network(1) else { return };
-        run((network, 1), seed, &[Fault::Kill, Fault::Pause], Some(slowness), &mut silences);
-    }
-    print(&mut silences);
+    all(1, &[Fault::Kill, Fault::Pause], 2, Some(slowness));
 }
 
 #[test]
@@ -449,28 +334,35 @@ fn without_faults_nothing_is_read_twice() {
 
 #[test]
 fn three_brokers_under_faults_lose_nothing() {
-    let mut silences = Silences::new();
-    for seed in seeds() {
-        let Some(network) = network(3) else { return };
-        let mut plan = FAULTS;
-        Rng::with_seed(seed).shuffle(&mut plan);
-        run((network, 3), seed, &plan, None, &mut silences);
-    }
-    print(&mut silences);
+    all(3, &OF_SEVERAL, OF_ONE.len(), None);
 }
 
 #[test]
 fn three_brokers_restarted_in_turn_lose_nothing() {
-    let mut silences = Silences::new();
-    for seed in seeds() {
-        let Some(network) = network(3) else { return };
-        run((network, 3), seed, &[Fault::Restart; 3], None, &mut silences);
-    }
-    print(&mut silences);
+    all(3, &[Fault::Restart; 3], 3, None);
 }
 
 #[test]
 fn with_three_brokers_and_no_faults_nothing_is_read_twice() {
     let Some(network) = network(3) else { return };
     run((network, 3), 0, &[], None, &mut Silences::new());
+}
+
+#[test]
+fn three_brokers_with_slow_links_lose_nothing() {
+    all(3, &[Fault::Slow, Fault::Slow, Fault::Kill, Fault::Pause, Fault::Isolate], 1, Some(Slowness::NONE));
+}
+
+#[test]
+fn five_brokers_under_faults_and_changes_lose_nothing() {
+    let changes = [Fault::KillWhileMoving, Fault::KillWhileDraining];
+    all(5, &[&changes[..], &OF_SEVERAL].concat(), 1, None);
+}
+
+#[test]
+fn five_brokers_restarted_in_turn_lose_nothing() {
+    // As with three, and longer: only where runs of length are wanted.
+    if wanted().is_some() {
+        all(5, &[Fault::Restart; 5], 5, None);
+    }
 }

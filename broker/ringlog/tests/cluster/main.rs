@@ -1,11 +1,15 @@
 //! Suite E: brokers as processes on hosts of their own; their network is cut and slowed, they are held and killed.
 //!
-//! Hosts are network namespaces on one bridge ([`network`]), a slow link is a proxy in this process ([`slow_link`]). A run
+//! Hosts are network namespaces on one bridge ([`network`]), a slow link is a proxy in this process ([`slow_link`]), and
+//! [`hosts`] does to brokers what can happen to them, also while `ringlog cluster` changes something ([`changes`]). A run
 //! ([`faults`]) has producers that want every acknowledgement to be durable, and a group of consumers; everything that they
 //! were told goes through the checker of histories. Without the rights to make namespaces the runs on hosts say so and
 //! pass. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to begin at a seed.
 
+mod changes;
+mod demo;
 mod faults;
+mod hosts;
 mod network;
 #[path = "../faults/support/process.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]

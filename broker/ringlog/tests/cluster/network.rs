@@ -49,6 +49,7 @@ impl Network {
         ip(&format!("link set {name} up"))?;
         for host in 1..=self.hosts {
             let (space, link) = (self.space(host), self.link(host));
+            ip(&format!("addr add {}/24 dev {name}", self.front(host)))?;
             ip(&format!("netns add {space}"))?;
             ip(&format!("link add {link} type veth peer name eth0 netns {space}"))?;
             ip(&format!("link set {link} master {name}"))?;
@@ -72,6 +73,12 @@ impl Network {
     pub fn address(&self, host: u8) -> Ipv4Addr {
         let [a, b, c] = self.prefix;
         Ipv4Addr::new(a, b, c, 1 + host)
+    }
+
+    /// An address of this process that stands for a host: whoever listens there may pass on what is meant for it.
+    pub fn front(&self, host: u8) -> Ipv4Addr {
+        let [a, b, c] = self.prefix;
+        Ipv4Addr::new(a, b, c, 101 + host)
     }
 
     /// The words that run what follows them on a host.

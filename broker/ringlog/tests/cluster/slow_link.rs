@@ -1,13 +1,13 @@
 //! A slow link in front of one address: bytes take their time, by a seed, and only so many at once.
 //!
 //! Owner: one test; connections end with it. Each direction of a connection is a thread that carries pieces in order: each
-//! waits for its delay, a fixed part and a random one, and for the rate. Absent on purpose: loss, which a stream would hide.
+//! waits for its delay, a fixed part and a random one, and for the rate; both may change meanwhile. Absent on purpose: loss, which a stream would hide.
 
 use fastrand::Rng;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How slow.
@@ -24,8 +24,15 @@ pub struct Slowness {
 /// See the module.
 pub struct SlowLink {
     address: SocketAddr,
+    usual: Slowness,
+    now: Arc<Mutex<Slowness>>,
     stopped: Arc<AtomicBool>,
     carried: Arc<AtomicU64>,
+}
+
+impl Slowness {
+    /// As fast as this process is.
+    pub const NONE: Self = Self { delay: Duration::ZERO, jitter: Duration::ZERO, rate: u64::MAX };
 }
 
 impl SlowLink {
@@ -35,7 +42,8 @@ impl SlowLink {
         let address = listener.local_addr().expect("it listens");
         let stopped = Arc::new(AtomicBool::new(false));
         let carried = Arc::new(AtomicU64::new(0));
-        let (ends, counts) = (stopped.clone(), carried.clone());
+        let now = Arc::new(Mutex::new(slowness));
+        let (ends, counts, slow) = (stopped.clone(), carried.clone(), now.clone());
         std::thread::spawn(move || {
             let mut random = Rng::with_seed(seed);
             while let Ok((client, _)) = listener.accept() {
@@ -47,12 +55,17 @@ impl SlowLink {
                 let both = (client.try_clone(), server.try_clone());
                 let (Ok(client_too), Ok(server_too)) = both else { continue };
                 for (from, into) in [(client, server), (server_too, client_too)] {
-                    let (random, counts) = (random.fork(), counts.clone());
-                    std::thread::spawn(move || carry(from, into, slowness, random, &counts));
+                    let (random, counts, slow) = (random.fork(), counts.clone(), slow.clone());
+                    std::thread::spawn(move || carry(from, into, &slow, random, &counts));
                 }
             }
         });
-        Self { address, stopped, carried }
+        Self { address, usual: slowness, now, stopped, carried }
+    }
+
+    /// From now on it is as slow as this; `None` = as slow as it was at first.
+    pub fn set(&self, slowness: Option<Slowness>) {
+        *self.now.lock().unwrap() = slowness.unwrap_or(self.usual);
     }
 
     /// Where it listens.
@@ -74,10 +87,17 @@ impl Drop for SlowLink {
     }
 }
 
-fn carry(mut from: TcpStream, mut into: TcpStream, slowness: Slowness, mut random: Rng, carried: &AtomicU64) {
+fn carry(
+    mut from: TcpStream,
+    mut into: TcpStream,
+    slow: &Mutex<Slowness>,
+    mut random: Rng,
+    carried: &AtomicU64,
+) {
     let _ = into.set_nodelay(true);
     let mut piece = vec![0; 32 << 10];
     while let Ok(bytes @ 1..) = from.read(&mut piece) {
+        let slowness = *slow.lock().unwrap();
         let jitter = slowness.jitter.mul_f64(random.f64());
         let rate = Duration::from_secs_f64(bytes as f64 / slowness.rate as f64);
         // The delay is what is planted; nothing is awaited.

@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-/// How long it takes if nothing fails.
-const SECONDS: u64 = 12;
 /// Room for what is sent while a partition has no leader, so that the others go on meanwhile.
 const BUFFER_BYTES: usize = 128 << 20;
 /// Records of one turn of the timer.
@@ -44,10 +42,11 @@ struct Sent {
     at: Instant,
 }
 
-/// Produces everything; tells `third` when a third is sent.
+/// Produces everything, evenly over `produce_for`; tells `third` when a third is sent.
 pub async fn write(
     client: &Client,
     flights: &Arc<Flights>,
+    produce_for: Duration,
     third: oneshot::Sender<()>,
     bar: &ProgressBar,
 ) -> Result<Written, Failure> {
@@ -68,7 +67,7 @@ pub async fn write(
     let mut third = Some(third);
     for sequence in 0..total {
         if sequence.is_multiple_of(RECORDS_PER_TURN) {
-            let due = started + Duration::from_secs(SECONDS).mul_f64(sequence as f64 / total as f64);
+            let due = started + produce_for.mul_f64(sequence as f64 / total as f64);
             tokio::time::sleep_until(due.into()).await;
         }
         if sequence >= total / 3
