@@ -60,7 +60,7 @@ install_server() {
     esac
 }
 
-# Iggy pins its shards itself and takes cores as a range: 1,2 is 1..3.
+# Iggy pins its shards itself, within all cores of the host, and takes them as a range: 1,2 is 1..3.
 core_range() {
     python3 -c '
 import sys
@@ -114,6 +114,7 @@ start() {
     iggy)
         iggy=${program:-$iggy}
         install_server iggy
+        # It tells its configuration to those only that let it choose the port.
         ready='Current config written'
         ;;
     *) usage ;;
@@ -143,11 +144,10 @@ start() {
             IGGY_SYSTEM_SHARDING_CPU_ALLOCATION=$(core_range "$cores")
             export IGGY_SYSTEM_SHARDING_CPU_ALLOCATION
         fi
-        # shellcheck disable=SC2086  # The pin is several words.
         (
             cd "$directory"
-            IGGY_CONFIG_PATH=$config IGGY_SYSTEM_PATH=$directory IGGY_TCP_ADDRESS=127.0.0.1:$port \
-                exec $pin "$iggy" --with-default-root-credentials
+            IGGY_CONFIG_PATH=$config IGGY_SYSTEM_PATH=$directory IGGY_TCP_ADDRESS=127.0.0.1:0 \
+                exec "$iggy" --with-default-root-credentials
         ) >"$log" 2>&1 &
         ;;
     esac
@@ -164,6 +164,9 @@ start() {
         fi
         sleep 0.1
     done
+    if [ "$kind" = iggy ]; then
+        port=$(sed -n '/^\[tcp\]/,/^\[tcp\./s/^address = ".*:\([0-9]*\)"/\1/p' "$directory/runtime/current_config.toml")
+    fi
     echo "address 127.0.0.1:$port"
     if [ "$kind" = nats ]; then echo "monitor 127.0.0.1:$monitor"; fi
 }

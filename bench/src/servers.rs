@@ -1,11 +1,11 @@
 //! Servers of other brokers, started for a comparison or a test: installed binaries on a directory of ours.
 //!
-//! Owner: whoever compares. Lifecycle: a [`ServerPlan`] takes free ports once, so that a server can be
-//! started again where clients expect it; a [`Server`] is a child process, killed and waited for when
-//! dropped. Its log is `server.log` in the directory. Invariants: loopback only; the settings are those of
+//! Owner: whoever compares. Lifecycle: a [`ServerPlan`] can be started again where clients expect it; a
+//! [`Server`] is a child process, killed and waited for when dropped, and says where it listens. Its log is `server.log` in the directory. Invariants: loopback only; the settings are those of
 //! `bench/servers/*.conf`, which `bench/servers.sh` uses too.
 //! Absent on purpose: installing (the script does), and removing the directory.
 
+use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -83,12 +83,13 @@ impl ServerKind {
         }
     }
 
-    /// What it logs when clients may come.
-    fn ready(self) -> &'static str {
+    /// What it logs when clients may come; `again`: on the data and the port of a life before.
+    fn ready(self, again: bool) -> &'static str {
         match self {
             Self::Nats => "Server is ready",
             Self::Redis => "Ready to accept connections",
-            // Its last step: by then it listens, and can tell its configuration.
+            Self::Iggy if again => "server has started on",
+            // Its last step: by then it listens, and can tell its configuration, as it does only where it chose the port.
             Self::Iggy => "Current config written",
         }
     }
@@ -141,6 +142,8 @@ pub struct ServerPlan {
     cores: Vec<usize>,
     port: u16,
     monitor_port: u16,
+    /// Where a server that chooses its port listened in its first life.
+    told: OnceCell<String>,
 }
 
 impl ServerPlan {
@@ -160,12 +163,7 @@ impl ServerPlan {
         let ((port, _held), (monitor_port, _held_too)) =
             ports.map_err(|error| ServerError::Host { program: kind.program(), error })?;
         let (directory, cores) = (directory.to_owned(), cores.to_vec());
-        Ok(Self { kind, acknowledge, directory, cores, port, monitor_port })
-    }
-
-    /// `HOST:PORT` for clients.
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        Ok(Self { kind, acknowledge, directory, cores, port, monitor_port, told: OnceCell::new() })
     }
 
     /// `HOST:PORT` of the monitoring port, if it has one.
@@ -182,14 +180,23 @@ impl ServerPlan {
         let kind = program.trim_end_matches("-server");
         let found = self.kind.find();
         let found = found.ok_or(ServerError::Missing { program, kind, variable: self.kind.variable() })?;
-        let spawned = self.spawn(&found).map_err(|error| ServerError::Host { program, error })?;
+        let host = |error| ServerError::Host { program, error };
+        let again = self.told.get();
+        let spawned = self.spawn(&found, again).map_err(host)?;
         let (mut server, output, log) = spawned;
         let (tell, told) = mpsc::channel();
-        let ready = self.kind.ready();
+        let ready = self.kind.ready(again.is_some());
         // Ends with the server's output.
         std::thread::spawn(move || follow(output, log, ready, &tell));
         match told.recv_timeout(READY_TIMEOUT) {
-            Ok(Ok(())) => Ok(server),
+            Ok(Ok(())) => {
+                if self.kind == ServerKind::Iggy {
+                    let told = again.map_or_else(|| told_address(&self.directory), |it| Ok(it.clone()));
+                    server.address = told.map_err(host)?;
+                    let _ = self.told.set(server.address.clone());
+                }
+                Ok(server)
+            }
             ended => {
                 server.kill();
                 let lines = match ended {
@@ -204,12 +211,17 @@ impl ServerPlan {
         }
     }
 
-    fn spawn(&self, program: &Path) -> io::Result<(Server, Box<dyn Read + Send>, std::fs::File)> {
+    fn spawn(
+        &self,
+        program: &Path,
+        again: Option<&String>,
+    ) -> io::Result<(Server, Box<dyn Read + Send>, std::fs::File)> {
         let config = self.directory.join("server.conf");
         std::fs::write(&config, self.kind.config(self.acknowledge))?;
         let log =
             std::fs::File::options().create(true).append(true).open(self.directory.join("server.log"))?;
-        let mut command = if self.cores.is_empty() {
+        // Iggy pins its shards itself, and refuses a range beyond the number of cores that it may use.
+        let mut command = if self.cores.is_empty() || self.kind == ServerKind::Iggy {
             Command::new(program)
         } else {
             // Becomes the program: the process is the server's own.
@@ -233,7 +245,7 @@ impl ServerPlan {
             ServerKind::Iggy => {
                 command.arg("--with-default-root-credentials").env("IGGY_CONFIG_PATH", &config);
                 command.env("IGGY_SYSTEM_PATH", &self.directory).current_dir(&self.directory);
-                command.env("IGGY_TCP_ADDRESS", self.address());
+                command.env("IGGY_TCP_ADDRESS", again.map_or("127.0.0.1:0", String::as_str));
                 // It pins its shards itself, from core 0 on if it is not told.
                 if let Some(range) = core_range(&self.cores)? {
                     command.env("IGGY_SYSTEM_SHARDING_CPU_ALLOCATION", range);
@@ -246,8 +258,19 @@ impl ServerPlan {
             ServerKind::Nats => child.stderr.take().map(|it| Box::new(it) as Box<_>),
             ServerKind::Redis | ServerKind::Iggy => child.stdout.take().map(|it| Box::new(it) as Box<_>),
         };
-        Ok((Server { child }, output.unwrap_or_else(|| Box::new(io::empty())), log))
+        let address = format!("127.0.0.1:{port}");
+        Ok((Server { child, address }, output.unwrap_or_else(|| Box::new(io::empty())), log))
     }
+}
+
+/// Where an Iggy server listens, by the configuration that it has written into its directory.
+fn told_address(directory: &Path) -> io::Result<String> {
+    let told = std::fs::read_to_string(directory.join("runtime/current_config.toml"))?;
+    let tcp = told.lines().skip_while(|line| *line != "[tcp]").skip(1);
+    let mut tcp = tcp.take_while(|line| !line.starts_with('['));
+    let address = tcp.find_map(|line| line.strip_prefix("address = "));
+    let nothing = || io::Error::other("its configuration names no address in [tcp]");
+    address.map(|quoted| quoted.trim_matches('"').to_owned()).ok_or_else(nothing)
 }
 
 /// Cores as Iggy wants them: `1..3` are 1 and 2; nothing where none are named.
@@ -283,9 +306,15 @@ fn follow(output: impl Read, mut log: impl Write, ready: &str, tell: &mpsc::Send
 #[derive(Debug)]
 pub struct Server {
     child: Child,
+    address: String,
 }
 
 impl Server {
+    /// `HOST:PORT` for clients.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -329,6 +358,21 @@ mod tests {
     }
 
     #[test]
+    fn iggy_tells_where_it_listens() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let told = || told_address(directory.path()).ok();
+        assert_eq!(told(), None);
+        let runtime = directory.path().join("runtime");
+        std::fs::create_dir(&runtime).expect("a directory");
+        let http = "[http]\naddress = \"127.0.0.1:3000\"\n\n";
+        let tcp = "[tcp]\nenabled = true\naddress = \"127.0.0.1:8090\"\n\n[tcp.tls]\n";
+        for (config, expect) in [(format!("{http}{tcp}"), Some("127.0.0.1:8090")), (http.to_owned(), None)] {
+            std::fs::write(runtime.join("current_config.toml"), config).expect("written");
+            assert_eq!(told().as_deref(), expect);
+        }
+    }
+
+    #[test]
     fn iggy_gets_cores_as_a_range() {
         let rows: [(&[usize], Option<Option<&str>>); 4] =
             [(&[], Some(None)), (&[1], Some(Some("1..2"))), (&[3, 2], Some(Some("2..4"))), (&[0, 2], None)];
@@ -342,7 +386,7 @@ mod tests {
         let directory = std::env::temp_dir();
         let plan = |kind| ServerPlan::new(kind, Acknowledge::Defaults, &directory, &[]).expect("free ports");
         let nats = plan(ServerKind::Nats);
-        assert_ne!(Some(nats.address()), nats.monitor());
+        assert_ne!(nats.port, nats.monitor_port);
         assert_eq!(plan(ServerKind::Redis).monitor(), None);
     }
 }

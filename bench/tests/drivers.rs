@@ -13,7 +13,7 @@ use bench::compare::{Contestant, Reach};
 use bench::driver::{
     ConsumerShare, Driver, Durability, Observer, OutgoingRecord, Parts, Producer, ProducerOptions,
 };
-use bench::servers::{Acknowledge, ServerError, ServerPlan};
+use bench::servers::{Acknowledge, Server, ServerError, ServerPlan};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -84,10 +84,15 @@ fn record(number: u64, key: Option<u32>) -> OutgoingRecord {
 }
 
 /// Produces, kills, starts again, reads; gives how many were acknowledged and how many of them are lost.
-async fn kill_and_count(plan: &ServerPlan, contestant: Contestant, durability: Durability) -> (usize, usize) {
-    let mut server = plan.start().expect("it started before");
-    let (address, monitor) = (plan.address(), plan.monitor());
-    let reach = Reach { address: &address, monitor: monitor.as_deref(), acknowledge: Acknowledge::Defaults };
+async fn kill_and_count(
+    plan: &ServerPlan,
+    mut server: Server,
+    contestant: Contestant,
+    durability: Durability,
+) -> (usize, usize) {
+    let monitor = plan.monitor();
+    let reach =
+        Reach { address: server.address(), monitor: monitor.as_deref(), acknowledge: Acknowledge::Defaults };
     let driver = contestant.connect(reach).await.expect("the server is there");
     assert_eq!(driver.durability(), durability, "{}", driver.durability_settings());
     driver.create_topic(TOPIC, PARTITIONS, 0).await.expect("a topic");
@@ -131,16 +136,17 @@ fn check(contestant: Contestant, acknowledge: Acknowledge, durability: Durabilit
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let kind = contestant.server().expect("it has a server of its own");
     let plan = ServerPlan::new(kind, acknowledge, directory.path(), &[]).expect("free ports");
-    match plan.start() {
-        Ok(_ended_at_once) => {}
+    let server = match plan.start() {
+        Ok(server) => server,
         Err(error @ (ServerError::Missing { .. } | ServerError::TooOld)) => {
             return eprintln!("{what}: skipped: {error}");
         }
         Err(error) => panic!("{what}: {error}"),
-    }
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let local = tokio::task::LocalSet::new();
-    let (acknowledged, lost) = local.block_on(&runtime, kill_and_count(&plan, contestant, durability));
+    let (acknowledged, lost) =
+        local.block_on(&runtime, kill_and_count(&plan, server, contestant, durability));
     println!("{what}: {acknowledged} acknowledged, {lost} lost");
     assert!(acknowledged >= ACKNOWLEDGED_MIN, "{what}");
     assert_eq!(lost, if survives { 0 } else { acknowledged }, "{what}");

@@ -253,7 +253,7 @@ impl Running {
     fn addresses(&self) -> (String, Option<String>) {
         match self {
             Self::Ringlog(broker) => (broker.address().to_owned(), None),
-            Self::Other { plan, .. } => (plan.address(), plan.monitor()),
+            Self::Other { server, plan, .. } => (server.address().to_owned(), plan.monitor()),
             Self::Elsewhere { address } => (address.clone(), None),
         }
     }
