@@ -140,8 +140,13 @@ pub const RECOVERY_WINDOW_BYTES: usize = GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX 
 pub const SEGMENT_BYTES_MAX: u64 = 128 * MIB as u64;
 /// The smallest physical segment, for small disks and small settings.
 pub const SEGMENT_BYTES_MIN: u64 = MIB as u64;
-/// Bytes zeroed in a new segment before its first group.
+/// Bytes zeroed in a new segment before its first group, at least.
 pub const PREWRITE_BYTES_MIN: u64 = 64 * KIB as u64;
+/// Bytes zeroed in a new segment before its first group, at most. A thousand slow partitions that begin together need
+/// no zeroing beside their first appends with it: a quarter of that was used up within three seconds by all at once.
+pub const PREWRITE_FIRST_BYTES_MAX: u64 = 256 * KIB as u64;
+/// The same of all partitions of a shard together: where there are more than two thousand, each new segment has less.
+pub const PREWRITE_FIRST_BYTES_PER_SHARD: u64 = 512 * MIB as u64;
 /// Bytes zeroed ahead of the append position at most.
 pub const PREWRITE_BYTES_MAX: u64 = 64 * MIB as u64;
 /// A partition with fewer appends than this has four seconds of them zeroed ahead instead of two: what its zeros cost is

@@ -204,7 +204,9 @@ impl<D: Disk> Store<D> {
         .await?;
         // Until here a checkpoint repeats what the last one said of it.
         self.checkpointed.borrow_mut().remove(&id);
-        self.partitions.borrow_mut().insert(id, partition.clone());
+        let mut partitions = self.partitions.borrow_mut();
+        partitions.insert(id, partition.clone());
+        self.storage.partitions.set(partitions.len());
         Ok(partition)
     }
 
@@ -242,6 +244,7 @@ impl<D: Disk> Store<D> {
     /// Stops serving a partition and forgets it; its files stay.
     pub fn close_partition(&self, id: &TopicPartition) -> Option<Rc<Partition<D>>> {
         let partition = self.partitions.borrow_mut().remove(id)?;
+        self.storage.partitions.set(self.partitions.borrow().len());
         self.active.borrow_mut().remove(id);
         let bytes = partition.tail_bytes();
         self.tail_order.borrow_mut().retain(|other| other != id);

@@ -30,8 +30,9 @@ use disk::{Disk, Write};
 use logic::ids::{ShardId, TopicId, TopicPartition};
 use logic::limits::{
     BLOCK_BYTES, DSYNC_WRITES_DEFAULT, DSYNC_WRITES_MAX, PREWRITE_BYTES_MIN, PREWRITE_CHUNK_BYTES,
-    PRODUCER_EXPIRATION_MS_DEFAULT, RESERVE_BYTES, ROUND_BYTES_MAX, ROUND_BYTES_MIN, SPARE_SEGMENTS_MAX,
-    TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX, WRITE_BYTES_MIN,
+    PREWRITE_FIRST_BYTES_MAX, PREWRITE_FIRST_BYTES_PER_SHARD, PRODUCER_EXPIRATION_MS_DEFAULT, RESERVE_BYTES,
+    ROUND_BYTES_MAX, ROUND_BYTES_MIN, SPARE_SEGMENTS_MAX, TRUNCATE_STEP_BYTES, WRITE_BYTES_MAX,
+    WRITE_BYTES_MIN,
 };
 use logic::log::{LogIdentity, SegmentName, append::SegmentNeeded};
 use read_files::ReadFiles;
@@ -196,6 +197,8 @@ pub struct Storage<D: Disk> {
     pub counters: StorageCounters,
     /// `producer.id.expiration.ms`.
     pub producer_expiration_ms: Cell<i64>,
+    /// How many partitions the shard has open.
+    pub partitions: Cell<usize>,
     /// Files that readers use.
     pub read_files: ReadFiles<OpenSegment<D::File>>,
     root: PathBuf,
@@ -234,6 +237,13 @@ pub fn topic_directory(root: &Path, topic: TopicId) -> PathBuf {
     root.join("topics").join(topic.to_string())
 }
 
+/// Bytes zeroed in a new segment before its first group, where the shard has `partitions`.
+fn first_zeros(partitions: usize) -> u64 {
+    let share = PREWRITE_FIRST_BYTES_PER_SHARD / (partitions.max(1) as u64);
+    let blocks = share / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    blocks.clamp(PREWRITE_BYTES_MIN, PREWRITE_FIRST_BYTES_MAX)
+}
+
 /// The file name of a segment as it was appended.
 pub fn segment_name(sequence: u64) -> String {
     SegmentName::appended(sequence).to_string()
@@ -264,6 +274,7 @@ impl<D: Disk> Storage<D> {
             policy,
             counters: StorageCounters::default(),
             producer_expiration_ms: Cell::new(PRODUCER_EXPIRATION_MS_DEFAULT as i64),
+            partitions: Cell::new(0),
             producers: Cell::new(0),
             checkpoint_wanted: Cell::new(false),
             no_room_for_checkpoint: Cell::new(false),
@@ -481,7 +492,7 @@ impl<D: Disk> Storage<D> {
             }
             None => {
                 let file = self.disk.create(path).await?;
-                let bytes = PREWRITE_BYTES_MIN.min(needed.bytes);
+                let bytes = first_zeros(self.partitions.get()).min(needed.bytes);
                 let mut blocks = self.pool.take(bytes as usize);
                 blocks.fill(0);
                 header.encode(&mut blocks);
@@ -798,4 +809,24 @@ pub fn is_no_space(error: &io::Error) -> bool {
 pub fn is_unreadable(error: &io::Error) -> bool {
     let medium = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG, libc::EREMOTEIO];
     error.raw_os_error().is_some_and(|code| medium.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_segments_share_their_first_zeros() {
+        let rows = [
+            (0, PREWRITE_FIRST_BYTES_MAX),
+            (1, PREWRITE_FIRST_BYTES_MAX),
+            (2048, PREWRITE_FIRST_BYTES_MAX),
+            (4096, PREWRITE_FIRST_BYTES_MAX / 2),
+            (5000, 26 * BLOCK_BYTES as u64),
+            (100_000, PREWRITE_BYTES_MIN),
+        ];
+        for (partitions, expect) in rows {
+            assert_eq!(first_zeros(partitions), expect, "{partitions} partitions");
+        }
+    }
 }
