@@ -72,6 +72,9 @@ def show(title, figures, base, unit):
     print(f"\n{title}")
     of = statistics.median(figures[base])
     for name, values in figures.items():
+        if not values:
+            print(f"  {name:>28}  not measured")
+            continue
         median = statistics.median(values)
         print(f"  {name:>28}  {median:12,.1f} {unit}  [{min(values):,.1f} - {max(values):,.1f}]  {median / of:.2f}x")
 
@@ -238,6 +241,12 @@ class Cluster:
         while not self.is_whole():
             time.sleep(0.05)
 
+    def lose(self, member):
+        """Kills a broker, and waits until others lead what it led."""
+        member.end(signal.SIGKILL)
+        while not any(line.get("fenced") and line["id"] == member.number for line in self.lines("status")):
+            time.sleep(0.05)
+
     def topic(self, name, partitions, *words):
         self.run("topic", "create", name, "--partitions", str(partitions), "--replication-factor", "3", *words)
         self.whole()
@@ -353,42 +362,61 @@ class Brake:
         os.rmdir(self.GROUP)
 
 
+class Marks:
+    """Moments of a run of live traffic, seconds since its measured time began, and what its report says of the time between."""
+
+    def __init__(self, warmup=2):
+        self.began, self.warmup, self.marks = time.monotonic(), warmup, {}
+
+    def __setitem__(self, name, moment):
+        self.marks[name] = moment - self.began - self.warmup
+
+    def p99_ms(self, report, begin, end, later=1):
+        """Of each whole second from `later` seconds behind one moment to another."""
+        begin, end = self.marks[begin] + later, self.marks.get(end, float("inf"))
+        points = report["seconds"]
+        return [point["p99_us"] / 1000 for point in points if begin <= point["at_s"] - 1 and point["at_s"] <= max(end, begin + 2)]
+
+
+def by_second(name, report):
+    told(f"{name}, all together", report)
+    print("  p99 by second, ms: " + " ".join(f"{point['p99_us'] / 1000:.1f}" for point in report["seconds"]), flush=True)
+
+
 def cluster_slow(arguments):
     three = Cluster(arguments)
     controller = three.controller()
     slow = three.member(next(number for number in (1, 2, 3) if number != controller))
-    # A follower only: a leader with a slow disk is another matter.
-    three.run("cluster", "drain", str(slow.number), "--leaders-only")
     brake = Brake(three.data, slow.process.pid)
-    try:
-        three.live(arguments.rate, 2)
+
+    def until(what):
+        while not all(what(line) for line in three.partitions() if line["topic"].startswith("bench-")):
+            time.sleep(0.1)
+
+    def slowed():
+        # A follower only: a leader with a slow disk is another matter. Not before the topic is there: who is drained gets nothing.
+        three.run("cluster", "drain", str(slow.number), "--leaders-only")
+        until(lambda line: line["leader"] != slow.number)
+        marks["follows"] = since = time.monotonic()
         before = brake.written()
-        fast = told("as fast as the others", three.live(arguments.rate, arguments.seconds + 5))
-        asked = [(now - then) / (arguments.seconds + 7) for now, then in zip(brake.written(), before)]
-        print(f"broker {slow.number} wrote {asked[0] / 1e6:.1f} MB/s in {asked[1]:,.0f} writes/s; now at most a tenth of both", flush=True)
-        left = []
+        time.sleep(8)
+        asked = [(now - then) / (time.monotonic() - since) for now, then in zip(brake.written(), before)]
+        print(f"broker {slow.number} writes {asked[0] / 1e6:.1f} MB/s in {asked[1]:,.0f} writes/s; now at most a tenth of both", flush=True)
+        brake.hold(asked[0] / 10, asked[1] / 10)
+        marks["held"] = since = time.monotonic()
+        until(lambda line: not any(replica["in_sync"] for replica in line["replicas"] if replica["broker"] == slow.number))
+        marks["left"] = time.monotonic()
+        print(f"out of all sets {time.monotonic() - since:.1f} s later", flush=True)
 
-        def slowed():
-            brake.hold(asked[0] / 10, asked[1] / 10)
-            began = time.monotonic()
-            while time.monotonic() - began < 30:
-                states = [[replica["in_sync"] for replica in line["replicas"] if replica["broker"] == slow.number]
-                          for line in three.partitions() if line["topic"].startswith("bench-")]
-                if states and not any(state for line in states for state in line):
-                    left.append(time.monotonic() - began)
-                    return
-                time.sleep(0.2)
-
-        report = three.live(arguments.rate, 32, slowed)
-        told("from its slowing on, all together", report)
-        if not left:
-            sys.exit("figures.py: the slow broker is in the sets still")
-        print(f"out of all sets after {left[0]:.1f} s", flush=True)
-        seconds = [point for point in report["seconds"] if point["at_s"] > left[0] + 4]
-        during = [point["p99_us"] / 1000 for point in report["seconds"] if 1 < point["at_s"] < left[0]]
-        after = statistics.median(point["p99_us"] for point in seconds) / 1000
-        show("acknowledge p99", {"as fast as the others": [fast], "slow, in the sets": during, "slow, out of the sets": [after]},
-             "as fast as the others", "ms")
+    try:
+        marks = Marks()
+        report = three.live(arguments.rate, 45, slowed)
+        by_second("a slow follower", report)
+        # What has waited in the clients is sent first.
+        figures = {"as fast as the others": marks.p99_ms(report, "follows", "held"),
+                   "slow, in the sets": marks.p99_ms(report, "held", "left"),
+                   "slow, out of the sets": marks.p99_ms(report, "left", "end", later=5)}
+        show("acknowledge p99 of one second", figures, "as fast as the others", "ms")
     finally:
         brake.end()
         three.end()
@@ -397,31 +425,34 @@ def cluster_slow(arguments):
 def cluster_return(arguments):
     three = Cluster(arguments)
     figures = {"all three": [], "while it catches up": [], "two of three": []}
+    three.topic("kept", 6, "--config", "retention.bytes=1000000000")
     for turn in range(arguments.rounds):
-        figures["all three"].append(told(f"round {turn}, all three", three.live(arguments.rate, arguments.seconds)))
         away = three.member(next(number for number in (1, 2, 3) if number != three.controller()))
-        if turn == 0:
-            three.topic("kept", 6)
-        away.end(signal.SIGKILL)
-        three.run("bench", "load", "--topic", "kept", "--keep", "--connections", "6", "--records-per-request", "100", "--acks", "1",
-                  "--warmup", "0", "--seconds", "8")
-        figures["two of three"].append(told(f"round {turn}, two of three", three.live(arguments.rate, arguments.seconds)))
-        took = []
 
-        def comes_back():
-            began = time.monotonic()
+        def goes_and_returns():
+            marks["all"] = time.monotonic()
+            time.sleep(8)
+            marks["gone"] = time.monotonic()
+            three.lose(away)
+            three.run("bench", "load", "--topic", "kept", "--keep", "--connections", "6", "--records-per-request", "100", "--acks", "1",
+                      "--warmup", "0", "--seconds", "6")
+            marks["two"] = time.monotonic()
+            time.sleep(8)
+            marks["back"] = began = time.monotonic()
             away.begin()
+            ready = time.monotonic() - began
             three.whole()
-            took.append(time.monotonic() - began)
+            marks["whole"] = time.monotonic()
+            print(f"round {turn}: ready after {ready:.1f} s, whole after {time.monotonic() - began:.1f} s", flush=True)
 
-        report = three.live(arguments.rate, arguments.seconds + 6, comes_back)
-        told(f"round {turn}, it comes back", report)
-        print(f"round {turn}: whole {took[0]:.1f} s after its start", flush=True)
-        points = [point for point in report["seconds"] if 1 <= point["at_s"] <= 1 + max(took[0], 1)]
-        figures["while it catches up"].append(statistics.median(point["p99_us"] for point in points) / 1000)
-        print("  p99 by second, ms: " + " ".join(f"{point['p99_us'] / 1000:.1f}" for point in report["seconds"]), flush=True)
+        marks = Marks()
+        report = three.live(arguments.rate, 40, goes_and_returns)
+        by_second(f"round {turn}", report)
+        figures["all three"] += marks.p99_ms(report, "all", "gone")
+        figures["two of three"] += marks.p99_ms(report, "two", "back", later=2)
+        figures["while it catches up"] += marks.p99_ms(report, "back", "whole", later=0)
     three.end()
-    show("acknowledge p99 of live traffic", figures, "all three", "ms")
+    show("acknowledge p99 of one second of live traffic", figures, "all three", "ms")
 
 
 class Sender:

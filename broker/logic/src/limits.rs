@@ -201,6 +201,9 @@ pub const BUFFER_POOL_BYTES: usize = 32 * MIB;
 /// The default of `replica.lag.time.max.ms`: a member of the in-sync set that is behind for longer is taken out,
 /// milliseconds.
 pub const REPLICA_LAG_MS_DEFAULT: u64 = 10_000;
+/// A member that needs longer than this for everything that it is sent, all of that time, while another does not, is taken
+/// out as well, milliseconds: who waits for acknowledgements sends less, so that it is never that far behind.
+pub const REPLICA_SLOW_MS: u64 = 200;
 /// A high watermark that no batch carries is sent by itself after so long, milliseconds.
 pub const WATERMARK_DELAY_MS: u64 = 5;
 /// A change of the in-sync set that metadata has not answered is asked for again after so long, milliseconds.
@@ -296,7 +299,10 @@ pub const REPLICATION_RECEIVE_BYTES: usize = 256 * KIB;
 pub const REPLICATION_LIVE_BYTES_MAX: usize = 32 * MIB;
 /// … and over the catch-up stream.
 pub const REPLICATION_CATCH_UP_BYTES_MAX: usize = 16 * MIB;
-/// Of those, bytes of one partition; one batch may exceed them.
+/// What a shard sends over one catch-up stream while it appends, bytes per second; or twice what its clients produce, if that
+/// is more: who is behind comes nearer.
+pub const CATCH_UP_BYTES_PER_SECOND: u64 = 16 * MIB as u64;
+/// Of those under way, bytes of one partition; one batch may exceed them.
 pub const REPLICATION_PARTITION_BYTES_MAX: usize = 8 * MIB;
 /// What may wait to be sent over one stream, bytes; above it the stream is closed.
 pub const REPLICATION_QUEUE_BYTES_MAX: usize = 48 * MIB;

@@ -62,6 +62,9 @@ pub trait Replicas {
     /// Batches that one of the two gave are on their way.
     fn pushed(&self, to: BrokerId, id: TopicPartition, pushed: Pushed);
 
+    /// How fast those that are far behind may be sent batches, bytes per second for each peer; `u64::MAX` = as fast as it goes.
+    fn catch_up_rate(&self) -> u64;
+
     /// Whether more batches can be taken now: nothing more is received from any leader until then.
     fn has_room(&self) -> bool;
 }

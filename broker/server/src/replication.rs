@@ -23,7 +23,7 @@ use crate::storage::ring::RingDisk;
 use crate::store::ReplicatedLogs;
 use futures_util::future::{LocalBoxFuture, select};
 use logic::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, ReplicaGeneration, ShardId, TopicPartition};
-use logic::limits::{DIRTY_BYTES_PER_SHARD_MAX, PUSH_BYTES_MAX};
+use logic::limits::{CATCH_UP_BYTES_PER_SECOND, DIRTY_BYTES_PER_SHARD_MAX, PUSH_BYTES_MAX};
 use logic::metadata::{AlterPartition, Command, Image, InSyncMember, LocalPartition, Suspect};
 use logic::replication::message::{Body, FromFollower, Message, Nack, Status};
 use logic::replication::{Alter, AppendHead, Effect, Effects, Event, Here, Replica, Settings, Start, Stream};
@@ -86,6 +86,9 @@ pub struct Replicas {
     /// What has been done.
     pub counters: ReplicationCounters,
     settings: Settings,
+    /// What the shard wrote and what its clients produced until the last look, and the rate that follows from it.
+    written: Cell<(u64, u64)>,
+    catch_up_rate: Cell<u64>,
     shard: RefCell<Weak<Shard>>,
     hosted: RefCell<BTreeMap<TopicPartition, Rc<Hosted>>>,
     linked: RefCell<BTreeSet<BrokerId>>,
@@ -101,6 +104,8 @@ impl Replicas {
         Rc::new(Self {
             counters: ReplicationCounters::default(),
             settings,
+            written: Cell::default(),
+            catch_up_rate: Cell::new(u64::MAX),
             shard: RefCell::new(Weak::new()),
             hosted: RefCell::default(),
             linked: RefCell::default(),
@@ -552,6 +557,7 @@ impl Replicas {
             let now_ms = shard.now_ms();
             if now_ms >= looked_ms + LOOK_AT_STARTS_MS {
                 looked_ms = now_ms;
+                own.choose_catch_up_rate(&shard);
                 for hosted in own.all() {
                     own.catch_up(&hosted);
                     // Who could not be repaired when it was found.
@@ -573,6 +579,15 @@ impl Replicas {
             });
             select(pin!(glommio::timer::sleep(wait)), pin!(sooner)).await;
         }
+    }
+
+    /// Once in [`LOOK_AT_STARTS_MS`]: who is far behind gets what is left where something is appended, but more than comes.
+    fn choose_catch_up_rate(&self, shard: &Shard) {
+        let now = (shard.store.storage.counters.group_bytes.get(), shard.counters.produced_bytes.get());
+        let before = self.written.replace(now);
+        let produced = (now.1 - before.1) * 1000 / LOOK_AT_STARTS_MS;
+        let is_idle = now.0 == before.0;
+        self.catch_up_rate.set(if is_idle { u64::MAX } else { CATCH_UP_BYTES_PER_SECOND.max(2 * produced) });
     }
 
     fn tick(self: &Rc<Self>, now_ms: u64) {
@@ -731,6 +746,10 @@ impl peer::Replicas for Replicas {
         hosted.orders.borrow_mut().remove(&to);
         let Pushed { open_sequence, end, from_memory } = pushed;
         own.step(&hosted, Event::Pushed { to, open_sequence, end, from_memory }, None);
+    }
+
+    fn catch_up_rate(&self) -> u64 {
+        self.catch_up_rate.get()
     }
 
     fn has_room(&self) -> bool {

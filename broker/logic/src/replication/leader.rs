@@ -446,14 +446,20 @@ impl Leader {
             return;
         }
         let position = &core.position;
-        let leaves = |peer: &Peer| {
-            peer.in_sync && (peer.unfit || peer.is_behind(position.log_end, now_ms, core.settings.lag_ms_max))
-        };
+        let lag_ms_max = core.settings.lag_ms_max;
+        let behind = |peer: &Peer| peer.unfit || peer.is_behind(position.log_end, now_ms, lag_ms_max);
+        // Where all are slow it is not one member's fault, and being slow is better than being too few.
+        let quick = |peer: &&Peer| peer.in_sync && !behind(peer) && peer.slow_since_ms() == u64::MAX;
+        let quick = self.peers.iter().filter(quick).count();
+        let do_without = quick > 0 && 1 + quick >= self.min_in_sync;
+        let slow = |peer: &Peer| do_without && now_ms >= peer.slow_since_ms().saturating_add(lag_ms_max);
+        let leaves = |peer: &Peer| peer.in_sync && (behind(peer) || slow(peer));
         let joins = |peer: &Peer| {
             // Who would have to leave again at once does not join: while the high watermark stands still, being above it
             // says nothing of how far behind somebody is.
-            let behind = peer.is_behind(position.log_end, now_ms, core.settings.lag_ms_max);
-            !peer.in_sync && peer.may_join() && !behind && {
+            let whole = peer.has_everything(position.log_end);
+            let slow = peer.slow_since_ms() < u64::MAX && !whole;
+            !peer.in_sync && peer.may_join() && !behind(peer) && !slow && {
                 (peer.acked >= position.high_watermark || !holds(Rule::JoinAboveHighWatermark))
                     && (peer.acked >= self.start || !holds(Rule::JoinAboveEpochStart))
             }
@@ -575,6 +581,11 @@ impl Leader {
             }
             if idle && peer.in_sync && !peer.has_everything(core.position.log_end) {
                 later((peer.caught_up_ms + core.settings.lag_ms_max).max(self.alter_after_ms));
+                let slow_ms = peer.slow_since_ms().saturating_add(core.settings.lag_ms_max);
+                // Who may not leave for that is looked at when something else happens.
+                if slow_ms > now_ms {
+                    later(slow_ms.max(self.alter_after_ms));
+                }
             }
         }
         self.deadline_ms = deadline_ms;

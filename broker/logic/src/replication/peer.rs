@@ -14,7 +14,7 @@ use super::replica::Position;
 use super::rules::{Rule, holds};
 use super::{Effect, Effects, Member, Stream};
 use crate::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, ReplicaGeneration};
-use crate::limits::{OPEN_TIMEOUT_MS, REOPEN_BACKOFF_MS_MAX, REOPEN_BACKOFF_MS_MIN};
+use crate::limits::{OPEN_TIMEOUT_MS, REOPEN_BACKOFF_MS_MAX, REOPEN_BACKOFF_MS_MIN, REPLICA_SLOW_MS};
 
 /// How far opening is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +63,8 @@ pub(super) struct Peer {
     pub unfit: bool,
     /// When it last had everything.
     pub caught_up_ms: u64,
+    /// Since when all that it acknowledges has taken it [`REPLICA_SLOW_MS`] or longer; `u64::MAX` = it has not.
+    slow_since_ms: u64,
     /// Once it has acknowledged this offset, it had everything at that time.
     mark: (Offset, u64),
     /// The high watermark and the log's start that it was told last.
@@ -98,6 +100,7 @@ impl Peer {
             change_to: None,
             unfit: false,
             caught_up_ms: now_ms,
+            slow_since_ms: u64::MAX,
             mark: (zero, now_ms),
             told: (zero, zero),
             watermark_ms: u64::MAX,
@@ -233,6 +236,7 @@ impl Peer {
         self.retry_ms = u64::MAX;
         self.backoff_ms = REOPEN_BACKOFF_MS_MIN;
         self.mark = (position.log_end, now_ms);
+        self.slow_since_ms = u64::MAX;
         if end >= position.log_end {
             self.caught_up_ms = now_ms;
         }
@@ -307,6 +311,10 @@ impl Peer {
             return true;
         }
         self.acked = durable_end;
+        if durable_end >= self.mark.0 {
+            let slow = now_ms >= self.mark.1 + REPLICA_SLOW_MS;
+            self.slow_since_ms = if slow { self.slow_since_ms.min(self.mark.1) } else { u64::MAX };
+        }
         if durable_end >= position.log_end {
             self.caught_up_ms = now_ms;
         } else if durable_end >= self.mark.0 {
@@ -344,6 +352,11 @@ impl Peer {
         !self.has_everything(log_end) && now_ms >= self.caught_up_ms + lag_ms_max
     }
 
+    /// Since when it has been slow; `u64::MAX` = it is not.
+    pub fn slow_since_ms(&self) -> u64 {
+        self.slow_since_ms
+    }
+
     /// The registration that the opening of now was answered in.
     pub fn opened_epoch(&self) -> Option<BrokerEpoch> {
         self.opened.map(|(broker_epoch, _)| broker_epoch)
@@ -377,6 +390,7 @@ impl Peer {
     pub fn forget_times(&mut self) {
         let forget = |at_ms: &mut u64| *at_ms = if *at_ms == u64::MAX { u64::MAX } else { 0 };
         forget(&mut self.caught_up_ms);
+        forget(&mut self.slow_since_ms);
         forget(&mut self.mark.1);
         forget(&mut self.watermark_ms);
         forget(&mut self.retry_ms);

@@ -3,7 +3,9 @@
 use super::epoch_history::EpochHistory;
 use super::message::{Append, Body, FromFollower, FromLeader, Message, Nack, Opened, Status};
 use super::*;
-use crate::limits::{ALTER_RETRY_MS, REOPEN_BACKOFF_MS_MIN, TRANSFER_MS_MAX, WATERMARK_DELAY_MS};
+use crate::limits::{
+    ALTER_RETRY_MS, REOPEN_BACKOFF_MS_MIN, REPLICA_SLOW_MS, TRANSFER_MS_MAX, WATERMARK_DELAY_MS,
+};
 
 fn at(offset: u64) -> Offset {
     Offset::new(offset)
@@ -397,6 +399,43 @@ fn a_member_that_is_behind_goes() {
     // Not at once again.
     script.ack(2, 1, 4, "");
     script.later(10_000, "to 1#1 watermark 4, to 2#1 watermark 4, alter 3 to 0@1 1@1 2@1");
+}
+
+/// Batches one after the other, each acknowledged by broker 1 and by broker 2 so many milliseconds later; the last one is
+/// on its way to broker 2 still.
+fn acknowledged_late(script: &mut Script, batches: u64, late_ms: [u64; 2]) {
+    for base in 0..=batches {
+        let end = base + 1;
+        script.appended(base, end, "push 1 Live, push 2 Live");
+        script.push(1, end, "");
+        script.push(2, end, "");
+        script.durable(end, "");
+        script.now_ms += late_ms[0];
+        script.ack(1, 1, end, "");
+        if base < batches {
+            script.now_ms += late_ms[1];
+            script.ack(2, 1, end, &format!("hw {end}"));
+        }
+    }
+}
+
+#[test]
+fn a_member_that_is_slow_goes_while_another_is_quick() {
+    // Who waits for every acknowledgement keeps it near the end: it is never behind for long.
+    let long = 5_000 / REPLICA_SLOW_MS + 1;
+    let mut script = Script::leading();
+    acknowledged_late(&mut script, long, [1, REPLICA_SLOW_MS + 100]);
+    script.later(1, "alter 1 to 0@1 1@1");
+    // Not yet for so long; not slow; both of them are.
+    for (batches, late_ms) in [
+        (3, [1, REPLICA_SLOW_MS + 100]),
+        (2 * long, [1, REPLICA_SLOW_MS - 100]),
+        (long, [REPLICA_SLOW_MS, 1]),
+    ] {
+        let mut script = Script::leading();
+        acknowledged_late(&mut script, batches, late_ms);
+        script.later(1, "");
+    }
 }
 
 #[test]

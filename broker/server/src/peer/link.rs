@@ -32,7 +32,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,10 @@ struct Session {
     catch_up_turns: RefCell<Turns>,
     /// Reads of the device under way.
     reads: Cell<usize>,
+    /// Before, nothing is sent over the catch-up stream.
+    catch_up_after: Cell<Instant>,
+    /// Somebody will wake its writer then.
+    held_back: Cell<bool>,
 }
 
 /// The stream for those who are far behind.
@@ -97,6 +101,31 @@ enum CatchUp {
 }
 
 impl Session {
+    /// Whether what is sent to those that are far behind has to wait, so that it leaves the cores and devices to what is
+    /// produced.
+    fn holds_back(session: &Rc<Self>, stream: &Rc<Stream>) -> bool {
+        let wait = session.catch_up_after.get().saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return false;
+        }
+        if !session.held_back.replace(true) {
+            let (session, stream) = (session.clone(), stream.clone());
+            stall::spawn("the pace of catching up", async move {
+                glommio::timer::sleep(wait).await;
+                session.held_back.set(false);
+                stream.wake_writer();
+            })
+            .detach();
+        }
+        true
+    }
+
+    /// So many bytes were sent over the catch-up stream.
+    fn caught_up_by(&self, bytes: usize, bytes_per_second: u64) {
+        let took = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
+        self.catch_up_after.set(self.catch_up_after.get().max(Instant::now()) + took);
+    }
+
     fn turns(&self, kind: StreamKind) -> &RefCell<Turns> {
         match kind {
             StreamKind::Live => &self.live_turns,
@@ -263,6 +292,8 @@ impl Link {
                 REPLICATION_PARTITION_BYTES_MAX,
             )),
             reads: Cell::new(0),
+            catch_up_after: Cell::new(Instant::now()),
+            held_back: Cell::new(false),
         });
         *self.session.borrow_mut() = Some(session.clone());
         tracing::info!("a stream to broker {} is up", self.peer);
@@ -354,6 +385,9 @@ impl Link {
         stream: &Rc<Stream>,
     ) {
         let Some(replicas) = peers.replicas() else { return };
+        if kind == StreamKind::CatchUp && Session::holds_back(session, stream) {
+            return;
+        }
         while stream.waiting_bytes() < REPLICATION_FRAME_BODY_BYTES
             && session.reads.get() < REPLICATION_READS_MAX
         {
@@ -395,6 +429,9 @@ impl Link {
         let Some(stream) = session.stream(kind).filter(|stream| !stream.is_closed()) else { return };
         let Batches { leader_epoch, open_sequence, head, end, slices } = batches;
         let bytes = slices.iter().map(|slice| slice.range.len()).sum();
+        if let Some(replicas) = peers.replicas().filter(|_| kind == StreamKind::CatchUp) {
+            session.caught_up_by(bytes, replicas.catch_up_rate());
+        }
         let body = Body::FromLeader(FromLeader::Append(head));
         stream.append(id, &Message { leader_epoch, open_sequence, body }, slices);
         session.turns(kind).borrow_mut().sent(id, open_sequence, end, bytes);

@@ -180,6 +180,10 @@ impl Replicas for Rc<Made> {
         self.links_down.set(self.links_down.get() + 1);
     }
 
+    fn catch_up_rate(&self) -> u64 {
+        u64::MAX
+    }
+
     fn home(&self, id: TopicPartition) -> Option<ShardId> {
         self.homes.borrow().get(&id).copied()
     }
