@@ -7,6 +7,7 @@ mod cluster;
 mod delete_records;
 mod logs;
 mod metadata;
+mod placed;
 mod status;
 
 pub use delete_records::delete_records_here;
@@ -22,7 +23,7 @@ use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use futures_channel::oneshot;
 use futures_util::future::join_all;
 use logic::ids::{ShardId, TopicId};
-use logic::limits::{PLACEMENTS_MAX, TOPICS_PER_REQUEST_MAX};
+use logic::limits::TOPICS_PER_REQUEST_MAX;
 use logic::metadata::{Command, CommandError, Image, NewTopic, Outcome, topic_config};
 use schema::error_code::ErrorCode;
 use schema::wire;
@@ -254,24 +255,12 @@ async fn change(
     TopicOutcome::new(name, result)
 }
 
-/// Submits what `make` makes of the metadata, which may place partitions on brokers: anew, if it is refused because
-/// those do not serve any more by the time that it counts.
+/// Submits what `make` makes of the metadata, which may place partitions on brokers that serve.
 async fn submit_placed(
     shard: &Rc<Shard>,
     make: impl Fn(&Image) -> Result<Command, CommandError>,
 ) -> Result<Outcome, MetadataError> {
-    let mut tries = 1;
-    loop {
-        let image = shard.metadata.image();
-        match submit(shard, make(&image)?).await {
-            Err(MetadataError::Rejected(CommandError::InvalidPlacement(_)))
-                if tries < PLACEMENTS_MAX && shard.metadata.image().version() > image.version() =>
-            {
-                tries += 1;
-            }
-            result => return result,
-        }
-    }
+    placed::submit(|| shard.metadata.image(), async |command| submit(shard, command).await, make).await
 }
 
 /// Changes the metadata, and waits until every shard acts by it: whoever is told of a new topic can use it
