@@ -9,6 +9,7 @@ use crate::client::ClientError;
 use crate::cluster_request::{ClusterDescription, ElectionOutcome, Reassignment};
 use crate::reply::{BrokerStatus, Reply};
 use crate::request::Request;
+use std::num::NonZeroU64;
 
 /// Moves sent in one request.
 const MOVES_PER_REQUEST: usize = 1_000;
@@ -57,6 +58,12 @@ impl Admin {
     /// `UNKNOWN_BROKER`.
     pub async fn drain_broker(&self, broker: u32, draining: bool) -> Result<(), ClientError> {
         self.cluster.ask(Request::DrainBroker { broker, draining }).await.map(drop)
+    }
+
+    /// Sets what each broker sends at most to replicas that catch up, moved ones and those that come back, all together;
+    /// `None` = as much as there is room for. In force at once, and until it is set anew.
+    pub async fn limit_catch_up(&self, bytes_per_second: Option<NonZeroU64>) -> Result<(), ClientError> {
+        self.cluster.ask(Request::LimitCatchUp { bytes_per_second }).await.map(drop)
     }
 
     /// Forgets a broker that is stopped and has no replicas.

@@ -8,6 +8,7 @@ use crate::request::{TopicId, strings};
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use schema::error_code::ErrorCode;
 use schema::wire;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// Stands for a broker where there is none.
@@ -153,6 +154,8 @@ pub struct ClusterDescription {
     pub brokers: Vec<BrokerDescription>,
     /// Those asked for.
     pub topics: Vec<TopicReplicas>,
+    /// What each broker sends at most to replicas that catch up, all together; `None` = no bound.
+    pub catch_up_bytes_per_second: Option<NonZeroU64>,
 }
 
 impl ClusterDescription {
@@ -219,6 +222,12 @@ pub(crate) fn encode_reassign(b: &mut Builder, moves: &[Reassignment]) -> Encode
 pub(crate) fn encode_drain(b: &mut Builder, broker: u32, draining: bool) -> Encoded {
     let api = wire::DrainBrokerRequest::create(b, &wire::DrainBrokerRequestArgs { broker, draining });
     (wire::RequestApi::DrainBrokerRequest, api.as_union_value())
+}
+
+pub(crate) fn encode_limit_catch_up(b: &mut Builder, bytes_per_second: Option<NonZeroU64>) -> Encoded {
+    let bytes_per_second = bytes_per_second.map_or(0, NonZeroU64::get);
+    let api = wire::LimitCatchUpRequest::create(b, &wire::LimitCatchUpRequestArgs { bytes_per_second });
+    (wire::RequestApi::LimitCatchUpRequest, api.as_union_value())
 }
 
 pub(crate) fn encode_remove(b: &mut Builder, broker: u32) -> Encoded {
@@ -306,6 +315,7 @@ pub(crate) fn described(reply: &wire::DescribeClusterResponse<'_>) -> Result<Clu
         quorum: reply.quorum().into_iter().flatten().map(member).collect(),
         brokers: reply.brokers().into_iter().flatten().map(broker).collect(),
         topics,
+        catch_up_bytes_per_second: NonZeroU64::new(reply.catch_up_bytes_per_second()),
     })
 }
 

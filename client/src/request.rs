@@ -10,6 +10,7 @@ use crate::group_request::{self, Heartbeat, OffsetCommit, OffsetFetch};
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use schema::{frame, wire};
+use std::num::NonZeroU64;
 
 /// A topic's stable identity. A topic deleted and made again under its name is another topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -273,6 +274,11 @@ pub enum Request {
         /// Whether it drains from now on.
         draining: bool,
     },
+    /// What each broker sends at most to replicas that catch up.
+    LimitCatchUp {
+        /// `None` = no bound.
+        bytes_per_second: Option<NonZeroU64>,
+    },
     /// A broker goes for good.
     RemoveBroker {
         /// Its number.
@@ -322,6 +328,7 @@ impl Request {
             | Request::DeleteGroups { .. }
             | Request::ReassignPartitions { .. }
             | Request::DrainBroker { .. }
+            | Request::LimitCatchUp { .. }
             | Request::RemoveBroker { .. }
             | Request::ElectLeaders { .. }
             | Request::DeleteRecords { .. } => false,
@@ -509,6 +516,9 @@ impl Request {
             Request::DescribeCluster { topics } => cluster_request::encode_describe(b, topics.as_deref()),
             Request::ReassignPartitions { moves } => cluster_request::encode_reassign(b, moves),
             Request::DrainBroker { broker, draining } => cluster_request::encode_drain(b, *broker, *draining),
+            Request::LimitCatchUp { bytes_per_second } => {
+                cluster_request::encode_limit_catch_up(b, *bytes_per_second)
+            }
             Request::RemoveBroker { broker } => cluster_request::encode_remove(b, *broker),
             Request::ElectLeaders { topics, unclean } => {
                 cluster_request::encode_elect(b, topics.as_deref(), *unclean)

@@ -10,7 +10,7 @@ pub mod moves;
 use crate::client::BrokersArguments;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output};
-use moves::{MoveArguments, Moves};
+use moves::{MoveArguments, Moves, Rate};
 use ringlog_client::{Admin, Reassignment, plan};
 use serde_json::json;
 
@@ -85,6 +85,12 @@ enum ClusterCommand {
         #[command(flatten)]
         how: MoveArguments,
     },
+    /// Bound what each broker sends to replicas that catch up, moved ones and those that come back
+    Throttle {
+        /// Bytes per second, as 50MB, or none
+        #[arg(value_parser = moves::rate)]
+        rate: Rate,
+    },
     /// Have preferred leaders take over where they are in sync
     Elect {
         /// Only this partition, as TOPIC:NUMBER, or all of TOPIC; may be repeated
@@ -150,6 +156,10 @@ pub fn run(arguments: ClusterArguments) -> Result<(), Failure> {
                 let moves = Moves::of(&admin).await?;
                 let plan = plan::rebalance(&moves.cluster, None, &moves.loads).map_err(refused)?;
                 moves.carry_out(&admin, &plan, &how, &mut output).await?;
+            }
+            ClusterCommand::Throttle { rate: Rate(rate) } => {
+                admin.limit_catch_up(rate).await?;
+                describe::limit(rate, &mut output)?;
             }
             ClusterCommand::Elect { partitions, unclean } => {
                 elect(&admin, partitions, unclean, &mut output).await?;

@@ -69,6 +69,10 @@ const EXAMPLES: Examples = &[
         "cluster drain",
         &[
             ("ringlog cluster drain 3", "everything off broker 3, before it is stopped for good"),
+            (
+                "ringlog cluster drain 3 --throttle 50MB",
+                "the same, copying no more than that per second and broker",
+            ),
             ("ringlog cluster drain 3 --leaders-only", "only leaderships, before a restart"),
         ],
     ),
@@ -83,6 +87,13 @@ const EXAMPLES: Examples = &[
         &[
             ("ringlog cluster rebalance --dry-run", "the plan, with what it would copy"),
             ("ringlog cluster rebalance --no-wait", "carried out in the background"),
+        ],
+    ),
+    (
+        "cluster throttle",
+        &[
+            ("ringlog cluster throttle 50MB", "from now on, also for moves that are under way"),
+            ("ringlog cluster throttle none", "as fast as there is room"),
         ],
     ),
     (

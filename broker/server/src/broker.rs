@@ -9,7 +9,8 @@ use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::group::GroupSettings;
 use crate::mailbox::{Mailbox, Mailboxes, Message, mailboxes};
-use crate::metadata::{self, MetadataError, MetadataHandle, MetadataSettings, MetadataThread};
+pub use crate::metadata::ClusterConfig;
+use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
 use crate::observe::Observer;
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
@@ -23,13 +24,12 @@ use crate::{accept, admin, fetch, group, produce, stall, traffic};
 use async_channel::{Receiver, Sender};
 use glommio::net::TcpListener;
 use glommio::{LocalExecutorBuilder, Placement};
-use logic::ids::{BrokerId, ShardId};
+use logic::ids::ShardId;
 use logic::limits::{
     COMPACTION_LOOK_MS, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT,
-    REPLICA_LAG_MS_DEFAULT, ROUNDS_IN_FLIGHT_DEFAULT, SCRUB_DELAY_MS_MAX, SCRUB_INTERVAL_MS_DEFAULT,
+    ROUNDS_IN_FLIGHT_DEFAULT, SCRUB_DELAY_MS_MAX, SCRUB_INTERVAL_MS_DEFAULT,
 };
 use logic::metadata::BrokerRegistration;
-use logic::metadata::reconcile::Here;
 use logic::replication;
 use std::future::Future;
 use std::io;
@@ -110,43 +110,6 @@ impl BrokerConfig {
     }
 }
 
-/// How a broker takes part in a cluster; a broker without others is a cluster of one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterConfig {
-    /// Its number, for ever: no two brokers of a cluster have the same.
-    pub broker: BrokerId,
-    /// Brokers of the cluster that it joins when its data directory is new, host:port each.
-    pub join: Vec<String>,
-    /// Where it stands; replicas are spread over racks.
-    pub rack: String,
-    /// How many brokers vote on the metadata, if there are as many.
-    pub metadata_voters: usize,
-    /// Between two heartbeats.
-    pub heartbeat: Duration,
-    /// A broker that was not heard for so long is fenced.
-    pub session: Duration,
-    /// The least time without a leader of the metadata before another is elected; the most is twice as long.
-    pub election: Duration,
-    /// A member of an in-sync set that is behind for longer is taken out of it (`replica.lag.time.max.ms`).
-    pub replica_lag: Duration,
-}
-
-impl Default for ClusterConfig {
-    fn default() -> Self {
-        let metadata = MetadataSettings::new("");
-        Self {
-            broker: metadata.broker,
-            join: metadata.join,
-            rack: String::new(),
-            metadata_voters: metadata.voters,
-            heartbeat: metadata.heartbeat,
-            session: metadata.session,
-            election: metadata.election,
-            replica_lag: Duration::from_millis(REPLICA_LAG_MS_DEFAULT),
-        }
-    }
-}
-
 /// Why a broker does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -221,16 +184,8 @@ impl Broker {
                     .to_owned(),
             ));
         }
-        let settings = MetadataSettings {
-            broker: cluster.broker,
-            address: format!("{host}:{}", address.port()),
-            join: cluster.join,
-            voters: cluster.metadata_voters,
-            heartbeat: cluster.heartbeat,
-            session: cluster.session,
-            election: cluster.election,
-        };
-        let (handle, metadata) = metadata::start(&directory.path, settings, config.shards, publish)?;
+        let (at, shards) = (format!("{host}:{}", address.port()), config.shards);
+        let (handle, metadata) = metadata::start(&directory.path, cluster.clone(), at, shards, publish)?;
         // Before a shard opens anything: what is here is read by the names that the metadata gave it.
         let known = handle.image().broker(cluster.broker).map(|known| known.registration.storage_uuid);
         if let Some(known) = known.filter(|known| *known != directory.uuid) {
@@ -248,8 +203,7 @@ impl Broker {
             storage_uuid: directory.uuid,
             rack: cluster.rack,
         };
-        // A broker that is alone registers before its shards open anything: where partitions are at home depends on how many
-        // shards it has now, and what checkpoints say of them is known to those alone who open them at the start.
+        // A broker that is alone asks nobody, and leads from the first moment.
         let quorum = handle.quorum();
         let alone = quorum.voters == [cluster.broker] && quorum.observers.is_empty();
         if alone {
@@ -545,8 +499,8 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let at_start = setup.metadata.image();
     shard.follow_metadata().await;
     shard.store.begin_service().await.map_err(text)?;
-    let (metadata, here) = (setup.metadata.clone(), Here { broker: identity.broker, shard: shard_id });
-    leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), here);
+    let metadata = setup.metadata.clone();
+    leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), identity.here());
     // Before the first produce: a start on a full disk serves reads only.
     look_at_space(&shard, low_space_bytes(&setup.root)).await;
     let listener = listen(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;

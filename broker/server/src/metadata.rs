@@ -39,7 +39,7 @@ use async_channel::{Receiver, Sender};
 use logic::ids::{BrokerEpoch, BrokerId, TopicId, TopicPartition};
 use logic::limits::{
     BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, METADATA_ELECTION_MS_DEFAULT, METADATA_QUEUE_MAX,
-    METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX,
+    METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX, REPLICA_LAG_MS_DEFAULT,
 };
 use logic::metadata::command::{COMMAND_BYTES_MAX, Suspect};
 use logic::metadata::{BrokerRegistration, Command, CommandError, Image, Outcome, controller};
@@ -108,39 +108,43 @@ impl MetadataError {
     }
 }
 
-/// How this broker takes part in its cluster.
+/// How a broker takes part in a cluster; a broker without others is a cluster of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetadataSettings {
-    /// Its number.
+pub struct ClusterConfig {
+    /// Its number, for ever: no two brokers of a cluster have the same.
     pub broker: BrokerId,
-    /// Where the others find it, host:port.
-    pub address: String,
-    /// Brokers of the cluster to join, host:port each; used by a broker that has not joined one yet.
+    /// Brokers of the cluster that it joins when its data directory is new, host:port each.
     pub join: Vec<String>,
-    /// How many brokers vote, if there are as many.
-    pub voters: usize,
+    /// Where it stands; replicas are spread over racks.
+    pub rack: String,
+    /// How many brokers vote on the metadata, if there are as many.
+    pub metadata_voters: usize,
     /// Between two heartbeats, to the controller and of Raft's leader.
     pub heartbeat: Duration,
     /// A broker that was not heard for so long is fenced.
     pub session: Duration,
-    /// The least time without a leader before another is elected; the most is twice as long.
+    /// The least time without a leader of the metadata before another is elected; the most is twice as long.
     pub election: Duration,
+    /// A member of an in-sync set that is behind for longer is taken out of it (`replica.lag.time.max.ms`).
+    pub replica_lag: Duration,
 }
 
-impl MetadataSettings {
-    /// Of broker 0, alone.
-    pub fn new(address: impl Into<String>) -> Self {
+impl Default for ClusterConfig {
+    fn default() -> Self {
         Self {
             broker: BrokerId::new(0),
-            address: address.into(),
             join: Vec::new(),
-            voters: METADATA_VOTERS_DEFAULT,
+            rack: String::new(),
+            metadata_voters: METADATA_VOTERS_DEFAULT,
             heartbeat: Duration::from_millis(BROKER_HEARTBEAT_MS_DEFAULT),
             session: Duration::from_millis(BROKER_SESSION_MS_DEFAULT),
             election: Duration::from_millis(METADATA_ELECTION_MS_DEFAULT),
+            replica_lag: Duration::from_millis(REPLICA_LAG_MS_DEFAULT),
         }
     }
+}
 
+impl ClusterConfig {
     fn controller(&self) -> controller::Settings {
         controller::Settings {
             session_ms: self.session.as_millis() as u64,
@@ -158,7 +162,9 @@ impl MetadataSettings {
             election_timeout_max: 2 * ms(self.election),
             heartbeat_interval: ms(self.heartbeat),
             install_snapshot_timeout: 60_000,
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(machine::SNAPSHOT_EVERY),
+            // Asked for by what is applied, over all lives: see `Member::keep_log_short`. The library's own policies go by what
+            // is committed, and do not ask again in a life in which little has come since.
+            snapshot_policy: openraft::SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: machine::SNAPSHOT_EVERY,
             replication_lag_threshold: 4 * machine::SNAPSHOT_EVERY,
             backoff: "20ms 50ms 100ms ...300ms".to_owned(),
@@ -242,25 +248,27 @@ pub fn new_topic_id() -> TopicId {
     TopicId::new(rand::random())
 }
 
-/// Recovers the metadata in `<data_directory>/metadata`, publishes it and starts the thread. `shards` is how many
-/// will follow.
+/// Recovers the metadata in `<data_directory>/metadata`, publishes it and starts the thread. `address` is where the
+/// others find this broker, host:port; `shards` is how many will follow.
 pub fn start(
     data_directory: &Path,
-    settings: MetadataSettings,
+    settings: ClusterConfig,
+    address: String,
     shards: usize,
     publish: Publish,
 ) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    start_with(data_directory, settings, shards, publish, Arc::new(|_| Ok(())))
+    start_with(data_directory, settings, address, shards, publish, Arc::new(|_| Ok(())))
 }
 
 fn start_with(
     data_directory: &Path,
-    settings: MetadataSettings,
+    settings: ClusterConfig,
+    address: String,
     shards: usize,
     publish: Publish,
     gate: Gate,
 ) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    let owner = Owner { broker: u64::from(settings.broker.get()), address: settings.address.clone() };
+    let owner = Owner { broker: u64::from(settings.broker.get()), address: address.clone() };
     let (store, contents) = Store::open(data_directory, &owner, gate)?;
     let (sender, queue) = async_channel::bounded(METADATA_QUEUE_MAX);
     let handle = MetadataHandle {
@@ -271,7 +279,7 @@ fn start_with(
         life: Arc::default(),
     };
     let (ready, is_ready) = std::sync::mpsc::channel();
-    let setup = Setup { store, contents, settings, publish, queue, handle: handle.clone(), ready };
+    let setup = Setup { store, contents, settings, address, publish, queue, handle: handle.clone(), ready };
     let thread = std::thread::Builder::new()
         .name("ringlog-metadata".to_owned())
         .spawn(move || run(setup))
@@ -378,7 +386,8 @@ impl Drop for MetadataThread {
 struct Setup {
     store: Store,
     contents: store::Contents,
-    settings: MetadataSettings,
+    settings: ClusterConfig,
+    address: String,
     publish: Publish,
     queue: Receiver<Request>,
     handle: MetadataHandle,
@@ -404,7 +413,7 @@ fn run(setup: Setup) {
 }
 
 async fn serve(setup: Setup) -> Option<log::Writer> {
-    let Setup { store, mut contents, settings, publish, queue, handle, ready } = setup;
+    let Setup { store, mut contents, settings, address, publish, queue, handle, ready } = setup;
     let fail = |why: String| {
         let _ = ready.send(Err(MetadataError::Thread(why)));
     };
@@ -440,7 +449,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     };
     let joins = log.is_pristine() && !settings.join.is_empty();
     let admitted = Arc::new(AtomicBool::new(!joins));
-    let member = Member { raft, peers, applied, log, settings, admitted };
+    let member = Member { raft, peers, applied, log, settings, address, admitted };
     let begun = begin_group(&member, alone).await;
     let begun = begun.map_err(MetadataError::Thread);
     note_quorum(&member, &handle);
@@ -450,9 +459,10 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         let watching = tokio::spawn(watch_quorum(member.clone(), handle.clone()));
         let driving = member.clone();
         let driving = tokio::spawn(async move { driving.drive(heard).await });
+        let cutting = member.clone();
+        let cutting = tokio::spawn(async move { cutting.keep_log_short().await });
         take_requests(&member, &handle, &publish, queue).await;
-        watching.abort();
-        driving.abort();
+        [watching, driving, cutting].iter().for_each(|task| task.abort());
     }
     // A task that panicked has been reported by its own hook.
     let _ = member.raft.shutdown().await;
@@ -467,7 +477,7 @@ async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
             // Others will make it a member.
             return Ok(());
         }
-        let group = BTreeMap::from([(me, raft::Node::new(&member.settings.address))]);
+        let group = BTreeMap::from([(me, raft::Node::new(&member.address))]);
         member.raft.initialize(group).await.map_err(|error| error.to_string())?;
     } else if alone {
         member.raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
@@ -479,15 +489,8 @@ async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
     let recovered = async {
         let leads = |last: Option<u64>, leader: Option<u64>| last.filter(|_| leader == Some(me));
         let led = metrics.wait_until(|now| leads(now.last_log_index, now.current_leader).is_some()).await;
-        let (last, snapshot) = {
-            let now = led.ok()?;
-            (now.last_log_index?, now.snapshot.map_or(0, |id| id.index))
-        };
+        let last = led.ok()?.last_log_index?;
         member.applied.watch().wait_for(|next| *next > last).await.ok()?;
-        // Raft has asked for one when nothing was applied yet. Lives may be short.
-        if last >= snapshot + machine::SNAPSHOT_EVERY {
-            member.raft.trigger().snapshot().await.ok()?;
-        }
         Some(())
     };
     tokio::time::timeout(Duration::from_secs(30), recovered)

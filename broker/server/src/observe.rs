@@ -13,6 +13,7 @@ use crate::traffic::{PartitionReport, TopicReport, by_topic};
 use futures_channel::oneshot;
 use logic::group::request::Progress;
 use logic::ids::{BrokerId, ShardId, TopicId};
+use logic::metadata::reconcile::Here;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,9 @@ impl Observer {
 
     /// What is to be asked about the lag of groups, by shard.
     pub fn lag_questions(&self, groups: &[Progress]) -> Vec<(u16, Vec<lag::Question>)> {
-        let by_shard = lag::questions(groups, &self.metadata.image(), self.broker);
+        // The same for each shard.
+        let here = Here { broker: self.broker, shard: ShardId::new(0), shards: self.shards };
+        let by_shard = lag::questions(groups, &self.metadata.image(), here);
         by_shard.into_iter().map(|(shard, asked)| (shard.get(), asked)).collect()
     }
 

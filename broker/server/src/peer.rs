@@ -16,6 +16,7 @@
 
 mod accepted;
 pub mod link;
+mod pace;
 pub mod stream;
 mod turns;
 mod wire;
@@ -32,8 +33,10 @@ use link::Link;
 use logic::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, ShardId, TopicPartition};
 use logic::replication::Stream as StreamKind;
 use logic::replication::message::{Append, Body, FromLeader, Message};
+use pace::Pace;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use stream::StreamCounters;
 
@@ -96,6 +99,8 @@ pub struct Batches {
 /// Batches that are on their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pushed {
+    /// The epoch in which they were sent.
+    pub leader_epoch: LeaderEpoch,
     /// Which opening they belong to.
     pub open_sequence: OpenSequence,
     /// One past their last offset.
@@ -139,6 +144,8 @@ pub struct Peers {
     links: RefCell<HashMap<BrokerId, Rc<Link>>>,
     accepted: Accepted,
     counters: Rc<StreamCounters>,
+    /// Of all catch-up streams together.
+    pace: RefCell<Pace>,
     stopped: Cell<bool>,
 }
 
@@ -155,6 +162,7 @@ impl Peers {
             links: RefCell::default(),
             accepted: Accepted::default(),
             counters: Rc::default(),
+            pace: RefCell::default(),
             stopped: Cell::new(false),
         })
     }
@@ -188,6 +196,13 @@ impl Peers {
                 self.links.borrow_mut().remove(&link.peer);
             }
             link.moved(address);
+        }
+    }
+
+    /// What catch-up streams send at most, all together; `None` = no bound.
+    pub fn limit_catch_up(&self, bytes_per_second: Option<NonZeroU64>) {
+        if self.pace.borrow_mut().set(bytes_per_second) {
+            self.links.borrow().values().for_each(|link| link.wake_catch_up());
         }
     }
 

@@ -22,7 +22,9 @@ use crate::storage::count;
 use crate::storage::ring::RingDisk;
 use crate::store::ReplicatedLogs;
 use futures_util::future::{LocalBoxFuture, select};
-use logic::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, ReplicaGeneration, ShardId, TopicPartition};
+use logic::ids::{
+    BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, ReplicaGeneration, ShardId, TopicPartition,
+};
 use logic::limits::{CATCH_UP_BYTES_PER_SECOND, DIRTY_BYTES_PER_SHARD_MAX, PUSH_BYTES_MAX};
 use logic::metadata::{AlterPartition, Command, Image, InSyncMember, LocalPartition, Suspect};
 use logic::replication::message::{Body, FromFollower, Message, Nack, Status};
@@ -677,8 +679,7 @@ impl peer::Replicas for Replicas {
 
     fn home(&self, id: TopicPartition) -> Option<ShardId> {
         let shard = self.shard()?;
-        let image = shard.metadata.image();
-        image.home_shard(shard.identity.broker, id)
+        Some(shard.metadata.image().home_here(shard.identity.here(), id))
     }
 
     fn receive(&self, from: BrokerId, id: TopicPartition, message: Message, batches: &[u8]) {
@@ -743,8 +744,10 @@ impl peer::Replicas for Replicas {
 
     fn pushed(&self, to: BrokerId, id: TopicPartition, pushed: Pushed) {
         let Some((own, hosted)) = self.own().zip(self.get(&id)) else { return };
-        hosted.orders.borrow_mut().remove(&to);
-        let Pushed { open_sequence, end, from_memory } = pushed;
+        let Pushed { leader_epoch, open_sequence, end, from_memory } = pushed;
+        if !own.is_done(&hosted, to, leader_epoch, open_sequence) {
+            return;
+        }
         own.step(&hosted, Event::Pushed { to, open_sequence, end, from_memory }, None);
     }
 
@@ -759,7 +762,28 @@ impl peer::Replicas for Replicas {
 
 impl Replicas {
     fn failed(self: &Rc<Self>, hosted: &Rc<Hosted>, to: BrokerId, head: AppendHead) {
-        hosted.orders.borrow_mut().remove(&to);
-        self.step(hosted, Event::PushFailed { to, open_sequence: head.open_sequence }, None);
+        if self.is_done(hosted, to, head.leader_epoch, head.open_sequence) {
+            self.step(hosted, Event::PushFailed { to, open_sequence: head.open_sequence }, None);
+        }
+    }
+
+    /// The order that this push was for is carried out. `false`: it was for one of the past. A leader whose epoch rose
+    /// meanwhile, or who has opened anew, has given another order, and counts its openings from the beginning.
+    fn is_done(
+        &self,
+        hosted: &Hosted,
+        to: BrokerId,
+        leader_epoch: LeaderEpoch,
+        open_sequence: OpenSequence,
+    ) -> bool {
+        let mut orders = hosted.orders.borrow_mut();
+        let of_now = orders
+            .get(&to)
+            .and_then(|order| order.head)
+            .is_some_and(|head| (head.leader_epoch, head.open_sequence) == (leader_epoch, open_sequence));
+        if of_now {
+            orders.remove(&to);
+        }
+        of_now
     }
 }

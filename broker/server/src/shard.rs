@@ -41,6 +41,7 @@ use schema::frame::Aligned;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -144,6 +145,13 @@ pub struct Identity {
     pub groups: GroupSettings,
     /// Times of replication.
     pub replication: replication::Settings,
+}
+
+impl Identity {
+    /// The same for who asks the metadata.
+    pub fn here(&self) -> Here {
+        Here { broker: self.broker, shard: self.shard, shards: self.shards }
+    }
 }
 
 /// A core's share of the broker.
@@ -293,9 +301,11 @@ impl Shard {
             let image = self.metadata.image();
             *self.image.borrow_mut() = image.clone();
             self.replicas.registered(registration, &image);
+            // Each shard has its share: they have no common clock.
+            let share = |rate: NonZeroU64| rate.get().div_ceil(self.identity.shards.into());
+            self.peers.limit_catch_up(image.catch_up_bytes_per_second().map(share).and_then(NonZeroU64::new));
             self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
-            let here = Here { broker: self.identity.broker, shard: self.identity.shard };
-            let actions = reconcile(&self.local.borrow(), &image, here);
+            let actions = reconcile(&self.local.borrow(), &image, self.identity.here());
             let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
             let (closes, others) = actions.split_at(actions.partition_point(closes));
             for (stage, at_once) in [(closes, 1), (others, PARTITIONS_OPENING_MAX)] {
@@ -393,10 +403,10 @@ impl Shard {
                 ErrorCode::NotLeader
             });
         }
-        match image.home_of(self.identity.broker, id, Some(placed)) {
-            Some(shard) if shard != self.identity.shard => Location::Shard(shard),
+        match image.home_here(self.identity.here(), id) {
             // Ours, and still being opened.
-            _ => Location::Nowhere(ErrorCode::NotLeader),
+            shard if shard == self.identity.shard => Location::Nowhere(ErrorCode::NotLeader),
+            shard => Location::Shard(shard),
         }
     }
 

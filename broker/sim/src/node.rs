@@ -174,7 +174,7 @@ impl World {
     pub(crate) fn recovered(&mut self, at: NodeIndex) {
         let node = &mut self.nodes[at];
         node.recovered = true;
-        let here = Shard { broker: broker_of(at), shard: ShardId::new(0) };
+        let here = Shard { broker: broker_of(at), shard: ShardId::new(0), shards: 1 };
         let image = node.image.clone();
         node.disk
             .logs
@@ -343,7 +343,7 @@ impl World {
     }
 
     fn reconcile(&mut self, at: NodeIndex) {
-        let here = Shard { broker: broker_of(at), shard: ShardId::new(0) };
+        let here = Shard { broker: broker_of(at), shard: ShardId::new(0), shards: 1 };
         let image = self.nodes[at].image.clone();
         let actions = reconcile(&self.nodes[at].local, &image, here);
         for action in actions {

@@ -10,10 +10,10 @@ pub mod metadata {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_COMMAND_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_COMMAND_KIND: u8 = 16;
+pub const ENUM_MAX_COMMAND_KIND: u8 = 17;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 17] = [
+pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 18] = [
   CommandKind::NONE,
   CommandKind::CreateTopic,
   CommandKind::DeleteTopic,
@@ -31,6 +31,7 @@ pub const ENUM_VALUES_COMMAND_KIND: [CommandKind; 17] = [
   CommandKind::ReassignPartitions,
   CommandKind::ElectLeaders,
   CommandKind::MoveHome,
+  CommandKind::LimitCatchUp,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -55,9 +56,10 @@ impl CommandKind {
   pub const ReassignPartitions: Self = Self(14);
   pub const ElectLeaders: Self = Self(15);
   pub const MoveHome: Self = Self(16);
+  pub const LimitCatchUp: Self = Self(17);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 16;
+  pub const ENUM_MAX: u8 = 17;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::CreateTopic,
@@ -76,6 +78,7 @@ impl CommandKind {
     Self::ReassignPartitions,
     Self::ElectLeaders,
     Self::MoveHome,
+    Self::LimitCatchUp,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -97,6 +100,7 @@ impl CommandKind {
       Self::ReassignPartitions => Some("ReassignPartitions"),
       Self::ElectLeaders => Some("ElectLeaders"),
       Self::MoveHome => Some("MoveHome"),
+      Self::LimitCatchUp => Some("LimitCatchUp"),
       _ => None,
     }
   }
@@ -4035,6 +4039,102 @@ impl ::core::fmt::Debug for MoveHome<'_> {
       ds.finish()
   }
 }
+pub enum LimitCatchUpOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct LimitCatchUp<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for LimitCatchUp<'a> {
+  type Inner = LimitCatchUp<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> LimitCatchUp<'a> {
+  pub const VT_BYTES_PER_SECOND: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    LimitCatchUp { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LimitCatchUpArgs
+  ) -> ::flatbuffers::WIPOffset<LimitCatchUp<'bldr>> {
+    let mut builder = LimitCatchUpBuilder::new(_fbb);
+    builder.add_bytes_per_second(args.bytes_per_second);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn bytes_per_second(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(LimitCatchUp::VT_BYTES_PER_SECOND, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for LimitCatchUp<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("bytes_per_second", Self::VT_BYTES_PER_SECOND, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LimitCatchUpArgs {
+    pub bytes_per_second: u64,
+}
+impl<'a> Default for LimitCatchUpArgs {
+  #[inline]
+  fn default() -> Self {
+    LimitCatchUpArgs {
+      bytes_per_second: 0,
+    }
+  }
+}
+
+pub struct LimitCatchUpBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LimitCatchUpBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_bytes_per_second(&mut self, bytes_per_second: u64) {
+    self.fbb_.push_slot::<u64>(LimitCatchUp::VT_BYTES_PER_SECOND, bytes_per_second, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LimitCatchUpBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LimitCatchUpBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<LimitCatchUp<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for LimitCatchUp<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("LimitCatchUp");
+      ds.field("bytes_per_second", &self.bytes_per_second());
+      ds.finish()
+  }
+}
 pub enum CommandOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4308,6 +4408,20 @@ impl<'a> Command<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn kind_as_limit_catch_up(&self) -> Option<LimitCatchUp<'a>> {
+    if self.kind_type() == CommandKind::LimitCatchUp {
+      let u = self.kind();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { LimitCatchUp::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Command<'_> {
@@ -4334,6 +4448,7 @@ impl ::flatbuffers::Verifiable for Command<'_> {
           CommandKind::ReassignPartitions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReassignPartitions>>("CommandKind::ReassignPartitions", pos),
           CommandKind::ElectLeaders => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeaders>>("CommandKind::ElectLeaders", pos),
           CommandKind::MoveHome => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MoveHome>>("CommandKind::MoveHome", pos),
+          CommandKind::LimitCatchUp => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LimitCatchUp>>("CommandKind::LimitCatchUp", pos),
           _ => Ok(()),
         }
      })?
@@ -4496,6 +4611,13 @@ impl ::core::fmt::Debug for Command<'_> {
         },
         CommandKind::MoveHome => {
           if let Some(x) = self.kind_as_move_home() {
+            ds.field("kind", &x)
+          } else {
+            ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        CommandKind::LimitCatchUp => {
+          if let Some(x) = self.kind_as_limit_catch_up() {
             ds.field("kind", &x)
           } else {
             ds.field("kind", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -5053,6 +5175,7 @@ impl<'a> Image<'a> {
   pub const VT_FORGOTTEN_VERSION: ::flatbuffers::VOffsetT = 12;
   pub const VT_NEXT_PRODUCER_ID: ::flatbuffers::VOffsetT = 14;
   pub const VT_CLUSTER_ID: ::flatbuffers::VOffsetT = 16;
+  pub const VT_CATCH_UP_BYTES_PER_SECOND: ::flatbuffers::VOffsetT = 18;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5064,6 +5187,7 @@ impl<'a> Image<'a> {
     args: &'args ImageArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Image<'bldr>> {
     let mut builder = ImageBuilder::new(_fbb);
+    builder.add_catch_up_bytes_per_second(args.catch_up_bytes_per_second);
     builder.add_next_producer_id(args.next_producer_id);
     builder.add_forgotten_version(args.forgotten_version);
     builder.add_version(args.version);
@@ -5124,6 +5248,13 @@ impl<'a> Image<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<Id>(Image::VT_CLUSTER_ID, None)}
   }
+  #[inline]
+  pub fn catch_up_bytes_per_second(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Image::VT_CATCH_UP_BYTES_PER_SECOND, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Image<'_> {
@@ -5139,6 +5270,7 @@ impl ::flatbuffers::Verifiable for Image<'_> {
      .visit_field::<u64>("forgotten_version", Self::VT_FORGOTTEN_VERSION, false)?
      .visit_field::<i64>("next_producer_id", Self::VT_NEXT_PRODUCER_ID, false)?
      .visit_field::<Id>("cluster_id", Self::VT_CLUSTER_ID, false)?
+     .visit_field::<u64>("catch_up_bytes_per_second", Self::VT_CATCH_UP_BYTES_PER_SECOND, false)?
      .finish();
     Ok(())
   }
@@ -5151,6 +5283,7 @@ pub struct ImageArgs<'a> {
     pub forgotten_version: u64,
     pub next_producer_id: i64,
     pub cluster_id: Option<&'a Id>,
+    pub catch_up_bytes_per_second: u64,
 }
 impl<'a> Default for ImageArgs<'a> {
   #[inline]
@@ -5163,6 +5296,7 @@ impl<'a> Default for ImageArgs<'a> {
       forgotten_version: 0,
       next_producer_id: 0,
       cluster_id: None,
+      catch_up_bytes_per_second: 0,
     }
   }
 }
@@ -5201,6 +5335,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ImageBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<&Id>(Image::VT_CLUSTER_ID, cluster_id);
   }
   #[inline]
+  pub fn add_catch_up_bytes_per_second(&mut self, catch_up_bytes_per_second: u64) {
+    self.fbb_.push_slot::<u64>(Image::VT_CATCH_UP_BYTES_PER_SECOND, catch_up_bytes_per_second, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ImageBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ImageBuilder {
@@ -5225,6 +5363,7 @@ impl ::core::fmt::Debug for Image<'_> {
       ds.field("forgotten_version", &self.forgotten_version());
       ds.field("next_producer_id", &self.next_producer_id());
       ds.field("cluster_id", &self.cluster_id());
+      ds.field("catch_up_bytes_per_second", &self.catch_up_bytes_per_second());
       ds.finish()
   }
 }

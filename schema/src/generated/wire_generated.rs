@@ -10,10 +10,10 @@ pub mod wire {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_API: u8 = 25;
+pub const ENUM_MAX_REQUEST_API: u8 = 26;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_API: [RequestApi; 26] = [
+pub const ENUM_VALUES_REQUEST_API: [RequestApi; 27] = [
   RequestApi::NONE,
   RequestApi::HelloRequest,
   RequestApi::MetadataRequest,
@@ -40,6 +40,7 @@ pub const ENUM_VALUES_REQUEST_API: [RequestApi; 26] = [
   RequestApi::DrainBrokerRequest,
   RequestApi::RemoveBrokerRequest,
   RequestApi::ElectLeadersRequest,
+  RequestApi::LimitCatchUpRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -73,9 +74,10 @@ impl RequestApi {
   pub const DrainBrokerRequest: Self = Self(23);
   pub const RemoveBrokerRequest: Self = Self(24);
   pub const ElectLeadersRequest: Self = Self(25);
+  pub const LimitCatchUpRequest: Self = Self(26);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 25;
+  pub const ENUM_MAX: u8 = 26;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloRequest,
@@ -103,6 +105,7 @@ impl RequestApi {
     Self::DrainBrokerRequest,
     Self::RemoveBrokerRequest,
     Self::ElectLeadersRequest,
+    Self::LimitCatchUpRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -133,6 +136,7 @@ impl RequestApi {
       Self::DrainBrokerRequest => Some("DrainBrokerRequest"),
       Self::RemoveBrokerRequest => Some("RemoveBrokerRequest"),
       Self::ElectLeadersRequest => Some("ElectLeadersRequest"),
+      Self::LimitCatchUpRequest => Some("LimitCatchUpRequest"),
       _ => None,
     }
   }
@@ -192,10 +196,10 @@ pub struct RequestApiUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_API: u8 = 25;
+pub const ENUM_MAX_RESPONSE_API: u8 = 26;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 26] = [
+pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 27] = [
   ResponseApi::NONE,
   ResponseApi::HelloResponse,
   ResponseApi::MetadataResponse,
@@ -222,6 +226,7 @@ pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 26] = [
   ResponseApi::DrainBrokerResponse,
   ResponseApi::RemoveBrokerResponse,
   ResponseApi::ElectLeadersResponse,
+  ResponseApi::LimitCatchUpResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -255,9 +260,10 @@ impl ResponseApi {
   pub const DrainBrokerResponse: Self = Self(23);
   pub const RemoveBrokerResponse: Self = Self(24);
   pub const ElectLeadersResponse: Self = Self(25);
+  pub const LimitCatchUpResponse: Self = Self(26);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 25;
+  pub const ENUM_MAX: u8 = 26;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloResponse,
@@ -285,6 +291,7 @@ impl ResponseApi {
     Self::DrainBrokerResponse,
     Self::RemoveBrokerResponse,
     Self::ElectLeadersResponse,
+    Self::LimitCatchUpResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -315,6 +322,7 @@ impl ResponseApi {
       Self::DrainBrokerResponse => Some("DrainBrokerResponse"),
       Self::RemoveBrokerResponse => Some("RemoveBrokerResponse"),
       Self::ElectLeadersResponse => Some("ElectLeadersResponse"),
+      Self::LimitCatchUpResponse => Some("LimitCatchUpResponse"),
       _ => None,
     }
   }
@@ -5801,6 +5809,21 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_limit_catch_up_request(&self) -> Option<LimitCatchUpRequest<'a>> {
+    if self.api_type() == RequestApi::LimitCatchUpRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { LimitCatchUpRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -5839,6 +5862,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestApi::DrainBrokerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DrainBrokerRequest>>("RequestApi::DrainBrokerRequest", pos),
           RequestApi::RemoveBrokerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBrokerRequest>>("RequestApi::RemoveBrokerRequest", pos),
           RequestApi::ElectLeadersRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeadersRequest>>("RequestApi::ElectLeadersRequest", pos),
+          RequestApi::LimitCatchUpRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LimitCatchUpRequest>>("RequestApi::LimitCatchUpRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -6084,6 +6108,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestApi::ElectLeadersRequest => {
           if let Some(x) = self.api_as_elect_leaders_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::LimitCatchUpRequest => {
+          if let Some(x) = self.api_as_limit_catch_up_request() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -6566,6 +6597,21 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_limit_catch_up_response(&self) -> Option<LimitCatchUpResponse<'a>> {
+    if self.api_type() == ResponseApi::LimitCatchUpResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { LimitCatchUpResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -6606,6 +6652,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseApi::DrainBrokerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DrainBrokerResponse>>("ResponseApi::DrainBrokerResponse", pos),
           ResponseApi::RemoveBrokerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBrokerResponse>>("ResponseApi::RemoveBrokerResponse", pos),
           ResponseApi::ElectLeadersResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeadersResponse>>("ResponseApi::ElectLeadersResponse", pos),
+          ResponseApi::LimitCatchUpResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LimitCatchUpResponse>>("ResponseApi::LimitCatchUpResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -6865,6 +6912,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseApi::ElectLeadersResponse => {
           if let Some(x) = self.api_as_elect_leaders_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::LimitCatchUpResponse => {
+          if let Some(x) = self.api_as_limit_catch_up_response() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -16545,6 +16599,7 @@ impl<'a> DescribeClusterResponse<'a> {
   pub const VT_QUORUM: ::flatbuffers::VOffsetT = 16;
   pub const VT_BROKERS: ::flatbuffers::VOffsetT = 18;
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_CATCH_UP_BYTES_PER_SECOND: ::flatbuffers::VOffsetT = 22;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -16556,6 +16611,7 @@ impl<'a> DescribeClusterResponse<'a> {
     args: &'args DescribeClusterResponseArgs<'args>
   ) -> ::flatbuffers::WIPOffset<DescribeClusterResponse<'bldr>> {
     let mut builder = DescribeClusterResponseBuilder::new(_fbb);
+    builder.add_catch_up_bytes_per_second(args.catch_up_bytes_per_second);
     builder.add_committed(args.committed);
     builder.add_term(args.term);
     builder.add_controller(args.controller);
@@ -16632,6 +16688,13 @@ impl<'a> DescribeClusterResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicReplicas>>>>(DescribeClusterResponse::VT_TOPICS, None)}
   }
+  #[inline]
+  pub fn catch_up_bytes_per_second(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DescribeClusterResponse::VT_CATCH_UP_BYTES_PER_SECOND, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for DescribeClusterResponse<'_> {
@@ -16649,6 +16712,7 @@ impl ::flatbuffers::Verifiable for DescribeClusterResponse<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, QuorumMember>>>("quorum", Self::VT_QUORUM, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<BrokerDescription>>>>("brokers", Self::VT_BROKERS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicReplicas>>>>("topics", Self::VT_TOPICS, false)?
+     .visit_field::<u64>("catch_up_bytes_per_second", Self::VT_CATCH_UP_BYTES_PER_SECOND, false)?
      .finish();
     Ok(())
   }
@@ -16663,6 +16727,7 @@ pub struct DescribeClusterResponseArgs<'a> {
     pub quorum: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, QuorumMember>>>,
     pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<BrokerDescription<'a>>>>>,
     pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicReplicas<'a>>>>>,
+    pub catch_up_bytes_per_second: u64,
 }
 impl<'a> Default for DescribeClusterResponseArgs<'a> {
   #[inline]
@@ -16677,6 +16742,7 @@ impl<'a> Default for DescribeClusterResponseArgs<'a> {
       quorum: None,
       brokers: None,
       topics: None,
+      catch_up_bytes_per_second: 0,
     }
   }
 }
@@ -16723,6 +16789,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribeClusterResponseBuilde
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DescribeClusterResponse::VT_TOPICS, topics);
   }
   #[inline]
+  pub fn add_catch_up_bytes_per_second(&mut self, catch_up_bytes_per_second: u64) {
+    self.fbb_.push_slot::<u64>(DescribeClusterResponse::VT_CATCH_UP_BYTES_PER_SECOND, catch_up_bytes_per_second, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DescribeClusterResponseBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     DescribeClusterResponseBuilder {
@@ -16749,6 +16819,7 @@ impl ::core::fmt::Debug for DescribeClusterResponse<'_> {
       ds.field("quorum", &self.quorum());
       ds.field("brokers", &self.brokers());
       ds.field("topics", &self.topics());
+      ds.field("catch_up_bytes_per_second", &self.catch_up_bytes_per_second());
       ds.finish()
   }
 }
@@ -17418,6 +17489,180 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveBrokerResponseBuilder<'
 impl ::core::fmt::Debug for RemoveBrokerResponse<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("RemoveBrokerResponse");
+      ds.finish()
+  }
+}
+pub enum LimitCatchUpRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct LimitCatchUpRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for LimitCatchUpRequest<'a> {
+  type Inner = LimitCatchUpRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> LimitCatchUpRequest<'a> {
+  pub const VT_BYTES_PER_SECOND: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    LimitCatchUpRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LimitCatchUpRequestArgs
+  ) -> ::flatbuffers::WIPOffset<LimitCatchUpRequest<'bldr>> {
+    let mut builder = LimitCatchUpRequestBuilder::new(_fbb);
+    builder.add_bytes_per_second(args.bytes_per_second);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn bytes_per_second(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(LimitCatchUpRequest::VT_BYTES_PER_SECOND, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for LimitCatchUpRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("bytes_per_second", Self::VT_BYTES_PER_SECOND, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LimitCatchUpRequestArgs {
+    pub bytes_per_second: u64,
+}
+impl<'a> Default for LimitCatchUpRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    LimitCatchUpRequestArgs {
+      bytes_per_second: 0,
+    }
+  }
+}
+
+pub struct LimitCatchUpRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LimitCatchUpRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_bytes_per_second(&mut self, bytes_per_second: u64) {
+    self.fbb_.push_slot::<u64>(LimitCatchUpRequest::VT_BYTES_PER_SECOND, bytes_per_second, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LimitCatchUpRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LimitCatchUpRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<LimitCatchUpRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for LimitCatchUpRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("LimitCatchUpRequest");
+      ds.field("bytes_per_second", &self.bytes_per_second());
+      ds.finish()
+  }
+}
+pub enum LimitCatchUpResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct LimitCatchUpResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for LimitCatchUpResponse<'a> {
+  type Inner = LimitCatchUpResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> LimitCatchUpResponse<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    LimitCatchUpResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args LimitCatchUpResponseArgs
+  ) -> ::flatbuffers::WIPOffset<LimitCatchUpResponse<'bldr>> {
+    let mut builder = LimitCatchUpResponseBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for LimitCatchUpResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LimitCatchUpResponseArgs {
+}
+impl<'a> Default for LimitCatchUpResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    LimitCatchUpResponseArgs {
+    }
+  }
+}
+
+pub struct LimitCatchUpResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LimitCatchUpResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LimitCatchUpResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LimitCatchUpResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<LimitCatchUpResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for LimitCatchUpResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("LimitCatchUpResponse");
       ds.finish()
   }
 }

@@ -194,6 +194,9 @@ impl Image {
         let goes = |replica: &&Replica| !replicas.contains(&replica.broker);
         let removing: Vec<Replica> = before.replicas.iter().filter(goes).copied().collect();
         change.next.removing = removing.iter().map(|replica| replica.broker).collect();
+        // Who was alone with it has led without a thought for others. Those that come are led in an epoch that begins with
+        // them, so that nobody who was alone, whatever its restarts, can be taken for their leader.
+        change.new_epoch = before.replicas.len() == 1 && !adding.is_empty();
         change.next.adding = adding.into();
         next.extend(removing);
         change.next.replicas = next.into();

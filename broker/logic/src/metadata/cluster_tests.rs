@@ -276,6 +276,9 @@ fn reassignments() {
     check("reassign 3,2,1", "1 e0 pe1 isr 3,2,1 of 3,2,1");
     check("reassign 1", "1 e1 pe1 isr 1 of 1");
     check("reassign 1,2,3", "1 e0 pe0 isr 1,2,3 of 1,2,3");
+    // Who was alone leads the others in an epoch of their own.
+    check("reassign 1; reassign 1,2", "1 e2 pe2 isr 1 of 1,2.2 adding 2");
+    check("reassign 1; reassign 2", "1 e2 pe2 isr 1 of 2.2,1 adding 2 removing 1");
     // Those that stay must be enough.
     check("alter 1 1,3; reassign 1,2", "1 e0 pe2 isr 1,3 of 1,2,3 removing 3");
     check("alter 1 1,3; reassign 1,2; alter 1 1,2,3", "1 e1 pe3 isr 1,2 of 1,2");
@@ -294,9 +297,9 @@ fn reassignments() {
 #[test]
 fn one_replica_grows_to_three_while_it_serves() {
     let script = "reassign 1; reassign 1,2,3";
-    check(script, "1 e1 pe2 isr 1 of 1,2.2,3.2 adding 2,3");
-    check(&format!("{script}; alter 1 1,2"), "1 e1 pe3 isr 1,2 of 1,2.2,3.2 adding 2,3");
-    check(&format!("{script}; alter 1 1,2; alter 1 1,2,3"), "1 e2 pe4 isr 1,2,3 of 1,2.2,3.2");
+    check(script, "1 e2 pe2 isr 1 of 1,2.2,3.2 adding 2,3");
+    check(&format!("{script}; alter 1 1,2"), "1 e2 pe3 isr 1,2 of 1,2.2,3.2 adding 2,3");
+    check(&format!("{script}; alter 1 1,2; alter 1 1,2,3"), "1 e3 pe4 isr 1,2,3 of 1,2.2,3.2");
 }
 
 #[test]
@@ -318,11 +321,12 @@ fn leaders_by_wish_and_by_force() {
 #[test]
 fn homes() {
     let image = run(Image::default(), START);
-    let home = |image: &Image| image.home_shard(BrokerId::new(2), ID).unwrap().get();
+    let home = |image: &Image| image.home_of(BrokerId::new(2), ID, image.partition(ID)).unwrap().get();
     let other = (home(&image) + 1) % 4;
     let moved = run(image.clone(), &format!("home 2 {other}"));
     assert_eq!(home(&moved), other);
-    assert_eq!(moved.home_shard(BrokerId::new(1), ID), image.home_shard(BrokerId::new(1), ID));
+    let other = |image: &Image| image.home_of(BrokerId::new(1), ID, image.partition(ID));
+    assert_eq!(other(&moved), other(&image));
     assert_eq!(text(&moved), "1 e0 pe1 isr 1,2,3 of 1,2,3");
     let back = run(moved.clone(), &format!("home 2 {}", home(&image)));
     assert!(back.partition(ID).unwrap().homes.is_empty());

@@ -11,6 +11,7 @@ use crate::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, Offset, PartitionEpoch, ReplicaGeneration, ShardId, TopicId,
     TopicPartition,
 };
+use std::num::NonZeroU64;
 
 /// The longest encoded command, bytes: the largest topic with the largest replica sets fits.
 pub const COMMAND_BYTES_MAX: usize = 4 << 20;
@@ -122,6 +123,11 @@ pub enum Command {
     ReassignPartitions {
         /// All of them or none.
         partitions: Vec<Reassignment>,
+    },
+    /// Old batches go to replicas that catch up no faster than this.
+    LimitCatchUp {
+        /// What each broker sends at most, to all of them together; `None` = no bound.
+        bytes_per_second: Option<NonZeroU64>,
     },
     /// Partitions get another leader.
     ElectLeaders {

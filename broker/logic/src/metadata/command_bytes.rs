@@ -13,6 +13,7 @@ use crate::ids::{
 };
 use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, VerifierOptions, WIPOffset};
 use schema::metadata as fb;
+use std::num::NonZeroU64;
 
 impl Command {
     /// The bytes for the log.
@@ -92,6 +93,11 @@ impl Command {
             Self::DrainBroker { broker, draining } => {
                 let args = fb::DrainBrokerArgs { broker: broker.get(), draining: *draining };
                 (fb::CommandKind::DrainBroker, fb::DrainBroker::create(b, &args).as_union_value())
+            }
+            Self::LimitCatchUp { bytes_per_second } => {
+                let bytes_per_second = bytes_per_second.map_or(0, NonZeroU64::get);
+                let args = fb::LimitCatchUpArgs { bytes_per_second };
+                (fb::CommandKind::LimitCatchUp, fb::LimitCatchUp::create(b, &args).as_union_value())
             }
             Self::RemoveBroker { broker } => {
                 let args = fb::RemoveBrokerArgs { broker: broker.get() };
@@ -226,6 +232,8 @@ impl Command {
             Ok(Self::UnfenceBroker { broker, epoch })
         } else if let Some(table) = command.kind_as_drain_broker() {
             Ok(Self::DrainBroker { broker: BrokerId::new(table.broker()), draining: table.draining() })
+        } else if let Some(table) = command.kind_as_limit_catch_up() {
+            Ok(Self::LimitCatchUp { bytes_per_second: NonZeroU64::new(table.bytes_per_second()) })
         } else if let Some(table) = command.kind_as_remove_broker() {
             Ok(Self::RemoveBroker { broker: BrokerId::new(table.broker()) })
         } else if let Some(table) = command.kind_as_alter_partition() {

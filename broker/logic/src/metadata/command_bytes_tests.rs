@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::num::NonZeroU64;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -127,6 +128,10 @@ fn golden_bytes_of_the_cluster() {
         Command::DrainBroker { broker: BrokerId::new(2), draining: true },
         "10000000524c4d3108000c0007000800080000000000000a0c00000008000c00080007000800000000000001 \
          02000000",
+    );
+    check(
+        Command::LimitCatchUp { bytes_per_second: NonZeroU64::new(50_000_000) },
+        "10000000524c4d3108000e000700080008000000000000110c000000000006000c0004000600000080f0fa0200000000",
     );
     check(
         Command::RemoveBroker { broker: BrokerId::new(2) },

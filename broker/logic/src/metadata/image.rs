@@ -17,6 +17,7 @@
 use super::assignment::AlterRefusal;
 use super::command::{BrokerRegistration, Command, DecodeError, Placement, Suspect};
 use super::partition::{Brokers, Change, Partition, Settled};
+use super::reconcile::Here;
 use super::topic_config::{self, ConfigError, TopicConfig};
 use crate::ids::{BrokerEpoch, BrokerId, PartitionEpoch, PartitionIndex, ShardId, TopicId, TopicPartition};
 use crate::limits::{
@@ -26,6 +27,7 @@ use crate::routing;
 use imbl::{OrdMap, OrdSet, Vector};
 use schema::error_code::ErrorCode;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Deletions that an image remembers. Directories of topics deleted before those are reported as unknown
@@ -61,6 +63,8 @@ pub struct Image {
     loads: OrdMap<(BrokerId, ShardId), u32>,
     /// Every producer id below has been given to a broker.
     next_producer_id: i64,
+    /// What each broker sends at most to replicas that catch up.
+    catch_up_bytes_per_second: Option<NonZeroU64>,
 }
 
 /// A topic.
@@ -168,6 +172,11 @@ pub enum Outcome {
         broker: BrokerId,
         /// Whether it drains now.
         draining: bool,
+    },
+    /// Replicas catch up no faster than this.
+    CatchUpLimited {
+        /// What each broker sends at most; `None` = no bound.
+        bytes_per_second: Option<NonZeroU64>,
     },
     /// A broker is forgotten.
     BrokerRemoved {
@@ -419,28 +428,30 @@ impl Image {
         self.brokers.values()
     }
 
+    /// What each broker sends at most to replicas that catch up, all together; `None` = no bound.
+    pub fn catch_up_bytes_per_second(&self) -> Option<NonZeroU64> {
+        self.catch_up_bytes_per_second
+    }
+
     /// The identity of the cluster, once it has one.
     pub fn cluster_id(&self) -> Option<u128> {
         (self.cluster_id != 0).then_some(self.cluster_id)
     }
 
-    /// The shard that serves `partition` on `broker`, or would; `None` if the broker is not registered.
-    pub fn home_shard(&self, broker: BrokerId, partition: TopicPartition) -> Option<ShardId> {
-        self.home_of(broker, partition, self.partition(partition))
+    /// The shard of this life of this broker that serves `partition`, or would. Its last registration may be an earlier
+    /// life's, which had another number of shards.
+    pub fn home_here(&self, here: Here, partition: TopicPartition) -> ShardId {
+        home_among(here.shards, here.broker, partition, self.partition(partition))
     }
 
-    /// The same for a partition whose entry is at hand.
+    /// The shard that serves the partition on `broker`, as registered; `None` if the broker is not.
     pub fn home_of(
         &self,
         broker: BrokerId,
         id: TopicPartition,
         entry: Option<&Partition>,
     ) -> Option<ShardId> {
-        let shards = self.broker(broker)?.registration.shards;
-        // A shard that the broker no longer has is nobody's home.
-        let moved = entry.and_then(|entry| entry.homes.iter().find(|(of, _)| *of == broker));
-        let moved = moved.map(|(_, shard)| *shard).filter(|shard| shard.get() < shards);
-        Some(moved.unwrap_or_else(|| routing::home_shard(id.topic, id.partition, shards)))
+        Some(home_among(self.broker(broker)?.registration.shards, broker, id, entry))
     }
 
     /// Replicas for a topic whose maker does not say how many, at most `most`: as many as there are brokers to keep
@@ -538,6 +549,10 @@ impl Image {
             Command::UnfenceBroker { broker, epoch } => next.apply_unfence(*broker, *epoch)?,
             Command::DrainBroker { broker, draining } => next.apply_drain(*broker, *draining)?,
             Command::RemoveBroker { broker } => next.apply_remove_broker(*broker)?,
+            Command::LimitCatchUp { bytes_per_second } => {
+                next.catch_up_bytes_per_second = *bytes_per_second;
+                Outcome::CatchUpLimited { bytes_per_second: *bytes_per_second }
+            }
             Command::AlterPartition(alter) => next.apply_alter_partition(alter)?,
             Command::MarkClean { partition, generation, broker, broker_epoch, leader_epoch } => {
                 next.apply_mark_clean(*partition, *generation, *broker, *broker_epoch, *leader_epoch)?
@@ -818,6 +833,7 @@ pub(super) struct Parts {
     pub deletions: Vec<(u64, TopicId)>,
     pub forgotten_version: u64,
     pub next_producer_id: i64,
+    pub catch_up_bytes_per_second: Option<NonZeroU64>,
 }
 
 impl Image {
@@ -832,6 +848,7 @@ impl Image {
             cluster_id: parts.cluster_id,
             forgotten_version: parts.forgotten_version,
             next_producer_id: parts.next_producer_id,
+            catch_up_bytes_per_second: parts.catch_up_bytes_per_second,
             ..Image::default()
         };
         for broker in parts.brokers {
@@ -903,6 +920,19 @@ fn checked_config(
         ))));
     }
     Ok(config)
+}
+
+/// The shard of `shards` that serves the partition on `broker`.
+pub(super) fn home_among(
+    shards: u16,
+    broker: BrokerId,
+    id: TopicPartition,
+    entry: Option<&Partition>,
+) -> ShardId {
+    // A shard that the broker no longer has is nobody's home.
+    let moved = entry.and_then(|entry| entry.homes.iter().find(|(of, _)| *of == broker));
+    let moved = moved.map(|(_, shard)| *shard).filter(|shard| shard.get() < shards);
+    moved.unwrap_or_else(|| routing::home_shard(id.topic, id.partition, shards))
 }
 
 #[cfg(test)]

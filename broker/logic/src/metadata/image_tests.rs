@@ -4,6 +4,7 @@ use super::*;
 use crate::limits;
 use crate::metadata::snapshot;
 use proptest::prelude::*;
+use std::num::NonZeroU64;
 
 pub(crate) fn broker(id: u32, shards: u16) -> Command {
     Command::RegisterBroker {
@@ -74,6 +75,18 @@ fn check(command: Command, expect: Result<Outcome, (ErrorCode, &str)>) {
         (got, expect) => panic!("{command:?}: {got:?}, expected {expect:?}"),
     }
     assert_eq!(before, sample(), "an image never changes");
+}
+
+#[test]
+fn the_bound_of_catching_up_stays_until_it_is_changed() {
+    let limit = |rate: u64| Command::LimitCatchUp { bytes_per_second: NonZeroU64::new(rate) };
+    for rate in [50_000_000, 0] {
+        let bytes_per_second = NonZeroU64::new(rate);
+        check(limit(rate), Ok(Outcome::CatchUpLimited { bytes_per_second }));
+    }
+    let image = image_of(&[limit(7), broker(1, 2), create(10, "a", 1)]);
+    assert_eq!(image.catch_up_bytes_per_second(), NonZeroU64::new(7));
+    assert_eq!(image.apply(&limit(0)).unwrap().0.catch_up_bytes_per_second(), None);
 }
 
 #[test]

@@ -10,10 +10,10 @@
 //!
 //! Cost: in proportion to the topics that changed since the last finished image, and little for each of their
 //! partitions that did not. When a broker came or went, all partitions are looked at. The whole image is
-//! compared at the start, when this broker registered anew (its shards may differ), and when deletions were
+//! compared at the start, when this broker registered anew, and when deletions were
 //! forgotten meanwhile.
 
-use super::image::{Image, Topic};
+use super::image::{Image, Topic, home_among};
 use super::partition::Partition;
 use super::topic_config::TopicConfig;
 use crate::ids::{
@@ -31,6 +31,8 @@ pub struct Here {
     pub broker: BrokerId,
     /// Its number there.
     pub shard: ShardId,
+    /// How many shards this life of the broker has: what is registered may be an earlier life's.
+    pub shards: u16,
 }
 
 /// What a shard knows about a partition that it has open.
@@ -268,10 +270,10 @@ pub fn judge(
     }
     let entry = image.partition(partition);
     let is_here = entry.is_some_and(|entry| entry.has_replica(here.broker, generation));
-    match image.home_of(here.broker, partition, entry).filter(|_| is_here) {
-        Some(shard) if shard == here.shard => Judgement::Serve,
-        Some(shard) => Judgement::ServedBy(shard),
-        None => Judgement::Unknown,
+    match home_among(here.shards, here.broker, partition, entry) {
+        _ if !is_here => Judgement::Unknown,
+        shard if shard == here.shard => Judgement::Serve,
+        shard => Judgement::ServedBy(shard),
     }
 }
 
@@ -313,7 +315,7 @@ impl Steps<'_> {
             let Some(replica) = entry.replica(self.here.broker) else { continue };
             let open = self.local.get(partition).filter(|open| open.generation == replica.generation);
             if open.is_some_and(|open| !may_differ(open, entry))
-                || self.image.home_of(self.here.broker, partition, Some(entry)) != Some(self.here.shard)
+                || home_among(self.here.shards, self.here.broker, partition, Some(entry)) != self.here.shard
             {
                 continue;
             }

@@ -5,7 +5,7 @@ use crate::metadata::command::{Command, Placement};
 use crate::metadata::image::tests::{alter, any_command, broker, create, delete, grow, image_of};
 use proptest::prelude::*;
 
-const HERE: Here = Here { broker: BrokerId::new(1), shard: ShardId::new(0) };
+const HERE: Here = Here { broker: BrokerId::new(1), shard: ShardId::new(0), shards: 1 };
 
 fn perform(local: &mut LocalPartitions, image: &Image, here: Here) -> Vec<Action> {
     let actions = reconcile(local, image, here);
@@ -90,25 +90,48 @@ fn a_partition_is_opened_once_when_a_broker_came_with_it() {
 #[test]
 fn an_unregistered_broker_serves_nothing() {
     let image = image_of(&[broker(1, 1), create(10, "a", 2)]);
-    let stranger = Here { broker: BrokerId::new(2), shard: ShardId::new(0) };
+    let stranger = Here { broker: BrokerId::new(2), ..HERE };
     assert_eq!(reconcile(&LocalPartitions::default(), &image, stranger), []);
 }
 
+/// A broker that starts with another number of shards opens its partitions where they are at home in this life, before
+/// anybody knows of it, and nothing moves when it has registered.
 #[test]
-fn partitions_move_between_shards_without_losing_data() {
-    let one = image_of(&[broker(1, 1), create(10, "a", 4)]);
-    let two = one.apply(&broker(1, 2)).unwrap().0;
+fn homes_follow_the_shards_of_this_life() {
+    let registered = image_of(&[broker(1, 1), create(10, "a", 4)]);
+    let shards = [0, 1].map(|shard| Here { shard: ShardId::new(shard), shards: 2, ..HERE });
+    let mut followed = shards.map(|_| LocalPartitions::default());
+    for (here, local) in shards.iter().zip(&mut followed) {
+        assert_eq!(perform(local, &registered, *here).len(), 2);
+    }
+    let again = registered.apply(&broker(1, 2)).unwrap().0;
+    for (here, local) in shards.iter().zip(&mut followed) {
+        let changed = perform(local, &again, *here);
+        let is_change = |action: &Action| matches!(action, Action::Reconfigure { .. });
+        assert!(
+            changed.len() == 2 && changed.iter().all(is_change),
+            "the broker's life is another: {changed:?}"
+        );
+    }
+}
+
+#[test]
+fn a_moved_home_is_closed_and_opened_and_nothing_is_deleted() {
+    let image = image_of(&[broker(1, 2), create(10, "a", 1)]);
+    let [first, second] = [0, 1].map(|shard| Here { shard: ShardId::new(shard), shards: 2, ..HERE });
+    let id = TopicPartition { topic: TopicId::new(10), partition: PartitionIndex::new(0) };
+    let home = image.home_here(first, id);
+    let (from, to) = if home == first.shard { (first, second) } else { (second, first) };
     let mut local = LocalPartitions::default();
-    perform(&mut local, &one, HERE);
-    let moved = perform(&mut local, &two, HERE);
-    assert_eq!(local.len(), 2);
-    let closed = |action: &&Action| matches!(action, Action::ClosePartition { delete: false, .. });
-    let changed = |action: &&Action| matches!(action, Action::Reconfigure { .. });
-    assert_eq!(moved.iter().filter(closed).count(), 2, "{moved:?}");
-    assert_eq!(moved.iter().filter(changed).count(), 2, "the broker's life is another: {moved:?}");
-    let other = Here { shard: ShardId::new(1), ..HERE };
-    let opened = reconcile(&LocalPartitions::default(), &two, other);
-    assert_eq!(opened.len(), 2);
+    assert_eq!(perform(&mut local, &image, from).len(), 1);
+    let moved = Command::MoveHome { partition: id, broker: HERE.broker, shard: to.shard };
+    let image = image.apply(&moved).unwrap().0;
+    let closed = perform(&mut local, &image, from);
+    assert!(matches!(closed[..], [Action::ClosePartition { delete: false, .. }]), "{closed:?}");
+    assert_eq!(reconcile(&LocalPartitions::default(), &image, to).len(), 1);
+    // A life without that shard has it at home where topic and index say.
+    let alone = Here { shards: 1, ..first };
+    assert_eq!(reconcile(&LocalPartitions::default(), &image, alone).len(), 1);
 }
 
 #[test]
@@ -126,7 +149,7 @@ fn directories_are_judged() {
     let judged = |topic: u128, partition: u32| {
         let partition = PartitionIndex::new(partition);
         let id = TopicPartition { topic: TopicId::new(topic), partition };
-        judge(id, ReplicaGeneration::new(0), &image, HERE)
+        judge(id, ReplicaGeneration::new(0), &image, Here { shards: 2, ..HERE })
     };
     let both = [judged(10, 0), judged(10, 1)];
     assert!(
@@ -146,7 +169,7 @@ proptest! {
         commands in prop::collection::vec((any_command(), any::<bool>()), 0..40),
     ) {
         let mut image = image_of(&[broker(1, 2)]);
-        let shards = [0, 1, 2, 3].map(|shard| Here { shard: ShardId::new(shard), ..HERE });
+        let shards = [0, 1, 2, 3].map(|shard| Here { shard: ShardId::new(shard), shards: 4, ..HERE });
         let mut followed = shards.map(|_| LocalPartitions::default());
         for (command, look) in commands {
             if let Ok((next, _)) = image.apply(&command) {

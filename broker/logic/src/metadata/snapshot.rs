@@ -16,6 +16,7 @@ use crate::ids::{BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, ReplicaGene
 use crate::limits::{BROKERS_MAX, TOPICS_MAX};
 use flatbuffers::{FlatBufferBuilder, VerifierOptions};
 use schema::metadata as fb;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// The file identifier of an image.
@@ -121,6 +122,7 @@ pub fn encode(image: &Image) -> Vec<u8> {
         forgotten_version: image.forgotten_version(),
         next_producer_id: image.next_producer_id(),
         cluster_id: cluster_id.as_ref(),
+        catch_up_bytes_per_second: image.catch_up_bytes_per_second().map_or(0, NonZeroU64::get),
     };
     let root = fb::Image::create(b, &args);
     b.finish(root, Some(IMAGE_IDENTIFIER));
@@ -179,6 +181,7 @@ fn decode_in_place(bytes: &[u8]) -> Result<Image, DecodeError> {
         deletions: deletions.map(|deletion| (deletion.version(), topic_id(deletion.id()))).collect(),
         forgotten_version: image.forgotten_version(),
         next_producer_id: image.next_producer_id(),
+        catch_up_bytes_per_second: NonZeroU64::new(image.catch_up_bytes_per_second()),
     })
 }
 

@@ -2,13 +2,14 @@
 
 use super::moves::list;
 use crate::failure::Failure;
-use crate::output::{Output, Table, counted, duration_ms, grouped};
+use crate::output::{Output, Table, bytes, counted, duration_ms, grouped};
 use futures_util::future::join_all;
 use ringlog_client::{
     Admin, BrokerDescription, ClusterDescription, PartitionReplicas, ReplicaProgress, ReplicaState,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// How long a broker may take to say how it is.
@@ -191,6 +192,17 @@ pub fn state(partition: &PartitionReplicas) -> &'static str {
     }
 }
 
+/// What brokers send at most to replicas that catch up.
+pub fn limit(bytes_per_second: Option<NonZeroU64>, output: &mut Output) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.json(&json!({ "kind": "throttle", "catch_up_bytes_per_second": bytes_per_second }));
+    }
+    output.line(&match bytes_per_second {
+        Some(rate) => format!("replicas catch up with at most {}/s from each broker", bytes(rate.get())),
+        None => "replicas catch up as fast as there is room".to_owned(),
+    })
+}
+
 /// A replica for programs.
 pub fn replica_json(replica: &ReplicaState) -> serde_json::Value {
     json!({
@@ -208,7 +220,7 @@ fn head(cluster: &ClusterDescription, rot: &BTreeMap<u32, Rot>, output: &mut Out
         output.json(&json!({
             "kind": "cluster", "id": id, "version": cluster.version, "controller": cluster.controller,
             "term": cluster.term, "committed": cluster.committed, "answered_by": cluster.answered_by,
-            "health": health,
+            "health": health, "catch_up_bytes_per_second": cluster.catch_up_bytes_per_second,
         }))?;
         return cluster.brokers.iter().try_for_each(|broker| {
             let member = cluster.quorum.iter().find(|member| member.broker == broker.id);
@@ -240,6 +252,9 @@ fn head(cluster: &ClusterDescription, rot: &BTreeMap<u32, Rot>, output: &mut Out
         cluster.version,
     ))?;
     output.line(&health.words())?;
+    if cluster.catch_up_bytes_per_second.is_some() {
+        limit(cluster.catch_up_bytes_per_second, output)?;
+    }
     output.line("")?;
     let mut table = Table::new(&[
         ">BROKER",

@@ -7,6 +7,7 @@ use ringlog_client::plan::Loads;
 use ringlog_client::{Admin, ClusterDescription, Reassignment};
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// Between two looks at how far it is.
@@ -21,6 +22,33 @@ pub struct MoveArguments {
     /// Do not wait until it is done; look with: ringlog cluster status
     #[arg(long)]
     pub no_wait: bool,
+    /// What each broker may send per second to replicas that catch up, as 50MB, or none; it stays so afterwards
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub throttle: Option<Rate>,
+}
+
+/// A bound of catching up, bytes per second; `None` = no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub Option<NonZeroU64>);
+
+/// `none`, or a number with `kB`, `MB` or `GB`, which count by thousands, or bare bytes.
+pub fn rate(text: &str) -> Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    let wrong = || "write bytes per second, as 50MB, or none".to_owned();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit: u64 = match unit {
+        "" | "B" => 1,
+        "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let number = number.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+    let number = number.and_then(NonZeroU64::new).ok_or_else(wrong)?;
+    Ok(Rate(Some(number)))
 }
 
 /// What plans are made from.
@@ -56,6 +84,9 @@ impl Moves {
         output.flush()?;
         if how.dry_run || plan.is_empty() {
             return Ok(());
+        }
+        if let Some(Rate(throttle)) = how.throttle {
+            admin.limit_catch_up(throttle).await?;
         }
         admin.reassign_partitions(plan).await?;
         if how.no_wait { Ok(()) } else { wait(admin, plan).await }
@@ -162,5 +193,28 @@ pub async fn wait_until_it_leads_nothing(admin: &Admin, broker: u32) -> Result<(
             return Ok(());
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates() {
+        let rows: [(&str, Option<Option<u64>>); 9] = [
+            ("none", Some(None)),
+            ("50MB", Some(Some(50_000_000))),
+            ("1kB", Some(Some(1_000))),
+            ("2GB", Some(Some(2_000_000_000))),
+            ("17", Some(Some(17))),
+            ("0", None),
+            ("50 MB", None),
+            ("MB", None),
+            ("99999999999GB", None),
+        ];
+        for (text, expect) in rows {
+            assert_eq!(rate(text).ok(), expect.map(|rate| Rate(rate.and_then(NonZeroU64::new))), "{text}");
+        }
     }
 }

@@ -15,6 +15,7 @@ use logic::metadata::{Broker, Command, Image, Partition, Reassignment, Topic};
 use schema::error_code::ErrorCode;
 use schema::wire;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 
 /// Moves in one request.
@@ -30,6 +31,8 @@ pub enum Request {
     Drain(u32, bool),
     /// A broker goes for good.
     Remove(u32),
+    /// What each broker sends at most to replicas that catch up, bytes per second.
+    LimitCatchUp(Option<NonZeroU64>),
     /// Preferred leaders, or, uncleanly, any: partitions by topic, of which none means all.
     Elect(Option<Vec<(String, Vec<u32>)>>, bool),
 }
@@ -53,6 +56,10 @@ impl Request {
             Api::DrainBrokerRequest => {
                 let drain = request.api_as_drain_broker_request()?;
                 Self::Drain(drain.broker(), drain.draining())
+            }
+            Api::LimitCatchUpRequest => {
+                let limit = request.api_as_limit_catch_up_request()?;
+                Self::LimitCatchUp(NonZeroU64::new(limit.bytes_per_second()))
             }
             Api::RemoveBrokerRequest => Self::Remove(request.api_as_remove_broker_request()?.broker()),
             Api::ElectLeadersRequest => {
@@ -101,6 +108,17 @@ impl Reply {
                         wire::RemoveBrokerResponse::create(builder, &args).as_union_value()
                     });
                 }
+            }
+            Request::LimitCatchUp(bytes_per_second) => {
+                let is_so = shard.metadata.image().catch_up_bytes_per_second() == bytes_per_second;
+                if !is_so && let Err(error) = submit(shard, Command::LimitCatchUp { bytes_per_second }).await
+                {
+                    return self.refuse(error.error_code(), &error.to_string());
+                }
+                self.send(wire::ResponseApi::LimitCatchUpResponse, |builder| {
+                    let args = wire::LimitCatchUpResponseArgs {};
+                    wire::LimitCatchUpResponse::create(builder, &args).as_union_value()
+                });
             }
             Request::Elect(topics, unclean) => self.elect(shard, topics, unclean).await,
         }
@@ -279,6 +297,7 @@ impl Reply {
                 quorum: Some(builder.create_vector(&members)),
                 brokers,
                 topics,
+                catch_up_bytes_per_second: image.catch_up_bytes_per_second().map_or(0, NonZeroU64::get),
             };
             wire::DescribeClusterResponse::create(builder, &args).as_union_value()
         });

@@ -151,7 +151,7 @@ async fn describe_topic(shard: &Rc<Shard>, image: &Image, topic: &Topic) -> Vec<
     let mut by_shard: BTreeMap<ShardId, Vec<TopicPartition>> = BTreeMap::new();
     for index in 0..topic.partitions.len() as u32 {
         let id = TopicPartition { topic: topic.id, partition: PartitionIndex::new(index) };
-        let home = image.home_shard(shard.identity.broker, id).unwrap_or(shard.identity.shard);
+        let home = image.home_here(shard.identity.here(), id);
         by_shard.entry(home).or_default().push(id);
     }
     let asked = by_shard.into_iter().map(|(home, ids)| async move {

@@ -109,7 +109,7 @@ async fn group_reports(shard: &Rc<Shard>) -> Vec<lag::GroupReport> {
     let all: Vec<lag::Gathered> = others.into_iter().flatten().chain([here]).collect();
     let groups: Vec<_> = all.into_iter().flat_map(|gathered| gathered.groups).collect();
     let image = shard.metadata.image();
-    let questions = lag::questions(&groups, &image, shard.identity.broker);
+    let questions = lag::questions(&groups, &image, shard.identity.here());
     let answers = questions.into_iter().map(|(home, asked)| async move {
         match home == own {
             true => lag::answer(shard, asked).await,

@@ -16,9 +16,10 @@
 use crate::partition::reader::ReadError;
 use crate::shard::{Partition, Shard};
 use logic::group::request::{GroupState, Progress};
-use logic::ids::{BrokerId, Offset, ShardId, TopicPartition};
+use logic::ids::{Offset, ShardId, TopicPartition};
 use logic::limits::{LAG_DEVICE_READS_MAX, LAG_PARTITIONS_MAX, LAG_TIMESTAMPS_MAX, LAG_UNPACKED_BYTES_MAX};
 use logic::metadata::Image;
+use logic::metadata::reconcile::Here;
 use schema::compression;
 use schema::record_batch::{self, Header};
 use std::collections::{BTreeMap, HashMap};
@@ -102,8 +103,8 @@ pub async fn gather(shard: &Rc<Shard>) -> Gathered {
     gathered
 }
 
-/// What is to be asked of which shard of `broker`, each place once. Topics that are gone are left out.
-pub fn questions(groups: &[Progress], image: &Image, broker: BrokerId) -> BTreeMap<ShardId, Vec<Question>> {
+/// What is to be asked of which shard of this broker, each place once. Topics that are gone are left out.
+pub fn questions(groups: &[Progress], image: &Image, here: Here) -> BTreeMap<ShardId, Vec<Question>> {
     let mut all: Vec<Question> =
         groups.iter().flat_map(|group| group.positions.iter().flatten()).copied().collect();
     all.sort_unstable();
@@ -113,9 +114,8 @@ pub fn questions(groups: &[Progress], image: &Image, broker: BrokerId) -> BTreeM
         let id = question.0;
         let partition =
             image.topic(id.topic).and_then(|topic| topic.partitions.get(id.partition.get() as usize));
-        let is_here = partition.is_some_and(|partition| partition.leader == Some(broker));
-        if let Some(home) = image.home_shard(broker, id).filter(|_| is_here) {
-            by_shard.entry(home).or_default().push(question);
+        if partition.is_some_and(|partition| partition.leader == Some(here.broker)) {
+            by_shard.entry(image.home_here(here, id)).or_default().push(question);
         }
     }
     by_shard

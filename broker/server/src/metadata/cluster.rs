@@ -1,5 +1,7 @@
 //! Whole brokers in one process: they form a cluster, lose members and get them back.
 
+use super::machine::SNAPSHOT_EVERY;
+use super::tests::entries_in;
 use super::{MetadataHandle, Quorum};
 use crate::{Broker, BrokerConfig, ClusterConfig};
 use futures_executor::block_on;
@@ -126,4 +128,30 @@ fn without_a_majority_nothing_changes_and_what_is_known_stays() {
     for broker in brokers {
         broker.stop().unwrap();
     }
+}
+
+/// A follower of the metadata, which is asked for nothing by anybody, cuts its log by itself.
+#[test]
+fn a_follower_of_many_short_lives_keeps_a_short_log() {
+    let directories: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let mut address = any();
+    let mut most = 0;
+    for life in 0..8 {
+        let second = start(directories[1].path(), 1, address, &[first.address()]);
+        address = second.address();
+        // All but the first of all are refused, and are entries all the same.
+        let many = (0..SNAPSHOT_EVERY / 2).map(|_| {
+            let command = Command::DeleteTopic { id: TopicId::new(1) };
+            let handle = metadata(&first);
+            async move { handle.submit(command).await }
+        });
+        block_on(futures_util::future::join_all(many));
+        create(&first, 2 + life, 0).unwrap();
+        wait_for("topic", &second, |handle, _| has(handle, 2 + life));
+        second.stop().unwrap();
+        most = most.max(entries_in(directories[1].path()));
+    }
+    assert!(most < 3 * SNAPSHOT_EVERY, "{most} entries in the log of {}", 4 * SNAPSHOT_EVERY);
+    first.stop().unwrap();
 }

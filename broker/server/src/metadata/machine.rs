@@ -16,9 +16,10 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-/// Entries since the last snapshot before there is another, at least.
+/// Entries since the last snapshot, of this life or of earlier ones, before there is another, at least. As many are
+/// kept in the log for who lags.
 pub(super) const SNAPSHOT_EVERY: u64 = 1024;
 /// Outcomes of the newest commands, kept for who asked for them.
 const OUTCOMES_KEPT: usize = 4096;
@@ -32,11 +33,14 @@ pub(super) struct Applied {
     outcomes: Mutex<VecDeque<(LogId, Verdict)>>,
     /// Entries applied: the index after the last.
     next: watch::Sender<u64>,
+    /// Enough entries were applied since the last snapshot.
+    log_is_long: Notify,
 }
 
 impl Applied {
     pub fn new(image: Arc<RwLock<Arc<Image>>>) -> Arc<Self> {
-        Arc::new(Self { image, outcomes: Mutex::default(), next: watch::channel(0).0 })
+        let next = watch::channel(0).0;
+        Arc::new(Self { image, outcomes: Mutex::default(), next, log_is_long: Notify::new() })
     }
 
     /// Waits until entry `id` is applied and published here, and says what it did. `None`: a snapshot went past it, or
@@ -53,6 +57,11 @@ impl Applied {
     /// Changes with every entry that is applied.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.next.subscribe()
+    }
+
+    /// Waits until there should be a snapshot.
+    pub async fn log_is_long(&self) {
+        self.log_is_long.notified().await;
     }
 
     fn publish(&self, image: Arc<Image>, publish: &Publish) {
@@ -105,6 +114,17 @@ impl Machine {
         self.applied.publish(self.image.clone(), &publish);
         drop(publish);
         self.applied.next.send_replace(self.last.map_or(0, |last| last.index + 1));
+        // Again with every entry: who asks for it while one is being made is not heard.
+        if self.is_log_long() {
+            self.applied.log_is_long.notify_one();
+        }
+    }
+
+    /// Whether a snapshot is worth making. Only a large image is worth a longer log.
+    fn is_log_long(&self) -> bool {
+        let entries = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        let since = entries(self.last) - entries(self.snapshot.as_ref().and_then(|snapshot| snapshot.id));
+        since >= SNAPSHOT_EVERY.max(self.image.topic_count() as u64)
     }
 
     fn meta(&self) -> SnapshotMeta {
@@ -170,13 +190,8 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        // Raft asks by what is committed, and asks once: what is applied may be behind that, and is not counted again. Where
-        // nothing is new, building one would only keep the next question from being heard. Only a large image is worth
-        // a longer log.
-        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
-        let since = index(self.last) - index(self.snapshot.as_ref().and_then(|snapshot| snapshot.id));
-        let topics = self.image.topic_count() as u64;
-        if !force && (since == 0 || topics > SNAPSHOT_EVERY && since < topics) {
+        // Asked for once too often, it would only be written again.
+        if !force && !self.is_log_long() {
             return None;
         }
         Some(self.get_snapshot_builder().await)

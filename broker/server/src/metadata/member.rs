@@ -3,6 +3,7 @@
 
 use super::MetadataError;
 use super::codec::Builder;
+use super::machine::SNAPSHOT_EVERY;
 use super::network::{CallError, Wire};
 use super::peers::{Asked, Member, Word};
 use super::raft::Proposal;
@@ -184,6 +185,7 @@ impl Member {
                     continue;
                 }
                 Ok(Asked::Refused(why)) => return Err(MetadataError::Join(format!("{address}: {why}"))),
+                Ok(Asked::Unknown(why)) => last = format!("{address}: {why}"),
                 Ok(_) => last = format!("{address} does not know who leads the metadata"),
                 Err(error) => last = error.to_string(),
             }
@@ -197,7 +199,7 @@ impl Member {
         let ask = |b: &mut Builder| -> (fb::Ask, WIPOffset<UnionWIPOffset>) {
             let args = fb::JoinArgs {
                 broker: self.peers.me().get(),
-                address: Some(b.create_string(&self.settings.address)),
+                address: Some(b.create_string(&self.address)),
                 storage_high: (storage_uuid >> 64) as u64,
                 storage_low: storage_uuid as u64,
             };
@@ -282,6 +284,24 @@ impl Member {
             // The next one is under way soon.
             let _ = member.ask(leader, member.settings.session, ask).await;
         });
+    }
+
+    /// Has the log cut again and again, whether this broker leads or not.
+    pub async fn keep_log_short(&self) {
+        // The last life may have ended between a snapshot and the cut that follows it.
+        let snapshot = self.raft.metrics().borrow_watched().snapshot;
+        if let Some(upto) = snapshot.and_then(|id| id.index.checked_sub(SNAPSHOT_EVERY))
+            && self.raft.trigger().purge_log(upto).await.is_err()
+        {
+            return;
+        }
+        loop {
+            self.applied.log_is_long().await;
+            // An error says that Raft has stopped.
+            if self.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Runs the controller, which does something while this broker leads the metadata of a cluster, and looks after
@@ -394,7 +414,7 @@ impl Group {
         let stays = |id: &u64| !gone.contains(id);
         let voters = member.voters();
         let wanted = wanted_voters(
-            member.settings.voters,
+            member.settings.metadata_voters,
             &voters.iter().copied().filter(stays).collect(),
             &nodes.iter().copied().filter(stays).filter(|id| may_vote(image, *id)).collect(),
         );

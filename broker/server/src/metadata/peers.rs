@@ -137,7 +137,9 @@ pub(super) struct Member {
     pub peers: Arc<Peers>,
     pub applied: Arc<Applied>,
     pub log: super::log::Log,
-    pub settings: super::MetadataSettings,
+    pub settings: super::ClusterConfig,
+    /// Where the others find this broker, host:port.
+    pub address: String,
     /// Whether it is a member, as far as it has been told: see [`Member::is_admitted`].
     pub admitted: Arc<AtomicBool>,
 }

@@ -14,7 +14,7 @@ use logic::ids::{BrokerEpoch, BrokerId};
 use logic::limits::FRAME_BYTES_MAX;
 use logic::metadata::controller::Heartbeat;
 use openraft::ChangeMembers;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 use schema::consensus as fb;
 use schema::frame;
@@ -335,7 +335,7 @@ async fn join(member: &Member, broker: u32, address: String, storage_uuid: u128)
         return refused(format!("broker {broker} is there already, at {host}:{port}, with another disk"));
     }
     let Some(cluster) = image.cluster_id() else {
-        return refused("the cluster has no identity yet, try again");
+        return unknown("the cluster has no identity yet");
     };
     if member.peers.address(u64::from(member.peers.me().get())).is_none() {
         return refused(
@@ -361,8 +361,18 @@ async fn join(member: &Member, broker: u32, address: String, storage_uuid: u128)
             tracing::info!("broker {broker} at {address} follows the metadata");
             joined
         }
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => redirect(member),
-        Err(error) => refused(error),
+        Err(error) => not_changed(member, error),
+    }
+}
+
+/// Why the group is as it was: a broker that wants to join asks again where that may help.
+fn not_changed(member: &Member, error: RaftError<Types, ClientWriteError<Types>>) -> Answer {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => redirect(member),
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(
+            _,
+        ))) => unknown("another change of the metadata's group is under way"),
+        error => refused(error),
     }
 }
 
@@ -378,7 +388,6 @@ async fn forget(member: &Member, broker: u32) -> Result<(), Answer> {
     tracing::warn!("broker {broker} comes with another disk: it is taken out of the metadata's group first");
     match member.raft.change_membership(change, false).await {
         Ok(_) => Ok(()),
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(redirect(member)),
-        Err(error) => Err(refused(error)),
+        Err(error) => Err(not_changed(member, error)),
     }
 }

@@ -17,12 +17,16 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Broker 1, in no cluster.
-fn alone() -> MetadataSettings {
-    MetadataSettings { broker: BrokerId::new(1), ..MetadataSettings::new("127.0.0.1:1") }
+fn alone() -> ClusterConfig {
+    ClusterConfig { broker: BrokerId::new(1), ..ClusterConfig::default() }
+}
+
+fn address() -> String {
+    "127.0.0.1:1".to_owned()
 }
 
 fn run(directory: &Path) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    start(directory, alone(), 0, Box::new(|_| ()))
+    start(directory, alone(), address(), 0, Box::new(|_| ()))
 }
 
 fn register() -> Command {
@@ -116,7 +120,22 @@ fn the_log_is_cut_by_snapshots() {
     assert!(entries < 4 * SNAPSHOT_EVERY, "{entries} entries in the log of {}", 8 * SNAPSHOT_EVERY);
 }
 
-fn entries_in(directory: &Path) -> u64 {
+/// No life has as many entries as make a snapshot, and each ends without waiting for one.
+#[test]
+fn many_short_lives_do_not_make_a_long_log() {
+    let (directory, _) = directory_with(&[register()]);
+    let mut most = 0;
+    for _ in 0..12 {
+        let (handle, thread) = run(directory.path()).unwrap();
+        let many = (0..SNAPSHOT_EVERY / 2).map(|_| handle.submit(create(1)));
+        block_on(futures_util::future::join_all(many));
+        thread.stop();
+        most = most.max(entries_in(directory.path()));
+    }
+    assert!(most < 4 * SNAPSHOT_EVERY, "{most} entries in the log of {}", 6 * SNAPSHOT_EVERY);
+}
+
+pub(super) fn entries_in(directory: &Path) -> u64 {
     let database = redb::Database::open(store_file(directory)).unwrap();
     let transaction = redb::ReadableDatabase::begin_read(&database).unwrap();
     let log: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("entries");
@@ -133,7 +152,7 @@ fn a_crash_between_commit_and_publish_keeps_the_command() {
     let publish = move |_| {
         std::fs::copy(&from, &to).unwrap();
     };
-    let (handle, _thread) = start(directory.path(), alone(), 0, Box::new(publish)).unwrap();
+    let (handle, _thread) = start(directory.path(), alone(), address(), 0, Box::new(publish)).unwrap();
     for (at, command) in [register(), create(1), create(2), delete(1)].into_iter().enumerate() {
         block_on(handle.submit(command)).unwrap();
         // The copy was made before the answer.
@@ -290,7 +309,7 @@ fn many_submitters() {
     let published = Arc::new(Mutex::new(Vec::new()));
     let log = published.clone();
     let publish = move |image: Arc<Image>| log.lock().unwrap().push(image.version());
-    let (handle, thread) = start(directory.path(), alone(), 0, Box::new(publish)).unwrap();
+    let (handle, thread) = start(directory.path(), alone(), address(), 0, Box::new(publish)).unwrap();
     std::thread::scope(|scope| {
         for submitter in 0..8u128 {
             let handle = &handle;
@@ -371,7 +390,8 @@ fn with_faults(kind: ErrorKind, sync_too: bool, from: u64, until: u64) -> Case {
     let (directory, _) = directory_with(&[register()]);
     let faults = Arc::new(Faults::default());
     let (handle, thread) =
-        start_with(directory.path(), alone(), 0, Box::new(|_| ()), faults.gate(kind, sync_too)).unwrap();
+        start_with(directory.path(), alone(), address(), 0, Box::new(|_| ()), faults.gate(kind, sync_too))
+            .unwrap();
     faults.arm(from, until);
     let answer = block_on(handle.submit(create(1)));
     let reached = faults.count.load(SeqCst) > from;
@@ -407,7 +427,8 @@ fn a_full_disk_delays_and_loses_nothing() {
     let (directory, _) = directory_with(&[register()]);
     let faults = Arc::new(Faults::default());
     let gate = faults.gate(ErrorKind::StorageFull, false);
-    let (handle, thread) = start_with(directory.path(), alone(), 0, Box::new(|_| ()), gate).unwrap();
+    let (handle, thread) =
+        start_with(directory.path(), alone(), address(), 0, Box::new(|_| ()), gate).unwrap();
     faults.arm(0, u64::MAX);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| block_on(handle.submit(create(1))));

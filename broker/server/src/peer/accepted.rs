@@ -1,7 +1,8 @@
 //! Streams that other brokers' shards have made to this one: what leaders say goes to the replicas, answers go back.
 //!
-//! Owned by [`Peers`]. A partition's answers go to the stream that it was last opened over, or, if that is another shard's,
-//! to that shard. Invariants: nothing more is received while this shard has no room for batches, or the mailbox of the
+//! Owned by [`Peers`]. A partition's answers to a leader go to the stream over which that one opened it last, or, if that is
+//! another shard's, to that shard. A leader of the past may open it beside the one of now: each has its own answers.
+//! Invariants: nothing more is received while this shard has no room for batches, or the mailbox of the
 //! partition's shard has none; a stream that ends takes its partitions' ways with it.
 
 use super::stream::{Stream, StreamError};
@@ -63,7 +64,8 @@ enum Way {
 pub struct Accepted {
     streams: RefCell<HashMap<u64, Rc<Stream>>>,
     next: Cell<u64>,
-    ways: RefCell<HashMap<TopicPartition, (BrokerId, Way)>>,
+    /// By partition and leader.
+    ways: RefCell<BTreeMap<(TopicPartition, BrokerId), Way>>,
     /// Answers that wait for the task that takes them to other shards.
     forwarded: RefCell<BTreeMap<(ShardId, u64), Answers>>,
     forwarding: Cell<bool>,
@@ -77,7 +79,10 @@ impl Accepted {
 
     /// A partition is not answered for any more.
     pub fn forget(&self, id: TopicPartition) {
-        self.ways.borrow_mut().remove(&id);
+        let mut ways = self.ways.borrow_mut();
+        let all = (id, BrokerId::new(0))..=(id, BrokerId::new(u32::MAX));
+        let leaders: Vec<_> = ways.range(all).map(|(key, _)| *key).collect();
+        leaders.iter().for_each(|key| drop(ways.remove(key)));
     }
 
     /// Closes all streams.
@@ -148,7 +153,7 @@ impl Peers {
         tracing::info!("the stream from broker {peer} has ended: {why}");
         self.accepted.streams.borrow_mut().remove(&number);
         let ours = |way: &Way| matches!(way, Way::Here(one) if Rc::ptr_eq(one, &stream));
-        self.accepted.ways.borrow_mut().retain(|_, (_, way)| !ours(way));
+        self.accepted.ways.borrow_mut().retain(|_, way| !ours(way));
     }
 
     /// Waits until this shard can take more batches. Its device is behind then: a look now and then is often enough.
@@ -165,7 +170,7 @@ impl Peers {
     /// A leader has said something about a partition of this shard.
     fn receive_from(&self, from: BrokerId, way: Way, id: TopicPartition, message: Message, batches: &[u8]) {
         if matches!(message.body, Body::FromLeader(FromLeader::Open { .. })) {
-            self.accepted.ways.borrow_mut().insert(id, (from, way));
+            self.accepted.ways.borrow_mut().insert((id, from), way);
         }
         if let Some(replicas) = self.replicas() {
             replicas.receive(from, id, message, batches);
@@ -190,15 +195,15 @@ impl Peers {
 
     /// Says something as a follower.
     pub(super) fn answer(self: &Rc<Self>, to: BrokerId, id: TopicPartition, message: &Message) {
-        let way = self.accepted.ways.borrow().get(&id).cloned();
+        let way = self.accepted.ways.borrow().get(&(id, to)).cloned();
         // The leader has changed, and the new one has not opened it yet.
-        let Some((_, way)) = way.filter(|(leader, _)| *leader == to) else { return };
+        let Some(way) = way else { return };
         match way {
             Way::Here(stream) => stream.say(id, message),
             Way::Shard { shard, stream } => self.forward(shard, stream, id, message),
         }
         if matches!(message.body, Body::FromFollower(FromFollower::Nack(Nack::NotReplica))) {
-            self.accepted.forget(id);
+            self.accepted.ways.borrow_mut().remove(&(id, to));
         }
     }
 

@@ -34,6 +34,9 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+/// The longest time that a catch-up stream which must wait is not looked at.
+const PACE_LOOK: Duration = Duration::from_secs(1);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 enum ConnectError {
@@ -88,6 +91,8 @@ struct Session {
     catch_up_after: Cell<Instant>,
     /// Somebody will wake its writer then.
     held_back: Cell<bool>,
+    /// The catch-up stream is woken when it may send again.
+    paces: Cell<bool>,
 }
 
 /// The stream for those who are far behind.
@@ -231,6 +236,14 @@ impl Link {
         }
     }
 
+    /// Those who catch up may be sent more than before, or less.
+    pub(super) fn wake_catch_up(&self) {
+        let session = self.session.borrow().clone();
+        if let Some(stream) = session.and_then(|session| session.stream(StreamKind::CatchUp)) {
+            stream.wake_writer();
+        }
+    }
+
     /// What is on its way of a partition does not count any more.
     pub(super) fn forget(&self, id: TopicPartition) {
         let Some(session) = self.session.borrow().clone() else { return };
@@ -294,6 +307,7 @@ impl Link {
             reads: Cell::new(0),
             catch_up_after: Cell::new(Instant::now()),
             held_back: Cell::new(false),
+            paces: Cell::new(false),
         });
         *self.session.borrow_mut() = Some(session.clone());
         tracing::info!("a stream to broker {} is up", self.peer);
@@ -391,6 +405,9 @@ impl Link {
         while stream.waiting_bytes() < REPLICATION_FRAME_BODY_BYTES
             && session.reads.get() < REPLICATION_READS_MAX
         {
+            if kind == StreamKind::CatchUp && self.must_wait(peers, session) {
+                return;
+            }
             let next = session.turns(kind).borrow_mut().next();
             let Some(id) = next else { return };
             match replicas.read(self.peer, id) {
@@ -406,14 +423,39 @@ impl Link {
                         if let Some(batches) = batches {
                             link.push(&peers, &session, kind, id, batches, false);
                         }
-                        if let Some(stream) = session.stream(kind) {
-                            stream.wake_writer();
+                        // Whichever waited for the reads to become fewer.
+                        for kind in [StreamKind::Live, StreamKind::CatchUp] {
+                            if let Some(stream) = session.stream(kind) {
+                                stream.wake_writer();
+                            }
                         }
                     })
                     .detach();
                 }
             }
         }
+    }
+
+    /// Whether those who catch up have had as much as they may for now. The stream is then woken when there is more.
+    fn must_wait(&self, peers: &Peers, session: &Rc<Session>) -> bool {
+        let pace = peers.pace.borrow();
+        let Some(wait) = pace.wait(Instant::now()) else {
+            // How much a read brings is not known before; its end wakes the stream.
+            return pace.is_bound() && session.reads.get() > 0;
+        };
+        if !session.paces.replace(true) {
+            let session = session.clone();
+            stall::spawn("the pace of catching up", async move {
+                // Not much longer than the session.
+                glommio::timer::sleep(wait.min(PACE_LOOK)).await;
+                session.paces.set(false);
+                if let Some(stream) = session.stream(StreamKind::CatchUp) {
+                    stream.wake_writer();
+                }
+            })
+            .detach();
+        }
+        true
     }
 
     /// Sends batches and says so.
@@ -435,8 +477,11 @@ impl Link {
         let body = Body::FromLeader(FromLeader::Append(head));
         stream.append(id, &Message { leader_epoch, open_sequence, body }, slices);
         session.turns(kind).borrow_mut().sent(id, open_sequence, end, bytes);
+        if kind == StreamKind::CatchUp {
+            peers.pace.borrow_mut().sent(Instant::now(), bytes);
+        }
         if let Some(replicas) = peers.replicas() {
-            replicas.pushed(self.peer, id, Pushed { open_sequence, end, from_memory });
+            replicas.pushed(self.peer, id, Pushed { leader_epoch, open_sequence, end, from_memory });
         }
     }
 

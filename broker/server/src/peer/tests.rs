@@ -666,6 +666,12 @@ fn answers_go_to_the_leader_that_opened_the_partition() {
         // To nobody: another leader, or a partition that nobody opened.
         pair.follower.peers.send(BrokerId::new(5), id(1), &Made::message(1, ack.clone()));
         pair.follower.peers.send(LEADER, id(2), &Made::message(1, ack.clone()));
+        // A leader of the past opens it once more, too late: it does not take the answers to the one of now away.
+        let (generation, log_start) = (logic::ids::ReplicaGeneration::new(1), Offset::new(0));
+        let open = Body::FromLeader(FromLeader::Open { generation, log_start });
+        let messages = vec![(id(1), Made::message(1, open), bytes::Bytes::new())];
+        let (from, shard) = (BrokerId::new(5), ShardId::new(0));
+        pair.follower.peers.receive_forwarded(ForwardedMessages { from, shard, stream: 99, messages });
         pair.follower.peers.send(LEADER, id(1), &Made::message(1, ack.clone()));
         until("one is said", || said() > before).await;
         // Whoever is not a replica any more says so once.

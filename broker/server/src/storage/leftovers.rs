@@ -69,7 +69,7 @@ pub async fn judge_leftovers<D: Disk>(
             continue;
         };
         let first = TopicPartition { topic, partition: PartitionIndex::new(0) };
-        let owns_topic = at_start.home_shard(here.broker, first) == Some(here.shard);
+        let owns_topic = at_start.home_here(here, first) == here.shard;
         let directory = topic_directory(storage.root(), topic);
         let Ok(names) = storage.disk.list(&directory).await else {
             if owns_topic {
@@ -88,7 +88,7 @@ pub async fn judge_leftovers<D: Disk>(
                 continue;
             };
             let id = TopicPartition { topic, partition };
-            if image.home_shard(here.broker, id) != Some(here.shard) {
+            if image.home_here(here, id) != here.shard {
                 continue;
             }
             let replica = ReplicaGeneration::new(generation);
