@@ -6,9 +6,11 @@
 //! were told goes through the checker of histories. Without the rights to make namespaces the runs on hosts say so and
 //! pass. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to begin at a seed.
 
+mod brokers;
 mod changes;
 mod demo;
 mod faults;
+mod growth;
 mod hosts;
 mod network;
 #[path = "../faults/support/process.rs"]
