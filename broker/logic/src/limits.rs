@@ -214,9 +214,11 @@ pub const ALTER_REFUSED_BACKOFF_MS: u64 = 500;
 pub const REOPEN_BACKOFF_MS_MIN: u64 = 10;
 /// … twice as long each time, at most.
 pub const REOPEN_BACKOFF_MS_MAX: u64 = 2_000;
-/// How long opening at a follower may go without an answer before it begins anew, milliseconds. Truncating and
-/// reading fingerprints are within it.
-pub const OPEN_TIMEOUT_MS: u64 = 10_000;
+/// How long opening at a follower may go without an answer before it begins anew, milliseconds. What is lost between two
+/// brokers is lost without a word…
+pub const OPEN_TIMEOUT_MS_MIN: u64 = 500;
+/// … twice as long each time, at most: truncating and reading fingerprints are within it.
+pub const OPEN_TIMEOUT_MS_MAX: u64 = 10_000;
 /// How long a leader that gives its leadership away refuses produces, milliseconds; then it goes on leading.
 pub const TRANSFER_MS_MAX: u64 = 1_000;
 /// A suspicion, a repair, or a transfer that metadata has not taken note of is told again after so long,
@@ -439,7 +441,7 @@ const _: () = {
     assert!(SESSION_TIMEOUT_MS_DEFAULT <= SESSION_TIMEOUT_MS_MAX);
     // Nothing is asked for again before the answer can be there, nor more often than it is waited for.
     assert!(WATERMARK_DELAY_MS < REOPEN_BACKOFF_MS_MIN && REOPEN_BACKOFF_MS_MIN < REOPEN_BACKOFF_MS_MAX);
-    assert!(REOPEN_BACKOFF_MS_MAX < OPEN_TIMEOUT_MS && ALTER_REFUSED_BACKOFF_MS <= ALTER_RETRY_MS);
+    assert!(REOPEN_BACKOFF_MS_MAX < OPEN_TIMEOUT_MS_MAX && ALTER_REFUSED_BACKOFF_MS <= ALTER_RETRY_MS);
     // A follower's epochs, 12 bytes each, fit the metadata of a frame.
     assert!(EPOCHS_NAMED_MAX * 12 * 4 <= FRAME_METADATA_BYTES_MAX);
     // A broker is heard several times before its session ends.

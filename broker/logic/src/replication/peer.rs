@@ -14,7 +14,9 @@ use super::replica::Position;
 use super::rules::{Rule, holds};
 use super::{Effect, Effects, Member, Stream};
 use crate::ids::{BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, ReplicaGeneration};
-use crate::limits::{OPEN_TIMEOUT_MS, REOPEN_BACKOFF_MS_MAX, REOPEN_BACKOFF_MS_MIN, REPLICA_SLOW_MS};
+use crate::limits::{
+    OPEN_TIMEOUT_MS_MAX, OPEN_TIMEOUT_MS_MIN, REOPEN_BACKOFF_MS_MAX, REOPEN_BACKOFF_MS_MIN, REPLICA_SLOW_MS,
+};
 
 /// How far opening is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +76,8 @@ pub(super) struct Peer {
     /// When to open again, or to begin opening anew; `u64::MAX` = never.
     pub retry_ms: u64,
     backoff_ms: u64,
+    /// How long the next opening may go without an answer.
+    patience_ms: u64,
     /// When it may be reported clean again.
     pub clean_report_ms: u64,
 }
@@ -106,6 +110,7 @@ impl Peer {
             watermark_ms: u64::MAX,
             retry_ms: u64::MAX,
             backoff_ms: REOPEN_BACKOFF_MS_MIN,
+            patience_ms: OPEN_TIMEOUT_MS_MIN,
             clean_report_ms: 0,
         }
     }
@@ -141,7 +146,8 @@ impl Peer {
         self.forget();
         self.open_sequence = OpenSequence::new(self.open_sequence.get() + 1);
         self.phase = Phase::Opening;
-        self.retry_ms = now_ms + OPEN_TIMEOUT_MS;
+        self.retry_ms = now_ms + self.patience_ms;
+        self.patience_ms = (2 * self.patience_ms).min(OPEN_TIMEOUT_MS_MAX);
         let body = FromLeader::Open { generation: self.generation, log_start: position.log_start };
         effects.push(self.message(leader_epoch, body));
     }
@@ -152,6 +158,7 @@ impl Peer {
         self.phase = Phase::Waiting;
         self.retry_ms = now_ms + self.backoff_ms;
         self.backoff_ms = (2 * self.backoff_ms).min(REOPEN_BACKOFF_MS_MAX);
+        self.patience_ms = OPEN_TIMEOUT_MS_MIN;
     }
 
     fn forget(&mut self) {
@@ -235,6 +242,7 @@ impl Peer {
         self.unfit = false;
         self.retry_ms = u64::MAX;
         self.backoff_ms = REOPEN_BACKOFF_MS_MIN;
+        self.patience_ms = OPEN_TIMEOUT_MS_MIN;
         self.mark = (position.log_end, now_ms);
         self.slow_since_ms = u64::MAX;
         if end >= position.log_end {
@@ -396,5 +404,6 @@ impl Peer {
         forget(&mut self.retry_ms);
         forget(&mut self.clean_report_ms);
         self.backoff_ms = REOPEN_BACKOFF_MS_MIN;
+        self.patience_ms = OPEN_TIMEOUT_MS_MIN;
     }
 }

@@ -506,7 +506,9 @@ fn who_does_not_follow_is_asked_later() {
     script.hears(1, 3, FromFollower::Nack(Nack::StorageFull), "alter 1 to 0@1 2@1");
     script.later(4 * backoff, "to 1#4 open");
     // Opening that is not answered begins anew.
-    script.later(crate::limits::OPEN_TIMEOUT_MS, "to 1#5 open, alter 1 to 0@1 2@1");
+    let patience = crate::limits::OPEN_TIMEOUT_MS_MIN;
+    script.later(patience, "to 1#5 open");
+    script.later(2 * patience, "to 1#6 open, alter 1 to 0@1 2@1");
 }
 
 #[test]

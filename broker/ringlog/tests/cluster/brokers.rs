@@ -76,11 +76,6 @@ impl Cluster {
         self.start(id);
     }
 
-    /// `kill -9`.
-    pub fn kill(&mut self, id: u32) {
-        drop(self.place(id).broker.take().expect("it runs").kill());
-    }
-
     /// An orderly stop.
     pub fn stop(&mut self, id: u32) {
         drop(self.place(id).broker.take().expect("it runs").stop());
