@@ -418,6 +418,13 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         let _ = ready.send(Err(MetadataError::Thread(why)));
     };
     let alone = contents.is_group_of(u64::from(settings.broker.get()));
+    if contents.joining && settings.join.is_empty() {
+        fail(
+            "this broker had begun to join a cluster, and was not done: start it with --join again"
+                .to_owned(),
+        );
+        return None;
+    }
     let (log, writer) = match log::Log::start(store, &mut contents) {
         Ok(started) => started,
         Err(error) => {
@@ -447,7 +454,9 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
             return Some(writer);
         }
     };
-    let joins = log.is_pristine() && !settings.join.is_empty();
+    let joins = contents.joining || log.is_pristine() && !settings.join.is_empty();
+    // What its log speaks of first may be a group of this broker alone, which it was before it lost its disk.
+    raft.runtime_config().elect(!joins);
     let admitted = Arc::new(AtomicBool::new(!joins));
     let member = Member { raft, peers, applied, log, settings, address, admitted };
     let begun = begin_group(&member, alone).await;
@@ -472,11 +481,11 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
 /// Gets as far as this broker gets by itself: makes its group of one, or leads it again.
 async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
     let me = u64::from(member.settings.broker.get());
+    if !member.is_admitted() {
+        // Others will make it a member.
+        return Ok(());
+    }
     if member.log.is_pristine() {
-        if !member.settings.join.is_empty() {
-            // Others will make it a member.
-            return Ok(());
-        }
         let group = BTreeMap::from([(me, raft::Node::new(&member.address))]);
         member.raft.initialize(group).await.map_err(|error| error.to_string())?;
     } else if alone {
@@ -566,7 +575,7 @@ impl Living {
     async fn live(self, answer: Sender<Result<(), MetadataError>>) {
         let member = &self.member;
         let storage_uuid = self.registration.storage_uuid;
-        let joins = member.log.is_pristine();
+        let joins = !member.is_admitted();
         if joins && let Err(error) = member.join(storage_uuid).await {
             let _ = answer.try_send(Err(error));
             return;
@@ -579,6 +588,10 @@ impl Living {
         loop {
             match self.enter().await {
                 Ok(epoch) => {
+                    if joins && let Err(error) = member.has_joined().await {
+                        let _ = answer.try_send(Err(error));
+                        return;
+                    }
                     let _ = answer.try_send(Ok(()));
                     match self.stay(epoch).await {
                         Beaten::Again => {}
@@ -590,6 +603,7 @@ impl Living {
                     if !alone && !matches!(error, MetadataError::Rejected(_)) && !member.is_stopped() =>
                 {
                     tracing::warn!("broker {} is not registered yet: {error}", self.registration.broker);
+                    tokio::time::sleep(member.settings.heartbeat).await;
                 }
                 Err(error) => {
                     let me = self.registration.broker;

@@ -52,13 +52,14 @@ struct Expected {
     committed: Option<LogId>,
     purged: Option<LogId>,
     snapshot: Option<StoredSnapshot>,
+    joining: bool,
 }
 
 impl Expected {
     fn of(contents: Contents) -> Self {
-        let Contents { entries, vote, committed, purged, snapshot } = contents;
+        let Contents { entries, vote, committed, purged, snapshot, joining } = contents;
         let entries = entries.into_iter().map(|entry| (entry.log_id.index, entry)).collect();
-        Self { entries, vote, committed, purged, snapshot }
+        Self { entries, vote, committed, purged, snapshot, joining }
     }
 
     fn perform(&mut self, op: &Op) {
@@ -72,6 +73,7 @@ impl Expected {
             Op::Vote(vote) => self.vote = Some(*vote),
             Op::Committed(id) => self.committed = *id,
             Op::Snapshot(snapshot) => self.snapshot = Some(snapshot.clone()),
+            Op::Joining(joining) => self.joining = *joining,
         }
     }
 }
@@ -103,6 +105,7 @@ fn commit(random: &mut impl FnMut(u64) -> u64, next: &mut u64, kept: &mut u64, t
             ops.push(Op::Snapshot(StoredSnapshot { id: Some(last), membership, image }));
             ops.push(Op::Purge(last));
         }
+        3 => ops.push(Op::Joining(random(2) == 0)),
         _ => {}
     }
     for _ in 0..1 + random(4) {

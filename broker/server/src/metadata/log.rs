@@ -96,6 +96,11 @@ impl Log {
         self.write(vec![Op::Snapshot(snapshot)]).await
     }
 
+    /// Notes durably that this broker begins to join a cluster, or has joined.
+    pub async fn note_joining(&self, joining: bool) -> Result<(), io::Error> {
+        self.write(vec![Op::Joining(joining)]).await
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

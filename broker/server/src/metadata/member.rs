@@ -169,6 +169,7 @@ impl Member {
         let deadline = Instant::now() + JOIN_PATIENCE;
         let mut known: Vec<String> = self.settings.join.clone();
         let mut last = String::new();
+        self.log.note_joining(true).await.map_err(|error| MetadataError::Join(error.to_string()))?;
         while Instant::now() < deadline {
             let Some(address) = known.first().cloned() else { break };
             // Each in its turn.
@@ -193,6 +194,14 @@ impl Member {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Err(MetadataError::Join(format!("not let in within {JOIN_PATIENCE:?}: {last}")))
+    }
+
+    /// It is registered by this life, and its log has that: so the group that the log speaks of last is one that knows
+    /// this disk, and this broker may stand for election in it.
+    pub async fn has_joined(&self) -> Result<(), MetadataError> {
+        self.log.note_joining(false).await.map_err(|error| MetadataError::Join(error.to_string()))?;
+        self.raft.runtime_config().elect(true);
+        Ok(())
     }
 
     async fn ask_to_join(&self, address: &str, storage_uuid: u128) -> Result<Asked, CallError> {

@@ -83,6 +83,8 @@ pub(super) enum Op {
     Committed(Option<LogId>),
     /// An image takes the place of the one before.
     Snapshot(StoredSnapshot),
+    /// It begins to join a cluster, or has joined.
+    Joining(bool),
 }
 
 /// An image and what is in it.
@@ -104,6 +106,8 @@ pub(super) struct Contents {
     pub committed: Option<LogId>,
     pub purged: Option<LogId>,
     pub snapshot: Option<StoredSnapshot>,
+    /// It has begun to join a cluster, and is not registered in it yet: what groups its log speaks of may be long past.
+    pub joining: bool,
 }
 
 impl Contents {
@@ -115,7 +119,7 @@ impl Contents {
         });
         let in_snapshot = || self.snapshot.as_ref().map(|snapshot| snapshot.membership.membership());
         let group = in_log.or_else(in_snapshot);
-        group.is_some_and(|group| group.nodes().map(|(id, _)| *id).eq([broker]))
+        !self.joining && group.is_some_and(|group| group.nodes().map(|(id, _)| *id).eq([broker]))
     }
 }
 
@@ -339,6 +343,7 @@ impl Store {
                 "vote" => contents.vote = stored.vote,
                 "committed" => contents.committed = stored.id,
                 "purged" => contents.purged = stored.id,
+                "joining" => contents.joining = true,
                 "snapshot" => {
                     contents.snapshot = Some(StoredSnapshot {
                         id: stored.id,
@@ -571,6 +576,11 @@ fn perform(
         Op::Purge(to) => {
             entries.retain_in(..=to.index, |_, _| false)?;
             ("purged", Stored { id: Some(*to), ..Stored::default() })
+        }
+        Op::Joining(true) => ("joining", Stored::default()),
+        Op::Joining(false) => {
+            state.remove("joining")?;
+            return Ok(());
         }
         Op::Vote(vote) => ("vote", Stored { vote: Some(*vote), ..Stored::default() }),
         Op::Committed(id) => ("committed", Stored { id: *id, ..Stored::default() }),
