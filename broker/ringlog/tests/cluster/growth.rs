@@ -425,7 +425,9 @@ fn a_member_may_start_with_another_number_of_shards() {
             assert_eq!(described.broker(3).map(|broker| broker.shards), Some(shards as u32));
             // Nothing is in the wrong place, and nothing was taken for a stranger's.
             for id in 1..=3 {
-                let notices = cluster.notices(id).await;
+                let mut notices = cluster.notices(id).await;
+                // That the host was busy says nothing of it.
+                notices.retain(|notice| !notice.starts_with("STALL: "));
                 assert!(notices.is_empty(), "broker {id}: {notices:?}");
             }
         }
