@@ -11,7 +11,9 @@ const SOURCES: [&str; 8] =
     ["schema", "broker", "client", "bench", "perf", "tuning", "Cargo.toml", "Cargo.lock"];
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // Asked now, not when this was compiled: checkouts may share a directory of what was built.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("Cargo tells every build script");
+    let root = Path::new(&package).join("../..");
     println!("cargo::rerun-if-changed=build.rs");
     // A package without its repository may lie inside another one, whose commit would be a lie.
     let commit = match root.join(".git").exists() && root.join("broker/ringlog/build.rs").exists() {

@@ -393,6 +393,9 @@ fn run_shard(setup: Setup) -> Result<(), String> {
             return Ok(());
         }
     };
+    if let Err(error) = crate::time_slice::shorten() {
+        tracing::debug!(shard = setup.number, %error, "the kernel's work waits for this shard's time slice");
+    }
     setup.alarm.watch_thread(setup.number);
     let run = std::panic::AssertUnwindSafe(|| executor.run(shard_main(setup)));
     match std::panic::catch_unwind(run) {

@@ -30,6 +30,7 @@ mod socket;
 mod stall;
 pub mod storage;
 pub mod store;
+mod time_slice;
 pub mod traffic;
 
 pub use broker::{Broker, BrokerConfig, ClusterConfig, StartError, StopError};
