@@ -8,6 +8,7 @@
     start [COUNT]       how long a start takes with COUNT (10,000) partitions: after an orderly end and after kill -9
     kept [GB]           produce and consume with 1 GB and with GB (8) kept
     before OTHER        the loads of docs/TESTING.md with BINARY and with another build of it
+    upgrade OTHER       three brokers of another build become BINARY's, one at a time: what a producer and a reader see of it
     cluster PART        three brokers on this host, their disk and cores shared with each other and with the load
         acks            throughput and p99 with acks=1 and acks=all, and of one broker alone, by turns
         slow            acknowledge p99 with one follower's disk held to a tenth of what it is asked for (needs root)
@@ -463,10 +464,10 @@ def cluster_return(arguments):
 
 
 class Sender:
-    """Lines to one partition, every few milliseconds, and when each was acknowledged."""
+    """Numbered lines, one every few milliseconds, and when each was acknowledged."""
 
-    def __init__(self, cluster, topic):
-        command = [cluster.members[0].binary, "produce", topic, "--partition", "0", "--receipts", "--format", "json",
+    def __init__(self, cluster, topic, *words):
+        command = [cluster.members[0].binary, "produce", topic, *words, "--receipts", "--format", "json",
                    "--brokers", cluster.address]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self.sent, self.acknowledged, self.stopped = [], {}, False
@@ -476,7 +477,7 @@ class Sender:
     def send(self):
         while not self.stopped:
             self.sent.append(time.monotonic())
-            self.process.stdin.write("a line\n")
+            self.process.stdin.write(f"{len(self.sent)}\n")
             self.process.stdin.flush()
             time.sleep(0.005)
         self.process.stdin.close()
@@ -509,7 +510,7 @@ def cluster_failover(arguments):
     for name, words in settings.items():
         three = Cluster(arguments, words)
         three.topic("failing", 1)
-        sender = Sender(three, "failing")
+        sender = Sender(three, "failing", "--partition", "0")
         for turn in range(arguments.rounds):
             sender.first_after(time.monotonic())
             leader, controller = three.partitions("failing")[0]["leader"], three.controller()
@@ -526,6 +527,31 @@ def cluster_failover(arguments):
     show("from kill -9 of the leader to the next record acknowledged by all", figures, next(iter(figures)), "ms")
 
 
+def upgrade(arguments):
+    three = Cluster(argparse.Namespace(ringlog=arguments.other, data=arguments.data))
+    three.topic("kept", 6)
+    sender = Sender(three, "kept")
+    sender.first_after(time.monotonic())
+    for member in three.members:
+        began = time.monotonic()
+        member.run("cluster", "drain", str(member.number), "--leaders-only")
+        member.end()
+        member.binary = arguments.ringlog
+        member.begin()
+        member.run("cluster", "undrain", str(member.number))
+        three.whole()
+        sender.first_after(time.monotonic())
+        moments = sorted(moment for moment in sender.acknowledged.values() if moment > began)
+        gap = max(after - before for before, after in zip(moments, moments[1:]))
+        print(f"broker {member.number}: whole after {moments[-1] - began:.1f} s, {len(moments)} lines acknowledged, "
+              f"none for at most {gap * 1000:,.0f} ms", flush=True)
+    sender.end()
+    lines = three.run("consume", "kept", "--until-end").split()
+    missing = len(sender.acknowledged) - len({int(line) for line in lines} & sender.acknowledged.keys())
+    print(f"{len(sender.acknowledged)} lines acknowledged, {missing} missing, {len(lines) - len(set(lines))} twice")
+    three.end()
+
+
 def cluster(arguments):
     globals()[f"cluster_{arguments.part}"](arguments)
 
@@ -540,7 +566,8 @@ def main():
     commands = parser.add_subparsers(dest="figure", required=True)
     for figure in [partitions, idle, start, kept]:
         commands.add_parser(figure.__name__).add_argument("number", nargs="?", type=int)
-    commands.add_parser("before").add_argument("other")
+    for figure in [before, upgrade]:
+        commands.add_parser(figure.__name__).add_argument("other")
     commands.add_parser("cluster").add_argument("part", choices=["acks", "slow", "return", "failover"])
     arguments = parser.parse_args()
     globals()[arguments.figure](arguments)
