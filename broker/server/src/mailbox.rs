@@ -17,7 +17,7 @@ use async_channel::{Receiver, Sender, TrySendError};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use glommio::net::AcceptedTcpStream;
-use logic::ids::{Offset, ShardId, TopicPartition};
+use logic::ids::{BrokerId, Offset, ShardId, TopicPartition};
 use logic::limits::{MAILBOX_BYTES_MAX, MAILBOX_MESSAGES_MAX};
 use schema::error_code::ErrorCode;
 use std::sync::Arc;
@@ -115,7 +115,7 @@ pub struct NewStart {
 }
 
 /// A log as `DescribeLogs` shows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DescribedLog {
     /// The partition.
     pub id: TopicPartition,
@@ -137,6 +137,23 @@ pub struct DescribedLog {
     pub bytes: u64,
     /// If its topic is compacted.
     pub compaction: Option<DescribedCompaction>,
+    /// How far the others are that have it, for who leads it.
+    pub replicas: Vec<DescribedReplica>,
+}
+
+/// How far another broker's replica is, as its leader sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct DescribedReplica {
+    /// Whose it is.
+    pub broker: BrokerId,
+    /// Every offset below is on its device, as it last acknowledged.
+    pub end: Offset,
+    /// Records of the leader's log that it does not have.
+    pub lag_records: u64,
+    /// For how long it has not had all of them; 0 = it has.
+    pub lag_ms: u64,
+    /// It follows: the partition is open on a stream.
+    pub connected: bool,
 }
 
 /// What compaction has done and left of a log.

@@ -10,7 +10,7 @@ mod cluster;
 
 use crate::group::lag::{GroupReport, PartitionLag};
 use crate::histogram::{BOUNDS_US, HistogramReport};
-use crate::mailbox::ShardReport;
+use crate::mailbox::{DescribedReplica, ShardReport};
 use crate::observe::Observer;
 use crate::traffic::{PartitionReport, TopicReport};
 use logic::group::request::GroupState;
@@ -154,6 +154,7 @@ pub fn text(seen: &Seen<'_>) -> String {
     timed(&mut out, seen.shards);
     topics(&mut out, &seen.observer.by_topic(seen.partitions));
     partitions(&mut out, seen);
+    replicas(&mut out, seen.partitions.iter().flat_map(|one| &one.log.replicas));
     groups(&mut out, seen);
     cluster::cluster(&mut out, &seen.observer.metadata.image(), seen.observer.broker);
     cluster::quorum(&mut out, &seen.observer.metadata.quorum(), seen.observer.broker);
@@ -233,7 +234,7 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
         .filter_map(|one| Some((seen.observer.topic_name(one.log.id.topic)?, one)))
         .collect();
     named.sort_by(|a, b| (&a.0, a.1.log.id.partition).cmp(&(&b.0, b.1.log.id.partition)));
-    let figures: [Figure<PartitionReport>; 7] = [
+    let figures: [Figure<PartitionReport>; 8] = [
         ("ringlog_partition_log_start_offset", "The first offset kept.", |one| one.log.log_start),
         ("ringlog_partition_high_watermark", "The first offset that is not visible.", |one| {
             one.log.high_watermark
@@ -243,6 +244,11 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
         ("ringlog_partition_damaged", "1 if a range of offsets is damaged.", |one| {
             u64::from(one.log.error.is_some())
         }),
+        (
+            "ringlog_partition_replica_lag_records",
+            "Records that the replica lacks that is furthest behind, if this broker leads.",
+            |one| furthest(&one.log.replicas).0,
+        ),
         ("ringlog_partition_produced_records_total", "Records appended.", |one| one.produced_records),
         ("ringlog_partition_fetched_bytes_total", "Bytes of batches sent to consumers.", |one| {
             one.fetched_bytes
@@ -255,6 +261,29 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
             out.sample(metric, &[("topic", topic), ("partition", &partition)], value(one));
         }
     }
+}
+
+/// How far the replica is behind that is furthest: records, milliseconds.
+fn furthest<'a>(replicas: impl IntoIterator<Item = &'a DescribedReplica>) -> (u64, u64) {
+    let further = |(records, ms): (u64, u64), one: &DescribedReplica| {
+        (records.max(one.lag_records), ms.max(one.lag_ms))
+    };
+    replicas.into_iter().fold((0, 0), further)
+}
+
+/// A broker tells it of what it leads.
+fn replicas<'a>(out: &mut Text, replicas: impl IntoIterator<Item = &'a DescribedReplica>) {
+    let (records, ms) = furthest(replicas);
+    let metric = "ringlog_replica_max_lag_records";
+    out.metric(
+        metric,
+        "gauge",
+        "Records that the replica lacks that is furthest behind, of partitions led here.",
+    );
+    out.sample(metric, &[], records);
+    let metric = "ringlog_replica_max_lag_seconds";
+    out.metric(metric, "gauge", "For how long a replica of a partition led here has not had everything.");
+    out.sample_text(metric, &[], &seconds(ms.saturating_mul(1000)));
 }
 
 /// What a group does, by the word for it.
@@ -418,6 +447,26 @@ mod tests {
         let expect = "# HELP a_total Help.\n# TYPE a_total counter\na_total 7\n# HELP b Help.\n# TYPE b gauge\n\
                       b{topic=\"x\\\"y\\\\z\\n\",partition=\"3\"} 1\n";
         assert_eq!(out.0, expect);
+    }
+
+    #[test]
+    fn the_replica_that_is_furthest_behind_counts() {
+        let replica = |lag_records, lag_ms| DescribedReplica {
+            broker: logic::ids::BrokerId::new(2),
+            end: logic::ids::Offset::new(0),
+            lag_records,
+            lag_ms,
+            connected: true,
+        };
+        for (all, expect) in
+            [(vec![], ["0", "0"]), (vec![replica(7, 20), replica(3, 1_500), replica(0, 0)], ["7", "1.5"])]
+        {
+            let mut out = Text::default();
+            replicas(&mut out, &all);
+            let told = |metric: &str| out.0.lines().find_map(|line| line.strip_prefix(metric));
+            let metrics = ["ringlog_replica_max_lag_records ", "ringlog_replica_max_lag_seconds "];
+            assert_eq!(metrics.map(told), expect.map(Some));
+        }
     }
 
     #[test]

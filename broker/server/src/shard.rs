@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
 use crate::group::{self, GroupSettings, Groups};
 use crate::histogram::{Histogram, HistogramReport};
-use crate::mailbox::{DescribedCompaction, DescribedLog, Mailboxes, ShardReport};
+use crate::mailbox::{DescribedCompaction, DescribedLog, DescribedReplica, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::observe::Timed;
 use crate::partition::{self, PartitionSettings};
@@ -35,7 +35,7 @@ use logic::log::{LogIdentity, LogSettings};
 use logic::metadata::reconcile::{Action, Here, LocalPartition, LocalPartitions, reconcile};
 use logic::metadata::topic_config::{CleanupPolicy, TimestampType};
 use logic::metadata::{self, Image, TopicConfig};
-use logic::replication;
+use logic::replication::{self, PeerProgress};
 use schema::error_code::ErrorCode;
 use schema::frame::Aligned;
 use std::cell::{Cell, RefCell};
@@ -489,6 +489,7 @@ impl Shard {
             segments: 0,
             bytes: 0,
             compaction: None,
+            replicas: self.describe_replicas(&id),
         };
         let Some(partition) = self.store.partition(&id) else { return described };
         described.leader_epoch = partition.leader_epoch().get();
@@ -510,6 +511,26 @@ impl Shard {
             });
         });
         described
+    }
+
+    fn describe_replicas(&self, id: &TopicPartition) -> Vec<DescribedReplica> {
+        let now_ms = self.now_ms();
+        let described = self.replicas.look(id, |replica| {
+            let log_end = replica.log_end();
+            let describe = |peer: PeerProgress| {
+                let lag_records = log_end.get().saturating_sub(peer.acked.get());
+                let late_ms = now_ms.saturating_sub(peer.caught_up_ms);
+                DescribedReplica {
+                    broker: peer.broker,
+                    end: peer.acked,
+                    lag_records,
+                    lag_ms: if lag_records > 0 { late_ms } else { 0 },
+                    connected: peer.following,
+                }
+            };
+            replica.peers().map(describe).collect()
+        });
+        described.unwrap_or_default()
     }
 
     /// Counters and notices.

@@ -43,7 +43,7 @@ impl Traffic {
 }
 
 /// One partition, as its home shard sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PartitionReport {
     /// Its log.
     pub log: DescribedLog,

@@ -131,6 +131,42 @@ pub fn status(cluster: &Cluster) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
 }
 
+/// How far one replica is, as `ringlog cluster describe --format json` says it.
+#[derive(Debug)]
+struct Lag {
+    broker: u64,
+    records: u64,
+    ms: u64,
+    follows: bool,
+}
+
+/// Of all partitions' replicas but the leaders'.
+fn lags(cluster: &Cluster) -> Vec<Lag> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringlog"));
+    command.args([
+        "cluster",
+        "describe",
+        "--topic",
+        TOPIC,
+        "--format",
+        "json",
+        "--brokers",
+        &cluster.addresses(),
+    ]);
+    let output = command.output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut lags = Vec::new();
+    for line in String::from_utf8(output.stdout).expect("it is text").lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("it is JSON");
+        for lag in line["lags"].as_array().into_iter().flatten() {
+            let number = |name: &str| lag[name].as_u64().expect("it is a number");
+            let (broker, records, ms) = (number("broker"), number("lag_records"), number("lag_ms"));
+            lags.push(Lag { broker, records, ms, follows: lag["connected"] == true });
+        }
+    }
+    lags
+}
+
 pub async fn connect(cluster: &Cluster) -> Client {
     let mut config = ClientConfig::new(cluster.addresses()).expect("addresses");
     config.request_timeout = Duration::from_secs(2);
@@ -176,9 +212,17 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
         );
         assert_eq!(lines.iter().filter(|line| line["voter"] == true).count(), 3, "{lines:?}");
         let victim = leader(&client, 0).await;
+        // What all have acknowledged is nobody's lag.
+        let known = lags(&cluster);
+        assert_eq!(known.len(), 2 * PARTITIONS as usize, "{known:?}");
+        assert!(known.iter().all(|lag| lag.records == 0 && lag.ms == 0 && lag.follows), "{known:?}");
         cluster.kill(victim);
         produce(&producer, &mut sent).await;
         assert_ne!(leader(&client, 0).await, victim);
+        for lag in lags(&cluster) {
+            let is_away = lag.broker == victim as u64 + 1;
+            assert_eq!((lag.records > 0, lag.follows), (is_away, !is_away), "{lag:?}");
+        }
         assert_eq!(read_log(&client, TOPIC, PARTITIONS).await, sent);
         cluster.restart(victim);
         whole(&client, 3).await;

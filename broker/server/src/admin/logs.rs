@@ -4,7 +4,7 @@
 
 use super::{Reply, ask};
 use crate::error_code;
-use crate::mailbox::{DescribedLog, ListedOffset, Message};
+use crate::mailbox::{DescribedLog, DescribedReplica, ListedOffset, Message};
 use crate::shard::{Location, Shard};
 use futures_util::future::join_all;
 use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
@@ -124,7 +124,26 @@ impl Reply {
                             ))
                         })
                         .collect();
+                    let progress = |log: &DescribedLog| {
+                        let partition = log.id.partition.get();
+                        let of = move |replica: &DescribedReplica| {
+                            wire::ReplicaProgress::new(
+                                partition,
+                                replica.broker.get(),
+                                replica.end.get(),
+                                replica.lag_records,
+                                replica.lag_ms,
+                                replica.connected,
+                                0,
+                                0,
+                                0,
+                            )
+                        };
+                        log.replicas.iter().map(of).collect::<Vec<_>>()
+                    };
+                    let replicas: Vec<wire::ReplicaProgress> = logs.iter().flat_map(progress).collect();
                     let partitions = builder.create_vector(&partitions);
+                    let replicas = builder.create_vector(&replicas);
                     let compaction = builder.create_vector(&compaction);
                     let name = builder.create_string(name);
                     wire::TopicLogs::create(
@@ -135,7 +154,7 @@ impl Reply {
                             error: topic.as_ref().map_or(ErrorCode::UnknownTopic.to_wire(), |_| 0),
                             partitions: Some(partitions),
                             compaction: Some(compaction),
-                            replicas: None,
+                            replicas: Some(replicas),
                         },
                     )
                 })
