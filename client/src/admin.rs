@@ -232,7 +232,7 @@ impl Admin {
     }
 
     async fn ask_status(&self, topics: bool, groups: bool) -> Result<BrokerStatus, ClientError> {
-        match self.cluster.ask(Request::Status { topics, groups }).await? {
+        match self.cluster.ask(Request::Status { topics, groups, partitions: false }).await? {
             Reply::Status(status) => Ok(*status),
             _ => Err(ClientError::UnexpectedReply { request: "Status" }),
         }

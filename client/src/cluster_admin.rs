@@ -32,12 +32,7 @@ impl Admin {
     /// # Errors
     /// It is not known, or does not answer.
     pub async fn status_of(&self, broker: u32) -> Result<BrokerStatus, ClientError> {
-        let connection = self.cluster.connection_to(broker).await?;
-        let request = Request::Status { topics: false, groups: false };
-        match connection.request(request, self.cluster.config.request_timeout).await?.into_result()? {
-            Reply::Status(status) => Ok(*status),
-            _ => Err(ClientError::UnexpectedReply { request: "Status" }),
-        }
+        self.status_of_with(broker, false).await
     }
 
     /// Gives partitions other replicas, or, where none are named, gives up the move that is under way.

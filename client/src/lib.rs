@@ -98,7 +98,9 @@
 
 pub mod cluster_request;
 pub mod connection;
+pub mod core_plan;
 pub mod group_request;
+pub mod homes;
 pub mod plan;
 pub mod reply;
 pub mod request;
@@ -141,11 +143,13 @@ pub use group_consumer::{
     AssignedPartition, Assignor, CommitFuture, GroupConfig, GroupConsumer, GroupError, GroupPartition,
     RebalanceListener, RevokedPartition,
 };
+pub use homes::HomeMove;
 pub use partitioner::{CustomPartitioner, Partitioner, kafka_hash};
 pub use producer::{BATCH_SIZE_MAX, Linger, Producer, ProducerConfig, ProducerRecord};
 pub use reply::{
     BrokerAnatomy, BrokerError, BrokerStatus, ConfigValue, Durability, GroupBehind, GroupStatus,
-    PartitionCompaction, PartitionLog, PartitionPlace, ReplicaProgress, ShardStatus, TopicStatus,
+    PartitionCompaction, PartitionLog, PartitionPlace, PartitionTraffic, ReplicaProgress, ShardStatus,
+    TopicStatus,
 };
 pub use request::{Acks, NewTopic, OffsetSpec, TopicId};
 pub use schema::compression::UnpackError;

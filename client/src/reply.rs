@@ -13,6 +13,7 @@ use crate::cluster_request::{ClusterDescription, ElectionOutcome};
 use crate::group_request::{
     CommitResult, CommittedOffset, GroupDescription, GroupOutcome, GroupState, HeartbeatReply, ListedGroup,
 };
+use crate::homes::HomeMoved;
 use crate::request::TopicId;
 use bytes::Bytes;
 use schema::error_code::{Class, ErrorCode};
@@ -133,6 +134,8 @@ pub enum Reply {
     Status(Box<BrokerStatus>),
     /// To `DescribeCluster`.
     Cluster(Box<ClusterDescription>),
+    /// To `MoveHomes`, one per move.
+    HomesMoved(Vec<HomeMoved>),
     /// To `ElectLeaders`.
     Elected(Vec<ElectionOutcome>),
     /// To `Heartbeat`.
@@ -507,6 +510,27 @@ pub struct TopicStatus {
     pub segments: u64,
     /// Bytes on disk, padding included.
     pub log_bytes: u64,
+    /// Its partitions on this broker; empty unless they were asked for.
+    pub traffic: Vec<PartitionTraffic>,
+}
+
+/// What went in and out of a partition, since the broker took it over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartitionTraffic {
+    /// The partition.
+    pub partition: u32,
+    /// The core that has it.
+    pub shard: u32,
+    /// Batches appended for producers.
+    pub produced_batches: u64,
+    /// Records appended for producers.
+    pub produced_records: u64,
+    /// Bytes of batches appended for producers.
+    pub produced_bytes: u64,
+    /// Bytes of batches sent to consumers.
+    pub fetched_bytes: u64,
+    /// Bytes of batches appended for a leader on another broker.
+    pub replicated_bytes: u64,
 }
 
 impl BrokerStatus {

@@ -7,6 +7,7 @@
 
 use crate::cluster_request::{self, Reassignment};
 use crate::group_request::{self, Heartbeat, OffsetCommit, OffsetFetch};
+use crate::homes::{self, HomeMove};
 use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use schema::{frame, wire};
@@ -228,6 +229,8 @@ pub enum Request {
         topics: bool,
         /// Also how far groups are behind.
         groups: bool,
+        /// With topics: also what went in and out of each of their partitions.
+        partitions: bool,
     },
     /// A group member's sign of life.
     Heartbeat(Box<Heartbeat>),
@@ -284,6 +287,11 @@ pub enum Request {
         /// Its number.
         broker: u32,
     },
+    /// Replicas of the broker that is asked go to other cores of it.
+    MoveHomes {
+        /// One after the other.
+        moves: Vec<HomeMove>,
+    },
     /// Other leaders.
     ElectLeaders {
         /// Topics with their partitions (none = all); `None` = every topic.
@@ -330,6 +338,7 @@ impl Request {
             | Request::DrainBroker { .. }
             | Request::LimitCatchUp { .. }
             | Request::RemoveBroker { .. }
+            | Request::MoveHomes { .. }
             | Request::ElectLeaders { .. }
             | Request::DeleteRecords { .. } => false,
         }
@@ -502,8 +511,9 @@ impl Request {
                 let args = wire::DeleteRecordsRequestArgs { topics };
                 (Api::DeleteRecordsRequest, wire::DeleteRecordsRequest::create(b, &args).as_union_value())
             }
-            Request::Status { topics, groups } => {
-                let args = wire::StatusRequestArgs { topics: *topics, groups: *groups };
+            Request::Status { topics, groups, partitions } => {
+                let args =
+                    wire::StatusRequestArgs { topics: *topics, groups: *groups, partitions: *partitions };
                 let api = wire::StatusRequest::create(b, &args);
                 (Api::StatusRequest, api.as_union_value())
             }
@@ -520,6 +530,7 @@ impl Request {
                 cluster_request::encode_limit_catch_up(b, *bytes_per_second)
             }
             Request::RemoveBroker { broker } => cluster_request::encode_remove(b, *broker),
+            Request::MoveHomes { moves } => homes::encode(b, moves),
             Request::ElectLeaders { topics, unclean } => {
                 cluster_request::encode_elect(b, topics.as_deref(), *unclean)
             }

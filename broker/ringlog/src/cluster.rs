@@ -4,6 +4,7 @@
 //! commands: what a plan has begun goes on without the command that made it. Absent on purpose: choosing brokers, which
 //! is the client library's.
 
+pub mod cores;
 pub mod describe;
 pub mod moves;
 
@@ -11,8 +12,9 @@ use crate::client::BrokersArguments;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output};
 use moves::{MoveArguments, Moves, Rate};
-use ringlog_client::{Admin, Reassignment, plan};
+use ringlog_client::{Admin, HomeMove, Reassignment, plan};
 use serde_json::json;
+use std::time::Duration;
 
 /// `ringlog cluster …`
 #[derive(clap::Args)]
@@ -80,10 +82,31 @@ enum ClusterCommand {
         /// The broker
         broker: u32,
     },
-    /// Even out what brokers carry, by bytes, and who leads how much
+    /// Have a partition served by another core of its broker: it takes nothing for some milliseconds, and clients follow
+    MoveHome {
+        /// The partition, as TOPIC:NUMBER
+        #[arg(value_name = "TOPIC:PARTITION", value_parser = partition)]
+        partition: (String, u32),
+        /// The core that is to have it, from 0
+        #[arg(long, value_name = "CORE")]
+        core: u32,
+        /// The broker whose replica moves, if not the leader's
+        #[arg(long, value_name = "ID")]
+        broker: Option<u32>,
+    },
+    /// Even out what brokers carry, by bytes, and who leads how much; or, with --cores, what the cores of each carry
     Rebalance {
         #[command(flatten)]
         how: MoveArguments,
+        /// Move partitions from busy cores of a broker to idle ones, by what goes in and out now
+        #[arg(long, conflicts_with_all = ["throttle", "no_wait"])]
+        cores: bool,
+        /// With --cores: only this broker
+        #[arg(long, value_name = "ID", requires = "cores")]
+        broker: Option<u32>,
+        /// With --cores: for how long what goes in and out is looked at, seconds
+        #[arg(long, value_name = "SECONDS", requires = "cores", default_value = "5", value_parser = seconds)]
+        over: Duration,
     },
     /// Bound what each broker sends to replicas that catch up, moved ones and those that come back
     Throttle {
@@ -121,6 +144,12 @@ fn topic_or_partition(text: &str) -> Result<(String, Option<u32>), String> {
     }
 }
 
+/// A time that is worth looking at traffic for.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.01..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "write seconds, from 0.01 to 3600".to_owned())
+}
+
 /// Runs it.
 pub fn run(arguments: ClusterArguments) -> Result<(), Failure> {
     let mut output = Output::new(arguments.format.format);
@@ -152,7 +181,14 @@ pub fn run(arguments: ClusterArguments) -> Result<(), Failure> {
                 admin.remove_broker(broker).await?;
                 done(&mut output, "removed", broker)?;
             }
-            ClusterCommand::Rebalance { how } => {
+            ClusterCommand::MoveHome { partition: (topic, partition), core, broker } => {
+                let to = HomeMove { topic, partition, shard: core };
+                cores::move_home(&admin, to, broker, &mut output).await?;
+            }
+            ClusterCommand::Rebalance { how, cores: true, broker, over } => {
+                cores::rebalance(&admin, broker, over, how.dry_run, &mut output).await?;
+            }
+            ClusterCommand::Rebalance { how, .. } => {
                 let moves = Moves::of(&admin).await?;
                 let plan = plan::rebalance(&moves.cluster, None, &moves.loads).map_err(refused)?;
                 moves.carry_out(&admin, &plan, &how, &mut output).await?;

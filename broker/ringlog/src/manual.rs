@@ -87,7 +87,19 @@ const EXAMPLES: Examples = &[
         &[
             ("ringlog cluster rebalance --dry-run", "the plan, with what it would copy"),
             ("ringlog cluster rebalance --no-wait", "carried out in the background"),
+            (
+                "ringlog cluster rebalance --cores --dry-run",
+                "what each core carries, and what would move to others",
+            ),
+            ("ringlog cluster rebalance --cores --over 30", "by what goes in and out in half a minute"),
         ],
+    ),
+    (
+        "cluster move-home",
+        &[(
+            "ringlog cluster move-home clicks:3 --core 1",
+            "to core 1 of the broker that leads it, and for how long it paused",
+        )],
     ),
     (
         "cluster throttle",

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod delete_records;
+mod homes;
 mod logs;
 mod metadata;
 mod placed;
@@ -52,11 +53,13 @@ pub enum Request {
     /// Logs of topics.
     DescribeLogs(Vec<String>),
     /// The broker.
-    Status { topics: bool, groups: bool },
+    Status { topics: bool, groups: bool, partitions: bool },
     /// A producer's id and epoch; what it has, or -1.
     InitProducer(i64, i16),
     /// Records that go: partition and the new start, by topic.
     DeleteRecords(Vec<(TopicId, Vec<(u32, u64)>)>),
+    /// Partitions that are to be served by other cores.
+    MoveHomes(Vec<homes::Asked>),
     /// Brokers, replicas, leaders.
     Cluster(cluster::Request),
 }
@@ -136,7 +139,8 @@ impl Request {
             }
             Api::StatusRequest => {
                 let status = request.api_as_status_request()?;
-                Self::Status { topics: status.topics(), groups: status.groups() }
+                let (topics, groups, partitions) = (status.topics(), status.groups(), status.partitions());
+                Self::Status { topics, groups, partitions }
             }
             Api::InitProducerRequest => {
                 let init = request.api_as_init_producer_request()?;
@@ -151,6 +155,7 @@ impl Request {
                 });
                 Self::DeleteRecords(topics.collect())
             }
+            Api::MoveHomesRequest => Self::MoveHomes(homes::parse(&request.api_as_move_homes_request()?)),
             _ => return cluster::Request::parse(request).map(Self::Cluster),
         })
     }
@@ -187,9 +192,12 @@ pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight)
                 reply.one_outcome(outcome, wire::ResponseApi::CreatePartitionsResponse);
             }
             Request::DescribeLogs(names) => reply.describe_logs(&shard, names).await,
-            Request::Status { topics, groups } => reply.status(&shard, topics, groups).await,
+            Request::Status { topics, groups, partitions } => {
+                reply.status(&shard, topics, groups, partitions).await;
+            }
             Request::InitProducer(id, epoch) => reply.init_producer(&shard, id, epoch).await,
             Request::DeleteRecords(topics) => reply.delete_records(&shard, topics).await,
+            Request::MoveHomes(moves) => reply.move_homes(&shard, moves).await,
             Request::Cluster(request) => reply.cluster(&shard, request).await,
         }
     })

@@ -29,7 +29,7 @@ const NAP: Duration = Duration::from_millis(20);
 /// Why work on a log came to no end.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
-    /// The log is closed, or the store ends.
+    /// The log is closed or about to go to another shard, or the store ends.
     #[error("the log is closed")]
     Closed,
     /// What was to be read is not there any more, or not yet behind a checkpoint.
@@ -99,7 +99,7 @@ impl<'a, D: Disk> Work<'a, D> {
 
     /// Whether there is nothing to work on any more.
     pub fn is_over(&self) -> bool {
-        self.partition.is_closed() || self.store.is_stopping()
+        self.partition.is_closed() || self.partition.winds_down() || self.store.is_stopping()
     }
 
     /// Accounts for work since `began_ns` and for bytes of the device, and gives way.

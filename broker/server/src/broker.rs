@@ -20,7 +20,7 @@ use crate::storage::leftovers;
 use crate::storage::ring::RingDisk;
 use crate::storage::{Environment, Storage};
 use crate::store::Store;
-use crate::{accept, admin, fetch, group, produce, stall, traffic};
+use crate::{accept, admin, fetch, group, homes, produce, stall, traffic};
 use async_channel::{Receiver, Sender};
 use glommio::net::TcpListener;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -29,7 +29,8 @@ use logic::limits::{
     COMPACTION_LOOK_MS, FREE_SPACE_LOW_BYTES, IDLE_FLOOR_MS, PRODUCER_EXPIRATION_MS_DEFAULT,
     ROUNDS_IN_FLIGHT_DEFAULT, SCRUB_DELAY_MS_MAX, SCRUB_INTERVAL_MS_DEFAULT,
 };
-use logic::metadata::BrokerRegistration;
+use logic::metadata::reconcile::Here;
+use logic::metadata::{BrokerRegistration, Image};
 use logic::replication;
 use std::future::Future;
 use std::io;
@@ -38,6 +39,7 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -167,7 +169,6 @@ impl Broker {
         check(&config)?;
         let directory = DataDirectory::open(&config.data_directory)?;
         let (address, port) = take_port(config.listen)?;
-        directory.set_shards(config.shards)?;
         let (mailboxes, own) = mailboxes(config.shards);
         let (signals, signalled): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
@@ -209,6 +210,10 @@ impl Broker {
         if alone {
             futures_executor::block_on(handle.begin(registration.clone()))?;
         }
+        // One for all shards: no two of them open the same partition by it.
+        let image = handle.image();
+        let here = Here { broker: cluster.broker, shard: ShardId::new(0), shards: config.shards as u16 };
+        directory.set_shards(config.shards, |id| image.home_here(here, id).get().into())?;
         let (ready, started) = async_channel::bounded(config.shards);
         let (stop, stopped): (Vec<_>, Vec<_>) =
             (0..config.shards).map(|_| async_channel::bounded::<()>(1)).unzip();
@@ -224,6 +229,7 @@ impl Broker {
                 root: directory.path.clone(),
                 uuid: directory.uuid,
                 metadata: handle.clone(),
+                image: image.clone(),
                 mailboxes: mailboxes.clone(),
                 mailbox,
                 signal,
@@ -364,6 +370,7 @@ struct Setup {
     root: PathBuf,
     uuid: u128,
     metadata: MetadataHandle,
+    image: Arc<Image>,
     mailboxes: Mailboxes,
     mailbox: Mailbox,
     signal: Receiver<()>,
@@ -498,9 +505,9 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let sockets = Sockets::new().map_err(text)?;
     let (metadata, mailboxes) = (setup.metadata.clone(), setup.mailboxes.clone());
     let shard = Shard::new(identity, store, sockets, metadata, mailboxes, setup.began);
-    // Before the metadata is followed: what is deleted from here on removes its own files.
-    let at_start = setup.metadata.image();
-    shard.follow_metadata().await;
+    // What is deleted by later images removes its own files.
+    let at_start = setup.image.clone();
+    shard.follow_first(&at_start).await;
     shard.store.begin_service().await.map_err(text)?;
     let metadata = setup.metadata.clone();
     leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), identity.here());
@@ -600,6 +607,18 @@ fn receive(shard: &Rc<Shard>, message: Message) {
                 let _ = reply.send(());
             })
             .detach();
+        }
+        Message::TakeOver(id, version, reply) => {
+            let shard = shard.clone();
+            stall::spawn("handing a partition over", async move {
+                // Who asked ends with the process.
+                let _ = reply.send(homes::answer(&shard, id, version).await);
+            })
+            .detach();
+        }
+        Message::Forget(id, version) => homes::forget(shard, id, version),
+        Message::Arrival(id, reply) => {
+            let _ = reply.send(shard.homes.arrival(&id));
         }
         Message::Status(reply) => {
             let _ = reply.send(shard.report());

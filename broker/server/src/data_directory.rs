@@ -4,6 +4,7 @@
 //! refused, with the name of what is in the way: nothing in it is touched.
 
 use crate::storage::checkpoints::{CHECKPOINTS, CheckpointRefusal, shard_directory, usable_checkpoint};
+use logic::ids::{PartitionIndex, TopicId, TopicPartition};
 use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -117,28 +118,36 @@ impl DataDirectory {
 }
 
 impl DataDirectory {
-    /// Says how many shards will run. With another number than before, partitions change their shards: every
+    /// Says how many shards will run, and where each partition is at home. With another number than before partitions
+    /// change their shards, and while a broker runs they can be moved: then every
     /// shard is given what any checkpoint attests, the newest of each partition, as of a start that was not
     /// clean. So nothing that was acknowledged is taken for a torn tail, and only what was written since is
-    /// read again.
+    /// read again. Whether partitions have moved shows in what a shard's newest checkpoint attests: all of it is at home
+    /// there, or none of them has moved since.
     ///
     /// # Errors
     /// A file cannot be read or written, or a checkpoint is not this directory's or this build's.
-    pub fn set_shards(&self, shards: usize) -> Result<(), DataDirectoryError> {
+    pub fn set_shards(
+        &self,
+        shards: usize,
+        home: impl Fn(TopicPartition) -> usize,
+    ) -> Result<(), DataDirectoryError> {
         let path = self.path.join("shards");
         let unusable = |path: &Path| {
             let path = path.to_owned();
             move |error| DataDirectoryError::Unusable { path, error }
         };
         let text = format!("{shards}\n");
-        match fs::read_to_string(&path) {
-            Ok(before) if before == text => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let as_before = match fs::read_to_string(&path) {
+            Ok(before) => before == text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(unusable(&path)(error)),
-        }
+        };
         // A crash in between is harmless: with either number each shard finds at least its own partitions.
         let found = self.read_checkpoints()?;
+        if as_before && !found.iter().any(|(directory, own)| has_strays(number_of(directory), own, &home)) {
+            return Ok(());
+        }
         if let Some(all) = merge(&found) {
             for shard in 0..shards {
                 let directory = shard_directory(&self.path, shard);
@@ -148,8 +157,7 @@ impl DataDirectory {
         write_durably(&path, text.as_bytes()).map_err(unusable(&path))?;
         // Those of shards that are no more would be out of date when they come again.
         for (directory, _) in &found {
-            let number = directory.file_name().and_then(|name| name.to_str()?.strip_prefix("shard-"));
-            if number.and_then(|number| number.parse().ok()).is_none_or(|number: usize| number >= shards) {
+            if number_of(directory).is_none_or(|number| number >= shards) {
                 remove_checkpoints(directory, &CHECKPOINTS).map_err(unusable(directory))?;
             }
         }
@@ -197,6 +205,24 @@ impl DataDirectory {
         write_durably(&directory.join(CHECKPOINTS[0]), &checkpoint.encode())?;
         remove_checkpoints(directory, &CHECKPOINTS[1..])
     }
+}
+
+/// The shard of a directory.
+fn number_of(directory: &Path) -> Option<usize> {
+    directory.file_name()?.to_str()?.strip_prefix("shard-")?.parse().ok()
+}
+
+/// Whether the newest of a shard's checkpoints attests a partition that is at home elsewhere.
+fn has_strays(
+    shard: Option<usize>,
+    checkpoints: &[Checkpoint],
+    home: impl Fn(TopicPartition) -> usize,
+) -> bool {
+    let newest = checkpoints.iter().max_by_key(|checkpoint| checkpoint.generation);
+    newest.iter().flat_map(|newest| &newest.partitions).any(|partition| {
+        let (topic, index) = (TopicId::new(partition.topic_id), PartitionIndex::new(partition.partition));
+        Some(home(TopicPartition { topic, partition: index })) != shard
+    })
 }
 
 /// The newest that any checkpoint says of each partition, with a generation above all of theirs; `None` if
@@ -336,18 +362,21 @@ mod tests {
     fn checkpoints_follow_their_partitions_to_other_shards() {
         let root = tempfile::tempdir().unwrap();
         let directory = DataDirectory::open(root.path()).unwrap();
-        directory.set_shards(2).unwrap();
+        // Partition 0 and 2 on shard 0, 1 on shard 1.
+        let home = |id: TopicPartition| id.partition.get() as usize % 2;
+        directory.set_shards(2, home).unwrap();
         assert_eq!(read(&directory, 0, "checkpoint.a"), None, "nothing is made of nothing");
         write(&directory, 0, "checkpoint.a", 4, &[partition(0, 3, 70)]);
         write(&directory, 0, "checkpoint.b", 5, &[partition(0, 3, 90), partition(2, 1, 0)]);
         // Of a time when there was one shard; newer and older than what the others say.
-        write(&directory, 1, "checkpoint.b", 7, &[partition(0, 2, 95), partition(1, 8, 40)]);
-        directory.set_shards(2).unwrap();
+        write(&directory, 1, "checkpoint.a", 6, &[partition(0, 2, 95)]);
+        write(&directory, 1, "checkpoint.b", 7, &[partition(1, 8, 40)]);
+        directory.set_shards(2, home).unwrap();
         assert_eq!(read(&directory, 1, "checkpoint.b").map(|found| found.generation), Some(7), "as before");
 
         let partitions = vec![partition(0, 3, 90), partition(1, 8, 40), partition(2, 1, 0)];
         for (shards, generation) in [(3, 8), (1, 10)] {
-            directory.set_shards(shards).unwrap();
+            directory.set_shards(shards, |_| 0).unwrap();
             for shard in 0..3 {
                 let found = read(&directory, shard, "checkpoint.a");
                 let (storage_uuid, partitions) = (directory.uuid, partitions.clone());
@@ -359,12 +388,39 @@ mod tests {
 
         // One that cannot be read is not worth a start; one that is somebody else's is not replaced.
         fs::write(root.path().join("shard-0/checkpoint.b"), "nonsense").unwrap();
-        directory.set_shards(2).unwrap();
+        directory.set_shards(2, |_| 0).unwrap();
         assert_eq!(read(&directory, 1, "checkpoint.a").map(|found| found.partitions), Some(partitions));
         let foreign = Checkpoint { storage_uuid: !directory.uuid, ..Checkpoint::default() };
         fs::write(root.path().join("shard-0/checkpoint.b"), foreign.encode()).unwrap();
-        let error = directory.set_shards(1).unwrap_err().to_string();
+        let error = directory.set_shards(1, |_| 0).unwrap_err().to_string();
         assert!(error.contains("checkpoint.b belongs to another data directory"), "{error}");
         assert_eq!(fs::read_to_string(root.path().join("shards")).unwrap(), "2\n");
+    }
+
+    /// A crash behind a move: what attests the partition stands with the shard that it left, or with both.
+    #[test]
+    fn checkpoints_of_moved_partitions_are_found_where_they_are_at_home() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = DataDirectory::open(root.path()).unwrap();
+        directory.set_shards(2, |_| 0).unwrap();
+        let found = |shard| {
+            let found = read(&directory, shard, "checkpoint.a").unwrap();
+            assert!(!found.clean);
+            found.partitions
+        };
+        // Home and what the newest checkpoints of the two shards say; what both have then.
+        let rows = [
+            (1, vec![partition(0, 3, 70)], vec![partition(1, 1, 5)], 70),
+            (1, vec![partition(0, 3, 70)], vec![partition(0, 3, 60), partition(1, 1, 5)], 70),
+            (0, vec![partition(0, 3, 70)], vec![partition(0, 3, 90), partition(1, 1, 5)], 90),
+        ];
+        for (row, (home, first, second, end)) in rows.into_iter().enumerate() {
+            let generation = 100 * (row as u64 + 1);
+            write(&directory, 0, "checkpoint.b", generation + 1, &first);
+            write(&directory, 1, "checkpoint.b", generation + 1, &second);
+            directory.set_shards(2, |id| if id.partition.get() == 0 { home } else { 1 }).unwrap();
+            let expected = vec![partition(0, 3, end), partition(1, 1, 5)];
+            assert_eq!((found(0), found(1)), (expected.clone(), expected), "row {row}");
+        }
     }
 }

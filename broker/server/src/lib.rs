@@ -13,6 +13,7 @@ mod error_code;
 mod fetch;
 pub mod group;
 pub mod histogram;
+pub mod homes;
 pub mod mailbox;
 pub mod metadata;
 pub mod metrics;

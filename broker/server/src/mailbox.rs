@@ -9,6 +9,7 @@ use crate::accept::Greeted;
 use crate::fetch::{Found, RemoteFetch, RemoteWait};
 use crate::group::lag;
 use crate::group::{RemoteAnswer, RemoteAsk};
+use crate::homes::{self, Arrival};
 use crate::observe::Timed;
 use crate::peer::{ForwardedAnswers, ForwardedMessages};
 use crate::produce::{EntryResult, RemoteProduce};
@@ -45,6 +46,12 @@ pub enum Message {
     DeleteRecords(Vec<(TopicPartition, Option<Offset>)>, oneshot::Sender<Vec<NewStart>>),
     /// Answer once the image of this version has been followed.
     Settle(u64, oneshot::Sender<()>),
+    /// A partition that the asking shard is to open by the image of this version.
+    TakeOver(TopicPartition, u64, oneshot::Sender<homes::Answer>),
+    /// A partition that was let go at this version stands in a checkpoint of its new shard.
+    Forget(TopicPartition, u64),
+    /// How a partition came to this shard.
+    Arrival(TopicPartition, oneshot::Sender<Option<Arrival>>),
     /// Coordinators of groups on this shard.
     Groups(RemoteAsk, oneshot::Sender<RemoteAnswer>),
     /// This shard's counters and notices.
@@ -79,6 +86,9 @@ impl Message {
             | Message::DescribeLogs(..)
             | Message::DeleteRecords(..)
             | Message::Settle(..)
+            | Message::TakeOver(..)
+            | Message::Forget(..)
+            | Message::Arrival(..)
             | Message::Status(_)
             | Message::Traffic(_)
             | Message::ReplicationAnswers(_)

@@ -127,6 +127,13 @@ const HELP: &[(&str, &str)] = &[
     ("replication_pushes_from_device_total", "Chunks of batches given to streams that read the device."),
     ("replication_truncations_total", "Logs that were cut because their leader has something else there."),
     ("replication_resets_total", "Logs that were begun anew at their leader's start."),
+    ("homes_taken_over_total", "Partitions taken over from other shards of the broker."),
+    ("homes_handed_over_total", "Partitions handed over to other shards of the broker."),
+    (
+        "home_pauses_us_total",
+        "For how long partitions took nothing on their way here, all together, microseconds.",
+    ),
+    ("longest_home_pause_us", "The longest of those pauses, microseconds."),
     ("repaired_ranges_total", "Damaged ranges that were fetched anew from other replicas."),
     ("replication_alters_total", "Changes of in-sync sets that leaders asked the metadata for."),
 ];
@@ -249,9 +256,9 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
             "Records that the replica lacks that is furthest behind, if this broker leads.",
             |one| furthest(&one.log.replicas).0,
         ),
-        ("ringlog_partition_produced_records_total", "Records appended.", |one| one.produced_records),
+        ("ringlog_partition_produced_records_total", "Records appended.", |one| one.amounts.produced_records),
         ("ringlog_partition_fetched_bytes_total", "Bytes of batches sent to consumers.", |one| {
-            one.fetched_bytes
+            one.amounts.fetched_bytes
         }),
     ];
     for (metric, help, value) in figures {

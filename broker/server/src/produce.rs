@@ -224,7 +224,8 @@ impl Job {
             match shard.locate(*id) {
                 Location::Here(partition) => job.append(&partition, token, *epoch, batch),
                 Location::Shard(home) if may_forward => remote.entry(home).or_default().push(token),
-                Location::Shard(_) => job.refuse(token, ErrorCode::NotLeader),
+                // It has moved on, and nothing has been appended.
+                Location::Shard(_) => job.refuse(token, ErrorCode::LeaderNotAvailable),
                 Location::Nowhere(code) => job.refuse(token, code),
             }
         }
@@ -472,6 +473,10 @@ pub fn admit(shard: &Shard, partition: &Partition, epoch: u32) -> Result<(), Err
     if shard.is_stopping() {
         return Err(ErrorCode::ShuttingDown);
     }
+    if partition.has_stopped() {
+        // Its next epoch is led by another shard.
+        return Err(ErrorCode::FencedLeaderEpoch);
+    }
     if let Some(refusal) = partition.standing().refusal {
         return Err(error_code::of_admission(&refusal));
     }
@@ -595,7 +600,7 @@ impl InPlaceProduce {
         let admitted = if self.received.is_late(self.received.done_ns) {
             count(&shard.counters.late_requests, 1);
             Err(ErrorCode::TimedOut)
-        } else if self.partition.is_closed() {
+        } else if self.partition.is_closed() && !self.partition.has_stopped() {
             Err(ErrorCode::UnknownTopic)
         } else {
             admit_client(shard, &self.partition, self.epoch)

@@ -374,6 +374,7 @@ impl Replicas {
         match partition.append_pushed(batches, epoch) {
             Ok(runs) => {
                 count(&self.counters.appended_bytes, batches.len() as u64);
+                partition.traffic.replicated(batches.len());
                 for run in runs {
                     let event = Event::Appended { base: run.base, end: run.end, epoch: run.epoch };
                     self.step_once(hosted, event, None);
@@ -440,6 +441,19 @@ impl Replicas {
     /// repaired from them, from the first offset that is lost on. `false` = nobody has: it is asked again later.
     pub fn repair(self: &Rc<Self>, id: &TopicPartition) -> bool {
         self.get(id).is_some_and(|hosted| self.repair_hosted(&hosted))
+    }
+
+    /// What a replica holds against its log from this offset on, whatever metadata knows of that: it must not be forgotten
+    /// when another shard takes the log over.
+    pub fn doubted_from(&self, id: &TopicPartition) -> Option<Offset> {
+        self.look(id, Replica::doubted_from).flatten()
+    }
+
+    /// Another shard held this against the log.
+    pub fn doubt(self: &Rc<Self>, id: &TopicPartition, from: Offset) {
+        if let Some(hosted) = self.get(id) {
+            self.damaged(&hosted, from);
+        }
     }
 
     fn repair_hosted(self: &Rc<Self>, hosted: &Rc<Hosted>) -> bool {
@@ -541,7 +555,7 @@ impl Replicas {
         }
         let mut deadlines = self.deadlines.borrow_mut();
         deadlines.remove(&(before, id));
-        if next < u64::MAX && !hosted.partition.is_closed() {
+        if next < u64::MAX && !hosted.partition.is_closed() && !hosted.partition.has_stopped() {
             let sooner = deadlines.first().is_none_or(|(first, _)| next < *first);
             deadlines.insert((next, id));
             drop(deadlines);

@@ -8,6 +8,7 @@ use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
 use crate::group::{self, GroupSettings, Groups};
 use crate::histogram::{Histogram, HistogramReport};
+use crate::homes::{self, Homes};
 use crate::mailbox::{DescribedCompaction, DescribedLog, DescribedReplica, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::observe::Timed;
@@ -23,7 +24,7 @@ use crate::store::Store;
 use flatbuffers::FlatBufferBuilder;
 use futures_util::StreamExt;
 use logic::fetch_waiters::FetchWaiters;
-use logic::ids::{BrokerId, ShardId, TopicPartition};
+use logic::ids::{BrokerEpoch, BrokerId, ShardId, TopicPartition};
 use logic::limits::{
     CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS,
     IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES,
@@ -190,6 +191,8 @@ pub struct Shard {
     pub refusing: Rc<Cell<usize>>,
     /// Its coordinators of consumer groups.
     pub groups: Groups,
+    /// Partitions that come from other shards, and go there.
+    pub homes: Homes,
     /// Its connections.
     pub connections: RefCell<HashMap<u64, Rc<Connection>>>,
     /// Ids for new producers.
@@ -234,6 +237,7 @@ impl Shard {
             aligned: RefCell::default(),
             builder: RefCell::new(FlatBufferBuilder::new()),
             groups: Groups::default(),
+            homes: Homes::default(),
             connections: RefCell::default(),
             producer_ids: ProducerIds::default(),
             local: RefCell::default(),
@@ -292,67 +296,113 @@ impl Shard {
         .await;
     }
 
-    /// Follows the newest image: closing before opening, many partitions at once, as each waits for its disk. Run by one
-    /// task only.
+    /// Follows the image that all shards of the broker start from. Nobody has anything open, so nobody is asked.
+    pub async fn follow_first(self: &Rc<Self>, image: &Arc<Image>) {
+        self.follow(self.metadata.registration(), image, false).await;
+    }
+
+    /// Follows the newest image. Run by one task only.
     pub async fn follow_metadata(self: &Rc<Self>) {
         loop {
             // Before the image: it has this registration, or a later one.
             let registration = self.metadata.registration();
             let image = self.metadata.image();
-            *self.image.borrow_mut() = image.clone();
-            self.replicas.registered(registration, &image);
-            // Each shard has its share: they have no common clock.
-            let share = |rate: NonZeroU64| rate.get().div_ceil(self.identity.shards.into());
-            self.peers.limit_catch_up(image.catch_up_bytes_per_second().map(share).and_then(NonZeroU64::new));
-            self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
-            let actions = reconcile(&self.local.borrow(), &image, self.identity.here());
-            let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
-            let (closes, others) = actions.split_at(actions.partition_point(closes));
-            for (stage, at_once) in [(closes, 1), (others, PARTITIONS_OPENING_MAX)] {
-                let each = |action| async move {
-                    self.perform(action).await;
-                    self.local.borrow_mut().record(action);
-                    // Long lists of partitions must not keep requests from being served.
-                    glommio::yield_if_needed().await;
-                };
-                futures_util::stream::iter(stage).for_each_concurrent(at_once, each).await;
-            }
-            // Before anybody is told that the change is in force.
-            group::follow(self, &image);
-            self.local.borrow_mut().finish(&image);
-            self.metadata.note_followed(self.identity.shard.get().into(), image.version());
-            std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
+            self.follow(registration, &image, true).await;
             if self.metadata.image().version() == image.version() {
                 return;
             }
         }
     }
 
-    async fn perform(self: &Rc<Self>, action: &Action) {
+    /// Closing before opening, many partitions at once, as each waits for its disk. `asks`: other shards may have what is
+    /// to be opened here.
+    async fn follow(self: &Rc<Self>, registration: BrokerEpoch, image: &Arc<Image>, asks: bool) {
+        *self.image.borrow_mut() = image.clone();
+        self.replicas.registered(registration, image);
+        // Each shard has its share: they have no common clock.
+        let share = |rate: NonZeroU64| rate.get().div_ceil(self.identity.shards.into());
+        self.peers.limit_catch_up(image.catch_up_bytes_per_second().map(share).and_then(NonZeroU64::new));
+        self.peers.follow(image.cluster_id(), image.brokers().map(|broker| address_of(broker)));
+        let actions = reconcile(&self.local.borrow(), image, self.identity.here());
+        let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
+        let (closes, others) = actions.split_at(actions.partition_point(closes));
+        let each = |action| async move {
+            if self.perform(action, image.version(), asks).await {
+                self.local.borrow_mut().record(action);
+            }
+            // Long lists of partitions must not keep requests from being served.
+            glommio::yield_if_needed().await;
+        };
+        futures_util::stream::iter(closes).for_each_concurrent(1, each).await;
+        self.homes.closed(image.version(), others);
+        futures_util::stream::iter(others).for_each_concurrent(PARTITIONS_OPENING_MAX, each).await;
+        homes::tidy(self, image).await;
+        // Before anybody is told that the change is in force.
+        group::follow(self, image);
+        self.local.borrow_mut().finish(image);
+        self.metadata.note_followed(self.identity.shard.get().into(), image.version());
+        std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
+    }
+
+    /// One step towards the image of `version`; `false` = not by this image.
+    async fn perform(self: &Rc<Self>, action: &Action, version: u64, asks: bool) -> bool {
         match action {
             Action::OpenPartition { partition, state } => {
-                let identity = LogIdentity { partition: *partition, generation: state.generation.get() };
-                let settings = partition_settings(&state.config);
-                self.store.storage.name_topic(partition.topic, state.topic_name.clone());
-                // Where there are other replicas, only who is made leader by its replica learns of an epoch.
-                let epoch = (state.replicas.len() < 2).then_some(state.leader_epoch);
-                match self.store.open_partition(identity, settings, epoch).await {
-                    Ok(opened) => self.replicas.follow(&opened, state, true),
-                    Err(error) => self.store.storage.fail("opening its directory", Some(*partition), &error),
-                }
+                let opened = self.open(*partition, state, version, asks).await;
+                self.homes.opened(partition);
+                return opened;
             }
             Action::Reconfigure { partition, state } => self.reconfigure(partition, state),
-            Action::ClosePartition { partition, delete, .. } => {
+            Action::ClosePartition { partition, delete: false, .. } => {
+                homes::release(self, *partition, version).await;
+            }
+            Action::ClosePartition { partition, delete: true, .. } => {
                 self.replicas.forget(*partition);
                 let closed = self.store.close_partition(partition);
+                self.homes.closed_for_good(partition);
                 self.disturb_fetches(*partition);
-                if let (Some(closed), true) = (closed, *delete) {
+                if let Some(closed) = closed {
                     let shard = self.clone();
                     stall::spawn("deleting a partition", async move { shard.delete_files(&closed).await })
                         .detach();
                 }
             }
         }
+        true
+    }
+
+    async fn open(
+        self: &Rc<Self>,
+        partition: TopicPartition,
+        state: &LocalPartition,
+        version: u64,
+        asks: bool,
+    ) -> bool {
+        let identity = LogIdentity { partition, generation: state.generation.get() };
+        let settings = partition_settings(&state.config);
+        self.store.storage.name_topic(partition.topic, state.topic_name.clone());
+        // Where there are other replicas, only who is made leader by its replica learns of an epoch.
+        let epoch = (state.replicas.len() < 2).then_some(state.leader_epoch);
+        let handed = match asks && homes::may_be_elsewhere(state) {
+            true => match homes::take_over(self, &identity, version).await {
+                Some(handed) => handed,
+                None => return false,
+            },
+            false => None,
+        };
+        let opened = match &handed {
+            Some(handed) => self.store.take_over(identity, settings, epoch, &handed.released).await,
+            None => self.store.open_partition(identity, settings, epoch).await,
+        };
+        let opened = opened.unwrap_or_else(|error| {
+            self.store.storage.fail("opening its directory", Some(partition), &error)
+        });
+        self.replicas.follow(&opened, state, true);
+        if let Some(handed) = &handed {
+            handed.doubted_from.into_iter().for_each(|from| self.replicas.doubt(&partition, from));
+            homes::arrived(self, partition, handed);
+        }
+        true
     }
 
     fn reconfigure(&self, id: &TopicPartition, state: &LocalPartition) {
@@ -404,8 +454,8 @@ impl Shard {
             });
         }
         match image.home_here(self.identity.here(), id) {
-            // Ours, and still being opened.
-            shard if shard == self.identity.shard => Location::Nowhere(ErrorCode::NotLeader),
+            // Ours, and still being opened: nothing is appended that nobody would know of.
+            shard if shard == self.identity.shard => Location::Nowhere(ErrorCode::LeaderNotAvailable),
             shard => Location::Shard(shard),
         }
     }
@@ -609,6 +659,7 @@ impl Shard {
         ];
         counters.extend(self.peers.report());
         counters.extend(self.replicas.report());
+        counters.extend(self.homes.report());
         let timed = vec![
             Timed { name: "round", took: HistogramReport::of(&times) },
             Timed { name: "produce", took: self.produce_times.report() },

@@ -13,6 +13,7 @@ use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrit
 use crate::stall;
 use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::{Storage, count, is_no_space};
+use crate::traffic::Amounts;
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
 use logic::limits::{
     CHECKPOINT_BYTES, CHECKPOINT_MS, IDLE_FLOOR_MS, PREPARING_PARTITIONS_MAX, ROUND_GROUPS_MAX,
@@ -24,12 +25,16 @@ use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// How often a full disk is tried again.
 const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
+/// How long a partition that is released may take to bring what it has taken to the device: longer only where a disk is
+/// full, and then nobody has been told that it is there.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
 type Advanced<D> = Rc<dyn Fn(&Rc<Partition<D>>, Advance)>;
 
@@ -39,6 +44,22 @@ pub trait ReplicatedLogs<D: Disk> {
     fn sealed(&self, partition: &Rc<Partition<D>>);
     /// Everything below `end` is on the device.
     fn durable(&self, partition: &Rc<Partition<D>>, end: Offset);
+}
+
+/// What is known of a partition that its shard has given up, for whoever opens it next. Plain values: it goes to another
+/// shard.
+#[derive(Clone, Debug)]
+pub struct Released {
+    /// Where its log stands.
+    pub checkpoint: PartitionCheckpoint,
+    /// Nothing was written after that.
+    pub at_rest: bool,
+    /// Ranges of offsets that are known to be damaged.
+    pub damaged: Vec<Range<u64>>,
+    /// What went in and out.
+    pub amounts: Amounts,
+    /// Since when it takes nothing, nanoseconds of the broker's clock.
+    pub stopped_ns: u64,
 }
 
 /// How long rounds took, microseconds.
@@ -186,22 +207,42 @@ impl<D: Disk> Store<D> {
         settings: PartitionSettings,
         leader_epoch: impl Into<Option<LeaderEpoch>>,
     ) -> io::Result<Rc<Partition<D>>> {
+        let checkpoint = self.checkpointed.borrow().get(&identity.partition).cloned();
+        let clean = self.clean.get();
+        self.open_from(identity, settings, leader_epoch.into(), checkpoint, clean).await
+    }
+
+    /// Opens a partition that another shard has released, from where that left it.
+    ///
+    /// # Errors
+    /// As [`Store::open_partition`].
+    pub async fn take_over(
+        self: &Rc<Self>,
+        identity: LogIdentity,
+        settings: PartitionSettings,
+        leader_epoch: impl Into<Option<LeaderEpoch>>,
+        released: &Released,
+    ) -> io::Result<Rc<Partition<D>>> {
+        let checkpoint = Some(released.checkpoint.clone());
+        let partition =
+            self.open_from(identity, settings, leader_epoch.into(), checkpoint, released.at_rest).await?;
+        partition.remember_damage(&released.damaged);
+        partition.traffic.go_on_from(released.amounts);
+        Ok(partition)
+    }
+
+    async fn open_from(
+        self: &Rc<Self>,
+        identity: LogIdentity,
+        settings: PartitionSettings,
+        leader_epoch: Option<LeaderEpoch>,
+        checkpoint: Option<PartitionCheckpoint>,
+        clean: bool,
+    ) -> io::Result<Rc<Partition<D>>> {
         let id = identity.partition;
-        let checkpoint = self
-            .checkpointed
-            .borrow()
-            .get(&id)
-            .cloned()
-            .filter(|checkpoint| checkpoint.generation == identity.generation);
-        let partition = Partition::open(
-            self.storage.clone(),
-            identity,
-            settings,
-            leader_epoch.into(),
-            checkpoint,
-            self.clean.get(),
-        )
-        .await?;
+        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.generation == identity.generation);
+        let storage = self.storage.clone();
+        let partition = Partition::open(storage, identity, settings, leader_epoch, checkpoint, clean).await?;
         // Until here a checkpoint repeats what the last one said of it.
         self.checkpointed.borrow_mut().remove(&id);
         let mut partitions = self.partitions.borrow_mut();
@@ -254,6 +295,45 @@ impl<D: Disk> Store<D> {
             self.closing.borrow_mut().push(partition.clone());
         }
         Some(partition)
+    }
+
+    /// Gives a partition up, for another shard: its background work ends while it serves, then `stopped` is called and it
+    /// takes nothing more; when all that it has taken is on the device it is closed. Nobody of this shard touches its
+    /// files any more then. Until [`Store::forget_released`] checkpoints go on saying where its log stood, so that
+    /// there is one that does at every moment. `None`: it is not open.
+    pub async fn release(self: &Rc<Self>, id: &TopicPartition, stopped: impl FnOnce()) -> Option<Released> {
+        let partition = self.partition(id)?;
+        // What can go goes now: whoever opens the log next would have to see to it first. What cannot stays for that.
+        let _ = partition.enforce_retention().await;
+        partition.wind_down().await;
+        let stopped_ns = self.storage.environment.monotonic_ns();
+        partition.stop_taking();
+        stopped();
+        let at_rest = partition.comes_to_rest(RELEASE_PATIENCE).await;
+        // From here to the end of the closing nothing else runs.
+        let released = Released {
+            checkpoint: partition.checkpoint(),
+            at_rest,
+            damaged: partition.with_log(|log| log.damaged().to_vec()),
+            amounts: partition.traffic.amounts(),
+            stopped_ns,
+        };
+        // Who still waits does so for other replicas, or for a full disk: nobody knows what becomes of it.
+        partition.lose_role();
+        self.checkpointed.borrow_mut().insert(*id, released.checkpoint.clone());
+        self.close_partition(id);
+        partition.leave_files().await;
+        Some(released)
+    }
+
+    /// Keeps in checkpoints what is known of a partition that is on its way from one shard to another.
+    pub fn carry(&self, id: TopicPartition, checkpoint: PartitionCheckpoint) {
+        self.checkpointed.borrow_mut().insert(id, checkpoint);
+    }
+
+    /// A checkpoint of the shard that has taken a partition over says where its log stands.
+    pub fn forget_released(&self, id: &TopicPartition) {
+        self.checkpointed.borrow_mut().remove(id);
     }
 
     /// Discards what a partition's log has at `to` and above, durably; where it ends now: there, or below.
@@ -681,10 +761,13 @@ impl<D: Disk> Store<D> {
         self.checkpoints_begun.set(number);
         self.bytes_since_checkpoint.set(0);
         self.last_checkpoint_ms.set(self.storage.environment.now_ms());
+        // What was given up may have been written to since by who took it over.
+        let clean = clean && self.checkpointed.borrow().is_empty();
         let mut checkpoint = Checkpoint { clean, ..Checkpoint::default() };
         let partitions = self.partitions();
         checkpoint.partitions.extend(partitions.iter().map(|partition| partition.checkpoint()));
-        // Those that have not been opened yet keep what the last checkpoint said.
+        // Those that have not been opened yet keep what the last checkpoint said, and those that have been released what
+        // was said then.
         checkpoint.partitions.extend(self.checkpointed.borrow().values().cloned());
         let written = self.storage.write_checkpoint(checkpoint).await?;
         self.checkpoint_done.set(number);

@@ -1,9 +1,10 @@
 //! What was produced to a partition and fetched from it, and what its log is: for whoever looks at the broker.
 //!
 //! [`Traffic`] is owned by the partition and lives as long; a [`PartitionReport`] is a copy of it and of the log's
-//! figures that may leave the shard. Invariants: counted per batch and per reply, never per record; long lists of
-//! partitions are gathered with yields between. Absent on purpose: records fetched, because batches go out
-//! without being looked into; sums over topics that survive a move of a partition.
+//! figures that may leave the shard. A partition that goes to another shard takes its figures along. Invariants: counted
+//! per batch and per reply, never per record; long lists of partitions are gathered with yields between. Absent on
+//! purpose: records fetched, because batches go out without being looked into; sums over topics that survive a move to
+//! another broker.
 
 use crate::mailbox::DescribedLog;
 use crate::shard::Shard;
@@ -15,30 +16,61 @@ use std::rc::Rc;
 use logic::ids::TopicId;
 use logic::metadata::Image;
 
-/// Counters of one partition since it was opened.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    produced_batches: Cell<u64>,
-    produced_records: Cell<u64>,
-    produced_bytes: Cell<u64>,
-    fetched_bytes: Cell<u64>,
+/// What went in and out of a partition since this broker opened it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// Batches appended for producers.
+    pub produced_batches: u64,
+    /// Records appended for producers.
+    pub produced_records: u64,
+    /// Bytes of batches appended for producers.
+    pub produced_bytes: u64,
+    /// Bytes of batches sent to consumers.
+    pub fetched_bytes: u64,
+    /// Bytes of batches appended for a leader on another broker.
+    pub replicated_bytes: u64,
 }
 
-fn add(cell: &Cell<u64>, amount: u64) {
-    cell.set(cell.get() + amount);
+/// Counters of one partition.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    amounts: Cell<Amounts>,
 }
 
 impl Traffic {
+    fn change(&self, change: impl FnOnce(&mut Amounts)) {
+        let mut amounts = self.amounts.get();
+        change(&mut amounts);
+        self.amounts.set(amounts);
+    }
+
     /// A batch was appended.
     pub fn produced(&self, header: &Header) {
-        add(&self.produced_batches, 1);
-        add(&self.produced_records, u64::from(header.record_count));
-        add(&self.produced_bytes, header.batch_bytes as u64);
+        self.change(|amounts| {
+            amounts.produced_batches += 1;
+            amounts.produced_records += u64::from(header.record_count);
+            amounts.produced_bytes += header.batch_bytes as u64;
+        });
     }
 
     /// So many bytes were sent to a consumer.
     pub fn fetched(&self, bytes: usize) {
-        add(&self.fetched_bytes, bytes as u64);
+        self.change(|amounts| amounts.fetched_bytes += bytes as u64);
+    }
+
+    /// So many bytes were appended for a leader.
+    pub fn replicated(&self, bytes: usize) {
+        self.change(|amounts| amounts.replicated_bytes += bytes as u64);
+    }
+
+    /// As they are now.
+    pub fn amounts(&self) -> Amounts {
+        self.amounts.get()
+    }
+
+    /// Goes on from where another shard of this broker was.
+    pub fn go_on_from(&self, amounts: Amounts) {
+        self.amounts.set(amounts);
     }
 }
 
@@ -47,14 +79,8 @@ impl Traffic {
 pub struct PartitionReport {
     /// Its log.
     pub log: DescribedLog,
-    /// Batches appended.
-    pub produced_batches: u64,
-    /// Records appended.
-    pub produced_records: u64,
-    /// Bytes of batches appended.
-    pub produced_bytes: u64,
-    /// Bytes of batches sent to consumers.
-    pub fetched_bytes: u64,
+    /// What went in and out.
+    pub amounts: Amounts,
 }
 
 /// All partitions of this shard, in the order of their ids.
@@ -62,15 +88,8 @@ pub async fn gather(shard: &Rc<Shard>) -> Vec<PartitionReport> {
     let partitions = shard.store.partitions();
     let mut reports = Vec::with_capacity(partitions.len());
     for partition in partitions {
-        let Traffic { produced_batches, produced_records, produced_bytes, fetched_bytes } =
-            &partition.traffic;
-        reports.push(PartitionReport {
-            log: shard.describe_log(partition.id()),
-            produced_batches: produced_batches.get(),
-            produced_records: produced_records.get(),
-            produced_bytes: produced_bytes.get(),
-            fetched_bytes: fetched_bytes.get(),
-        });
+        let log = shard.describe_log(partition.id());
+        reports.push(PartitionReport { log, amounts: partition.traffic.amounts() });
         glommio::yield_if_needed().await;
     }
     reports
@@ -79,6 +98,8 @@ pub async fn gather(shard: &Rc<Shard>) -> Vec<PartitionReport> {
 /// The partitions of one topic together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicReport {
+    /// Its identity.
+    pub id: TopicId,
     /// Its name.
     pub name: String,
     /// How many of its partitions are here.
@@ -103,15 +124,15 @@ pub fn by_topic(partitions: &[PartitionReport], image: &Image) -> Vec<TopicRepor
     for one in partitions {
         let topic = topics.entry(one.log.id.topic).or_default();
         topic.partitions += 1;
-        topic.produced_batches += one.produced_batches;
-        topic.produced_records += one.produced_records;
-        topic.produced_bytes += one.produced_bytes;
-        topic.fetched_bytes += one.fetched_bytes;
+        topic.produced_batches += one.amounts.produced_batches;
+        topic.produced_records += one.amounts.produced_records;
+        topic.produced_bytes += one.amounts.produced_bytes;
+        topic.fetched_bytes += one.amounts.fetched_bytes;
         topic.segments += one.log.segments;
         topic.log_bytes += one.log.bytes;
     }
     let named = |(id, topic): (TopicId, TopicReport)| {
-        Some(TopicReport { name: image.topic(id)?.name.to_string(), ..topic })
+        Some(TopicReport { id, name: image.topic(id)?.name.to_string(), ..topic })
     };
     let mut topics: Vec<TopicReport> = topics.into_iter().filter_map(named).collect();
     topics.sort_by(|a, b| a.name.cmp(&b.name));

@@ -125,17 +125,30 @@ fn batch(partition: u32, number: usize, records: usize, value_bytes: usize) -> V
 
 impl Rig {
     async fn open(root: &Path, partitions: u32, retention_bytes: i64, service: bool) -> Self {
+        Self::open_shard(root, 0, 0..partitions, retention_bytes, service).await
+    }
+
+    /// A shard that has some of the partitions.
+    async fn open_shard(
+        root: &Path,
+        shard: u16,
+        partitions: std::ops::Range<u32>,
+        retention_bytes: i64,
+        service: bool,
+    ) -> Self {
         std::fs::create_dir_all(root.join("topics")).expect("the directory can be made");
         if !root.join("flush").exists() {
             std::fs::write(root.join("flush"), vec![0; 4096]).expect("the flush file can be made");
         }
         let disk = RingDisk::new(true, false).expect("a ring");
-        let host = Rc::new(Host { began: Instant::now(), nonce: Cell::new(std::process::id().into()) });
+        let nonce = u64::from(std::process::id()) + (u64::from(shard) << 40);
+        let host = Rc::new(Host { began: Instant::now(), nonce: Cell::new(nonce) });
         let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
         let (storage, checkpoint) =
-            Storage::open(disk, host, policy, root, ShardId::new(0), UUID).await.expect("storage opens");
+            Storage::open(disk, host, policy, root, ShardId::new(shard), UUID).await.expect("storage opens");
         let store = Store::new(storage, checkpoint, 2);
-        for partition in 0..partitions {
+        let appended = vec![Vec::new(); partitions.end as usize];
+        for partition in partitions {
             store
                 .open_partition(identity(partition), settings(retention_bytes), LeaderEpoch::new(1))
                 .await
@@ -144,7 +157,6 @@ impl Rig {
         if service {
             store.begin_service().await.expect("the first checkpoint");
         }
-        let appended = vec![Vec::new(); partitions as usize];
         Self { store, acks: Rc::default(), expected: 0, appended }
     }
 
@@ -345,6 +357,65 @@ fn a_partition_is_deleted_while_rounds_are_in_flight() {
         assert_eq!(rig.store.storage.dirty_bytes(), 0);
         assert!(!root.join("topics").join(TOPIC.to_string()).join("0.1").exists());
         rig.check(1, &rig.appended[1], 1 << 20).await;
+        rig.store.shut_down().await.expect("an orderly end");
+    });
+}
+
+/// From one shard to another and back, while rounds are in flight: the new one goes on where the old one was without reading
+/// what there is, and checkpoints of the old one say where that is until it is told to forget it.
+#[test]
+fn a_partition_is_handed_from_shard_to_shard() {
+    run(|root| async move {
+        let mut rigs = [
+            Rig::open_shard(&root, 0, 0..1, -1, true).await,
+            Rig::open_shard(&root, 1, 1..1, -1, true).await,
+        ];
+        let id = identity(0).partition;
+        for turn in 0..6u32 {
+            let (from, to) = (turn as usize % 2, 1 - turn as usize % 2);
+            for number in 0..12 {
+                rigs[from].append(0, 1, 30_000 + 100 * number, number % 2 == 0);
+            }
+            let told = Cell::new(0);
+            let home = rigs[from].partition(0);
+            let before = rigs[from].acks.durable.get();
+            let released =
+                rigs[from].store.release(&id, || told.set(told.get() + 1)).await.expect("it was open");
+            assert!(home.is_closed() && home.has_stopped() && released.at_rest);
+            assert_eq!((told.get(), rigs[from].acks.durable.get()), (1, before + 12), "all of it is durable");
+            assert_eq!(rigs[from].store.storage.dirty_bytes(), 0);
+            assert!(
+                rigs[from].store.partition(&id).is_none()
+                    && rigs[from].store.release(&id, || ()).await.is_none()
+            );
+            let epoch = LeaderEpoch::new(1);
+            let opened = rigs[to]
+                .store
+                .take_over(identity(0), settings(-1), epoch, &released)
+                .await
+                .expect("it opens");
+            let report = opened.report();
+            assert!(
+                report.lost.is_empty() && report.unproven.is_none() && report.bytes_read <= 16 << 10,
+                "{report:?}"
+            );
+            rigs[to].appended[0].clear();
+            let appended = std::mem::take(&mut rigs[from].appended[0]);
+            rigs[to].check(0, &appended, 1 << 20).await;
+            rigs[to].appended[0] = appended;
+            // Whatever is written of checkpoints now, one of them says where the log stood.
+            rigs[from].store.checkpoint(false).await.expect("a checkpoint");
+            rigs[to].store.checkpoint(false).await.expect("a checkpoint");
+            rigs[from].store.forget_released(&id);
+            rigs[from].store.checkpoint(false).await.expect("a checkpoint");
+        }
+        let appended = rigs[0].appended[0].clone();
+        drop(rigs);
+        // Left as by a crash: where it was last it is found.
+        let rig = Rig::open(&root, 1, -1, true).await;
+        rig.check(0, &appended, 1 << 20).await;
+        let report = rig.partition(0).report().clone();
+        assert!(report.lost.is_empty() && report.unproven.is_none(), "{report:?}");
         rig.store.shut_down().await.expect("an orderly end");
     });
 }

@@ -7,11 +7,11 @@
 use super::{
     BrokerAnatomy, BrokerEndpoint, BrokerError, BrokerStatus, ConfigValue, DeletedRecords, Durability,
     FetchResult, GroupBehind, GroupStatus, Hello, ListOffsetsResult, Metadata, PartitionCompaction,
-    PartitionLog, PartitionPlace, ProduceResult, ReplicaProgress, Reply, ReplyError, Response, ShardStatus,
-    TopicConfig, TopicLogs, TopicMetadata, TopicOutcome, TopicStatus, no_words,
+    PartitionLog, PartitionPlace, PartitionTraffic, ProduceResult, ReplicaProgress, Reply, ReplyError,
+    Response, ShardStatus, TopicConfig, TopicLogs, TopicMetadata, TopicOutcome, TopicStatus, no_words,
 };
 use crate::request::TopicId;
-use crate::{cluster_request, group_request};
+use crate::{cluster_request, group_request, homes};
 use bytes::Bytes;
 use flatbuffers::{ForwardsUOffset, Vector};
 use schema::error_code::ErrorCode;
@@ -138,6 +138,15 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
                 .map(|counter| (text(counter.name()), counter.value()))
                 .collect(),
         };
+        let traffic = |one: &wire::PartitionTraffic| PartitionTraffic {
+            partition: one.partition(),
+            shard: one.shard(),
+            produced_batches: one.produced_batches(),
+            produced_records: one.produced_records(),
+            produced_bytes: one.produced_bytes(),
+            fetched_bytes: one.fetched_bytes(),
+            replicated_bytes: one.replicated_bytes(),
+        };
         let topic = |topic: wire::TopicStatus<'_>| TopicStatus {
             name: text(topic.name()),
             partitions: topic.partitions(),
@@ -147,6 +156,7 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
             fetched_bytes: topic.fetched_bytes(),
             segments: topic.segments(),
             log_bytes: topic.log_bytes(),
+            traffic: topic.traffic().into_iter().flatten().map(traffic).collect(),
         };
         let group = |group: wire::GroupStatus<'_>| {
             let behind =
@@ -195,6 +205,9 @@ fn decode_group_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
     }
     if let Some(reply) = response.api_as_elect_leaders_response() {
         return cluster_request::elected(&reply).map(Reply::Elected);
+    }
+    if let Some(reply) = response.api_as_move_homes_response() {
+        return homes::moved(&reply).map(Reply::HomesMoved);
     }
     if let Some(reply) = response.api_as_delete_groups_response() {
         return group_request::deleted(&reply).map(Reply::GroupOutcomes);

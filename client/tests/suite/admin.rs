@@ -49,6 +49,7 @@ async fn every_call_round_trips() {
         fetched_bytes: 7,
         segments: 8,
         log_bytes: 9,
+        traffic: vec![],
     };
     assert_eq!(topics, [expect]);
     let expect = GroupStatus {

@@ -113,9 +113,15 @@ async fn what_is_too_large_or_too_much_is_not_sent() {
     assert!(matches!(error, ConnectionError::RequestTooLarge { .. }), "{error}");
     let mut waiting = Vec::new();
     for _ in 0..PENDING_MAX {
-        waiting.push(connection.send(Request::Status { topics: false, groups: false }, LONG).unwrap());
+        waiting.push(
+            connection
+                .send(Request::Status { topics: false, groups: false, partitions: false }, LONG)
+                .unwrap(),
+        );
     }
-    let error = connection.send(Request::Status { topics: false, groups: false }, LONG).unwrap_err();
+    let error = connection
+        .send(Request::Status { topics: false, groups: false, partitions: false }, LONG)
+        .unwrap_err();
     assert!(matches!(error, ConnectionError::TooManyPending { .. }), "{error}");
     assert!(!connection.is_closed());
 }

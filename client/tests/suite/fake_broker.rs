@@ -541,7 +541,7 @@ fn decode_admin(request: &wire::Request<'_>) -> Request {
         return Request::InitProducer { known };
     }
     let status = request.api_as_status_request().unwrap();
-    Request::Status { topics: status.topics(), groups: status.groups() }
+    Request::Status { topics: status.topics(), groups: status.groups(), partitions: status.partitions() }
 }
 
 type Builder = FlatBufferBuilder<'static>;
@@ -941,7 +941,7 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
             let api = wire::DescribeLogsResponse::create(b, &wire::DescribeLogsResponseArgs { topics });
             (wire::ResponseApi::DescribeLogsResponse, api.as_union_value())
         }
-        Request::Status { topics, groups } => {
+        Request::Status { topics, groups, partitions } => {
             let name = Some(b.create_string("flush_rounds_total"));
             let counter = wire::Counter::create(b, &wire::CounterArgs { name, value: 9 });
             let counters = Some(b.create_vector(&[counter]));
@@ -956,6 +956,8 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
                 fetched_bytes: 7,
                 segments: 8,
                 log_bytes: 9,
+                traffic: partitions
+                    .then(|| b.create_vector(&[wire::PartitionTraffic::new(2, 1, 4, 5, 6, 7, 8)])),
             };
             let topic = wire::TopicStatus::create(b, &topic);
             let topics = topics.then(|| b.create_vector(&[topic]));

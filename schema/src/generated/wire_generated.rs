@@ -10,10 +10,10 @@ pub mod wire {
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_API: u8 = 26;
+pub const ENUM_MAX_REQUEST_API: u8 = 27;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_API: [RequestApi; 27] = [
+pub const ENUM_VALUES_REQUEST_API: [RequestApi; 28] = [
   RequestApi::NONE,
   RequestApi::HelloRequest,
   RequestApi::MetadataRequest,
@@ -41,6 +41,7 @@ pub const ENUM_VALUES_REQUEST_API: [RequestApi; 27] = [
   RequestApi::RemoveBrokerRequest,
   RequestApi::ElectLeadersRequest,
   RequestApi::LimitCatchUpRequest,
+  RequestApi::MoveHomesRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -75,9 +76,10 @@ impl RequestApi {
   pub const RemoveBrokerRequest: Self = Self(24);
   pub const ElectLeadersRequest: Self = Self(25);
   pub const LimitCatchUpRequest: Self = Self(26);
+  pub const MoveHomesRequest: Self = Self(27);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 26;
+  pub const ENUM_MAX: u8 = 27;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloRequest,
@@ -106,6 +108,7 @@ impl RequestApi {
     Self::RemoveBrokerRequest,
     Self::ElectLeadersRequest,
     Self::LimitCatchUpRequest,
+    Self::MoveHomesRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -137,6 +140,7 @@ impl RequestApi {
       Self::RemoveBrokerRequest => Some("RemoveBrokerRequest"),
       Self::ElectLeadersRequest => Some("ElectLeadersRequest"),
       Self::LimitCatchUpRequest => Some("LimitCatchUpRequest"),
+      Self::MoveHomesRequest => Some("MoveHomesRequest"),
       _ => None,
     }
   }
@@ -196,10 +200,10 @@ pub struct RequestApiUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_API: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_API: u8 = 26;
+pub const ENUM_MAX_RESPONSE_API: u8 = 27;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 27] = [
+pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 28] = [
   ResponseApi::NONE,
   ResponseApi::HelloResponse,
   ResponseApi::MetadataResponse,
@@ -227,6 +231,7 @@ pub const ENUM_VALUES_RESPONSE_API: [ResponseApi; 27] = [
   ResponseApi::RemoveBrokerResponse,
   ResponseApi::ElectLeadersResponse,
   ResponseApi::LimitCatchUpResponse,
+  ResponseApi::MoveHomesResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -261,9 +266,10 @@ impl ResponseApi {
   pub const RemoveBrokerResponse: Self = Self(24);
   pub const ElectLeadersResponse: Self = Self(25);
   pub const LimitCatchUpResponse: Self = Self(26);
+  pub const MoveHomesResponse: Self = Self(27);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 26;
+  pub const ENUM_MAX: u8 = 27;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::HelloResponse,
@@ -292,6 +298,7 @@ impl ResponseApi {
     Self::RemoveBrokerResponse,
     Self::ElectLeadersResponse,
     Self::LimitCatchUpResponse,
+    Self::MoveHomesResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -323,6 +330,7 @@ impl ResponseApi {
       Self::RemoveBrokerResponse => Some("RemoveBrokerResponse"),
       Self::ElectLeadersResponse => Some("ElectLeadersResponse"),
       Self::LimitCatchUpResponse => Some("LimitCatchUpResponse"),
+      Self::MoveHomesResponse => Some("MoveHomesResponse"),
       _ => None,
     }
   }
@@ -3670,6 +3678,293 @@ impl<'a> ReplicaProgress {
 
 }
 
+// struct PartitionTraffic, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct PartitionTraffic(pub [u8; 48]);
+impl Default for PartitionTraffic { 
+  fn default() -> Self { 
+    Self([0; 48])
+  }
+}
+impl ::core::fmt::Debug for PartitionTraffic {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("PartitionTraffic")
+      .field("partition", &self.partition())
+      .field("shard", &self.shard())
+      .field("produced_batches", &self.produced_batches())
+      .field("produced_records", &self.produced_records())
+      .field("produced_bytes", &self.produced_bytes())
+      .field("fetched_bytes", &self.fetched_bytes())
+      .field("replicated_bytes", &self.replicated_bytes())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PartitionTraffic {}
+impl<'a> ::flatbuffers::Follow<'a> for PartitionTraffic {
+  type Inner = &'a PartitionTraffic;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a PartitionTraffic>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a PartitionTraffic {
+  type Inner = &'a PartitionTraffic;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<PartitionTraffic>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for PartitionTraffic {
+    type Output = PartitionTraffic;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const PartitionTraffic as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PartitionTraffic {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> PartitionTraffic {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    partition: u32,
+    shard: u32,
+    produced_batches: u64,
+    produced_records: u64,
+    produced_bytes: u64,
+    fetched_bytes: u64,
+    replicated_bytes: u64,
+  ) -> Self {
+    let mut s = Self([0; 48]);
+    s.set_partition(partition);
+    s.set_shard(shard);
+    s.set_produced_batches(produced_batches);
+    s.set_produced_records(produced_records);
+    s.set_produced_bytes(produced_bytes);
+    s.set_fetched_bytes(fetched_bytes);
+    s.set_replicated_bytes(replicated_bytes);
+    s
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn shard(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_shard(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn produced_batches(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_produced_batches(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn produced_records(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_produced_records(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn produced_bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_produced_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn fetched_bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[32..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_fetched_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[32..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn replicated_bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[40..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_replicated_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[40..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
 // struct OffsetCommitEntry, aligned to 8
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq)]
@@ -5824,6 +6119,21 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_move_homes_request(&self) -> Option<MoveHomesRequest<'a>> {
+    if self.api_type() == RequestApi::MoveHomesRequest {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { MoveHomesRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -5863,6 +6173,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestApi::RemoveBrokerRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBrokerRequest>>("RequestApi::RemoveBrokerRequest", pos),
           RequestApi::ElectLeadersRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeadersRequest>>("RequestApi::ElectLeadersRequest", pos),
           RequestApi::LimitCatchUpRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LimitCatchUpRequest>>("RequestApi::LimitCatchUpRequest", pos),
+          RequestApi::MoveHomesRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MoveHomesRequest>>("RequestApi::MoveHomesRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -6115,6 +6426,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestApi::LimitCatchUpRequest => {
           if let Some(x) = self.api_as_limit_catch_up_request() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestApi::MoveHomesRequest => {
+          if let Some(x) = self.api_as_move_homes_request() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -6612,6 +6930,21 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn api_as_move_homes_response(&self) -> Option<MoveHomesResponse<'a>> {
+    if self.api_type() == ResponseApi::MoveHomesResponse {
+      self.api().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { MoveHomesResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -6653,6 +6986,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseApi::RemoveBrokerResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveBrokerResponse>>("ResponseApi::RemoveBrokerResponse", pos),
           ResponseApi::ElectLeadersResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeadersResponse>>("ResponseApi::ElectLeadersResponse", pos),
           ResponseApi::LimitCatchUpResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LimitCatchUpResponse>>("ResponseApi::LimitCatchUpResponse", pos),
+          ResponseApi::MoveHomesResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MoveHomesResponse>>("ResponseApi::MoveHomesResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -6919,6 +7253,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseApi::LimitCatchUpResponse => {
           if let Some(x) = self.api_as_limit_catch_up_response() {
+            ds.field("api", &x)
+          } else {
+            ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseApi::MoveHomesResponse => {
+          if let Some(x) = self.api_as_move_homes_response() {
             ds.field("api", &x)
           } else {
             ds.field("api", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -11375,6 +11716,7 @@ impl<'a> ::flatbuffers::Follow<'a> for StatusRequest<'a> {
 impl<'a> StatusRequest<'a> {
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
   pub const VT_GROUPS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -11386,6 +11728,7 @@ impl<'a> StatusRequest<'a> {
     args: &'args StatusRequestArgs
   ) -> ::flatbuffers::WIPOffset<StatusRequest<'bldr>> {
     let mut builder = StatusRequestBuilder::new(_fbb);
+    builder.add_partitions(args.partitions);
     builder.add_groups(args.groups);
     builder.add_topics(args.topics);
     builder.finish()
@@ -11406,6 +11749,13 @@ impl<'a> StatusRequest<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(StatusRequest::VT_GROUPS, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn partitions(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(StatusRequest::VT_PARTITIONS, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusRequest<'_> {
@@ -11416,6 +11766,7 @@ impl ::flatbuffers::Verifiable for StatusRequest<'_> {
     v.visit_table(pos)?
      .visit_field::<bool>("topics", Self::VT_TOPICS, false)?
      .visit_field::<bool>("groups", Self::VT_GROUPS, false)?
+     .visit_field::<bool>("partitions", Self::VT_PARTITIONS, false)?
      .finish();
     Ok(())
   }
@@ -11423,6 +11774,7 @@ impl ::flatbuffers::Verifiable for StatusRequest<'_> {
 pub struct StatusRequestArgs {
     pub topics: bool,
     pub groups: bool,
+    pub partitions: bool,
 }
 impl<'a> Default for StatusRequestArgs {
   #[inline]
@@ -11430,6 +11782,7 @@ impl<'a> Default for StatusRequestArgs {
     StatusRequestArgs {
       topics: false,
       groups: false,
+      partitions: false,
     }
   }
 }
@@ -11446,6 +11799,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusRequestBuilder<'a, 'b, 
   #[inline]
   pub fn add_groups(&mut self, groups: bool) {
     self.fbb_.push_slot::<bool>(StatusRequest::VT_GROUPS, groups, false);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: bool) {
+    self.fbb_.push_slot::<bool>(StatusRequest::VT_PARTITIONS, partitions, false);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusRequestBuilder<'a, 'b, A> {
@@ -11467,6 +11824,7 @@ impl ::core::fmt::Debug for StatusRequest<'_> {
     let mut ds = f.debug_struct("StatusRequest");
       ds.field("topics", &self.topics());
       ds.field("groups", &self.groups());
+      ds.field("partitions", &self.partitions());
       ds.finish()
   }
 }
@@ -11720,6 +12078,7 @@ impl<'a> TopicStatus<'a> {
   pub const VT_FETCHED_BYTES: ::flatbuffers::VOffsetT = 14;
   pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 16;
   pub const VT_LOG_BYTES: ::flatbuffers::VOffsetT = 18;
+  pub const VT_TRAFFIC: ::flatbuffers::VOffsetT = 20;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -11737,6 +12096,7 @@ impl<'a> TopicStatus<'a> {
     builder.add_produced_bytes(args.produced_bytes);
     builder.add_produced_records(args.produced_records);
     builder.add_produced_batches(args.produced_batches);
+    if let Some(x) = args.traffic { builder.add_traffic(x); }
     builder.add_partitions(args.partitions);
     if let Some(x) = args.name { builder.add_name(x); }
     builder.finish()
@@ -11799,6 +12159,13 @@ impl<'a> TopicStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(TopicStatus::VT_LOG_BYTES, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn traffic(&self) -> Option<::flatbuffers::Vector<'a, PartitionTraffic>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionTraffic>>>(TopicStatus::VT_TRAFFIC, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for TopicStatus<'_> {
@@ -11815,6 +12182,7 @@ impl ::flatbuffers::Verifiable for TopicStatus<'_> {
      .visit_field::<u64>("fetched_bytes", Self::VT_FETCHED_BYTES, false)?
      .visit_field::<u64>("segments", Self::VT_SEGMENTS, false)?
      .visit_field::<u64>("log_bytes", Self::VT_LOG_BYTES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionTraffic>>>("traffic", Self::VT_TRAFFIC, false)?
      .finish();
     Ok(())
   }
@@ -11828,6 +12196,7 @@ pub struct TopicStatusArgs<'a> {
     pub fetched_bytes: u64,
     pub segments: u64,
     pub log_bytes: u64,
+    pub traffic: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionTraffic>>>,
 }
 impl<'a> Default for TopicStatusArgs<'a> {
   #[inline]
@@ -11841,6 +12210,7 @@ impl<'a> Default for TopicStatusArgs<'a> {
       fetched_bytes: 0,
       segments: 0,
       log_bytes: 0,
+      traffic: None,
     }
   }
 }
@@ -11883,6 +12253,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot::<u64>(TopicStatus::VT_LOG_BYTES, log_bytes, 0);
   }
   #[inline]
+  pub fn add_traffic(&mut self, traffic: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionTraffic>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicStatus::VT_TRAFFIC, traffic);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicStatusBuilder {
@@ -11908,6 +12282,7 @@ impl ::core::fmt::Debug for TopicStatus<'_> {
       ds.field("fetched_bytes", &self.fetched_bytes());
       ds.field("segments", &self.segments());
       ds.field("log_bytes", &self.log_bytes());
+      ds.field("traffic", &self.traffic());
       ds.finish()
   }
 }
@@ -18132,6 +18507,509 @@ impl ::core::fmt::Debug for ElectLeadersResponse<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("ElectLeadersResponse");
       ds.field("outcomes", &self.outcomes());
+      ds.finish()
+  }
+}
+pub enum HomeMoveOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct HomeMove<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for HomeMove<'a> {
+  type Inner = HomeMove<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> HomeMove<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    HomeMove { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HomeMoveArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<HomeMove<'bldr>> {
+    let mut builder = HomeMoveBuilder::new(_fbb);
+    builder.add_shard(args.shard);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HomeMove::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(HomeMove::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shard(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(HomeMove::VT_SHARD, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for HomeMove<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("shard", Self::VT_SHARD, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HomeMoveArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub shard: u32,
+}
+impl<'a> Default for HomeMoveArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    HomeMoveArgs {
+      topic: None,
+      partition: 0,
+      shard: 0,
+    }
+  }
+}
+
+pub struct HomeMoveBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HomeMoveBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HomeMove::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(HomeMove::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_shard(&mut self, shard: u32) {
+    self.fbb_.push_slot::<u32>(HomeMove::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HomeMoveBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HomeMoveBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<HomeMove<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for HomeMove<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("HomeMove");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("shard", &self.shard());
+      ds.finish()
+  }
+}
+pub enum MoveHomesRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MoveHomesRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MoveHomesRequest<'a> {
+  type Inner = MoveHomesRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MoveHomesRequest<'a> {
+  pub const VT_MOVES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MoveHomesRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MoveHomesRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MoveHomesRequest<'bldr>> {
+    let mut builder = MoveHomesRequestBuilder::new(_fbb);
+    if let Some(x) = args.moves { builder.add_moves(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn moves(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<HomeMove<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<HomeMove>>>>(MoveHomesRequest::VT_MOVES, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MoveHomesRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<HomeMove>>>>("moves", Self::VT_MOVES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MoveHomesRequestArgs<'a> {
+    pub moves: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<HomeMove<'a>>>>>,
+}
+impl<'a> Default for MoveHomesRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MoveHomesRequestArgs {
+      moves: None,
+    }
+  }
+}
+
+pub struct MoveHomesRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MoveHomesRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_moves(&mut self, moves: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<HomeMove<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MoveHomesRequest::VT_MOVES, moves);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MoveHomesRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MoveHomesRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MoveHomesRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MoveHomesRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MoveHomesRequest");
+      ds.field("moves", &self.moves());
+      ds.finish()
+  }
+}
+pub enum HomeMovedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct HomeMoved<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for HomeMoved<'a> {
+  type Inner = HomeMoved<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> HomeMoved<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ERROR: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 12;
+  pub const VT_PAUSE_US: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    HomeMoved { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HomeMovedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<HomeMoved<'bldr>> {
+    let mut builder = HomeMovedBuilder::new(_fbb);
+    builder.add_pause_us(args.pause_us);
+    builder.add_from(args.from);
+    if let Some(x) = args.message { builder.add_message(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_error(args.error);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HomeMoved::VT_TOPIC, None)}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(HomeMoved::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn error(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(HomeMoved::VT_ERROR, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn message(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HomeMoved::VT_MESSAGE, None)}
+  }
+  #[inline]
+  pub fn from(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(HomeMoved::VT_FROM, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn pause_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(HomeMoved::VT_PAUSE_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for HomeMoved<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u16>("error", Self::VT_ERROR, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("message", Self::VT_MESSAGE, false)?
+     .visit_field::<u32>("from", Self::VT_FROM, false)?
+     .visit_field::<u64>("pause_us", Self::VT_PAUSE_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HomeMovedArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub error: u16,
+    pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub from: u32,
+    pub pause_us: u64,
+}
+impl<'a> Default for HomeMovedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    HomeMovedArgs {
+      topic: None,
+      partition: 0,
+      error: 0,
+      message: None,
+      from: 0,
+      pause_us: 0,
+    }
+  }
+}
+
+pub struct HomeMovedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HomeMovedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HomeMoved::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(HomeMoved::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_error(&mut self, error: u16) {
+    self.fbb_.push_slot::<u16>(HomeMoved::VT_ERROR, error, 0);
+  }
+  #[inline]
+  pub fn add_message(&mut self, message: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HomeMoved::VT_MESSAGE, message);
+  }
+  #[inline]
+  pub fn add_from(&mut self, from: u32) {
+    self.fbb_.push_slot::<u32>(HomeMoved::VT_FROM, from, 0);
+  }
+  #[inline]
+  pub fn add_pause_us(&mut self, pause_us: u64) {
+    self.fbb_.push_slot::<u64>(HomeMoved::VT_PAUSE_US, pause_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HomeMovedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HomeMovedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<HomeMoved<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for HomeMoved<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("HomeMoved");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("error", &self.error());
+      ds.field("message", &self.message());
+      ds.field("from", &self.from());
+      ds.field("pause_us", &self.pause_us());
+      ds.finish()
+  }
+}
+pub enum MoveHomesResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MoveHomesResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MoveHomesResponse<'a> {
+  type Inner = MoveHomesResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MoveHomesResponse<'a> {
+  pub const VT_MOVED: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MoveHomesResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MoveHomesResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MoveHomesResponse<'bldr>> {
+    let mut builder = MoveHomesResponseBuilder::new(_fbb);
+    if let Some(x) = args.moved { builder.add_moved(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn moved(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<HomeMoved<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<HomeMoved>>>>(MoveHomesResponse::VT_MOVED, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MoveHomesResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<HomeMoved>>>>("moved", Self::VT_MOVED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MoveHomesResponseArgs<'a> {
+    pub moved: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<HomeMoved<'a>>>>>,
+}
+impl<'a> Default for MoveHomesResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MoveHomesResponseArgs {
+      moved: None,
+    }
+  }
+}
+
+pub struct MoveHomesResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MoveHomesResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_moved(&mut self, moved: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<HomeMoved<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MoveHomesResponse::VT_MOVED, moved);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MoveHomesResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MoveHomesResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MoveHomesResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MoveHomesResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MoveHomesResponse");
+      ds.field("moved", &self.moved());
       ds.finish()
   }
 }

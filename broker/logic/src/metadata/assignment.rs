@@ -256,21 +256,34 @@ impl Image {
         shard: ShardId,
     ) -> Result<Outcome, CommandError> {
         let (topic, before) = self.existing(id)?;
-        let Some(known) = self.broker(broker).filter(|_| before.is_replica(broker)) else {
+        let Some((known, replica)) = self.broker(broker).zip(before.replica(broker)) else {
             return Err(invalid(id, format!("broker {broker} has no replica")));
         };
         let shards = known.registration.shards;
         if shard.get() >= shards {
             return Err(invalid(id, format!("broker {broker} has {shards} shards, from 0")));
         }
+        if known.suspect(id, replica.generation).is_some() {
+            return Err(invalid(
+                id,
+                format!("the replica of broker {broker} is suspect, and is being repaired"),
+            ));
+        }
+        if self.home_of(broker, id, Some(&before)) == Some(shard) {
+            return Ok(Outcome::HomeMoved { partition: id, broker, shard });
+        }
         let mut homes: Vec<_> = before.homes.iter().filter(|(of, _)| *of != broker).copied().collect();
         if shard != routing::home_shard(id.topic, id.partition, shards) {
             homes.push((broker, shard));
             homes.sort_unstable();
         }
-        let mut settled = unchanged(&before);
-        settled.partition.homes = homes.into();
-        self.put_partitions(&topic, vec![(id.partition, settled)])?;
+        let mut change = Change::new(id, &before);
+        change.next.homes = homes.into();
+        // Whoever leads or follows on the new shard knows nothing of what was said on the old one, and clients are to
+        // learn where it is now: both see it by the epoch.
+        change.new_epoch = true;
+        let settled = change.settle(Brokers(&self.brokers), &topic.config);
+        self.put_partitions(&topic, settled.map(|settled| (id.partition, settled)).into_iter().collect())?;
         Ok(Outcome::HomeMoved { partition: id, broker, shard })
     }
 

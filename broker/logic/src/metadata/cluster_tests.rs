@@ -327,7 +327,9 @@ fn homes() {
     assert_eq!(home(&moved), other);
     let other = |image: &Image| image.home_of(BrokerId::new(1), ID, image.partition(ID));
     assert_eq!(other(&moved), other(&image));
-    assert_eq!(text(&moved), "1 e0 pe1 isr 1,2,3 of 1,2,3");
+    // All replicas meet anew under a new epoch, led as before.
+    assert_eq!(text(&moved), "1 e1 pe1 isr 1,2,3 of 1,2,3");
+    assert_eq!(text(&run(moved.clone(), &format!("home 2 {}", home(&moved)))), text(&moved), "it is there");
     let back = run(moved.clone(), &format!("home 2 {}", home(&image)));
     assert!(back.partition(ID).unwrap().homes.is_empty());
     assert_eq!(back.replicas_of(BrokerId::new(2)), 1);
@@ -335,6 +337,8 @@ fn homes() {
     assert!(run(moved, "reassign 1,3").partition(ID).unwrap().homes.is_empty());
     check_refused("home 2 4", "4 shards");
     check_refused("home 4 0", "no replica");
+    let doubted = "alter 1 1,3; register 2 suspect 0:7; unfence 2; home 2";
+    check_refused(&format!("{doubted} {}", 3 - home(&image)), "is suspect");
 }
 
 /// A random line, most of the time one that means something.

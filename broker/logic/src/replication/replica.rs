@@ -268,6 +268,11 @@ impl Replica {
         self.core.health.status()
     }
 
+    /// What is at this offset and above must be cut away although it may look sound; `None` = nothing must.
+    pub fn doubted_from(&self) -> Option<Offset> {
+        self.core.health.suspicion.and_then(|suspicion| suspicion.trusted_end)
+    }
+
     /// How far the followers are, for who leads.
     pub fn peers(&self) -> impl Iterator<Item = PeerProgress> + '_ {
         let leader = match &self.role {

@@ -434,3 +434,42 @@ fn a_member_may_start_with_another_number_of_shards() {
         load.finish(&client).await;
     });
 }
+
+/// The replicas of a partition move between the cores of their brokers, the leader's and a follower's.
+#[test]
+fn homes_of_replicas_move_and_clients_do_not_notice() {
+    run(async || {
+        let cluster = Cluster::of(3);
+        let client = cluster.connect().await;
+        whole(&client, 3).await;
+        create_topic(&client, 3).await;
+        whole(&client, 3).await;
+        let load = Load::start(&cluster.addresses());
+        load.goes_on().await;
+        for turn in 0..2 {
+            let described = client.admin().describe_cluster(None).await.expect("it answers");
+            let partition = of_topic(&described, TOPIC).next().expect("it is there").clone();
+            let leader = partition.leader.expect("it is led");
+            let follower = partition.replicas.iter().find(|replica| replica.broker != leader);
+            let shard = |broker: u32| {
+                partition.replicas.iter().find(|one| one.broker == broker).expect("has it").shard
+            };
+            for broker in [leader, follower.expect("there are three").broker] {
+                let (began, core) = (Instant::now(), 1 - shard(broker));
+                let named = if broker == leader { String::new() } else { format!(" --broker {broker}") };
+                let said = cluster.ok(&format!("cluster move-home {TOPIC}:0 --core {core}{named}"));
+                assert!(said.contains("took nothing for"), "{said}");
+                until(&client, "it is there, and in sync", |cluster| {
+                    let partition = of_topic(cluster, TOPIC).next().expect("it is there");
+                    let moved = partition.replicas.iter().find(|one| one.broker == broker);
+                    partition.in_sync() == 3 && moved.is_some_and(|moved| moved.shard == core)
+                })
+                .await;
+                load.goes_on().await;
+                let what = if broker == leader { "the leader's home" } else { "a follower's home" };
+                load.silence(&format!("{what}, turn {turn}"), began);
+            }
+        }
+        load.finish(&client).await;
+    });
+}

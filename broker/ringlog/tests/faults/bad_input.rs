@@ -164,14 +164,12 @@ fn frames() -> Vec<Row> {
     use ErrorCode::{FrameTooLarge, InvalidFrame, InvalidRequest, Unsupported};
     let unknown = |id| {
         request(id, wire::RequestApi(200), 0, |builder| {
-            wire::StatusRequest::create(builder, &wire::StatusRequestArgs { topics: true, groups: true })
-                .as_union_value()
+            wire::StatusRequest::create(builder, &wire::StatusRequestArgs::default()).as_union_value()
         })
     };
     let nothing = |id| {
         request(id, wire::RequestApi::NONE, 0, |builder| {
-            wire::StatusRequest::create(builder, &wire::StatusRequestArgs { topics: true, groups: true })
-                .as_union_value()
+            wire::StatusRequest::create(builder, &wire::StatusRequestArgs::default()).as_union_value()
         })
     };
     let many_tables = request(1, wire::RequestApi::CreateTopicsRequest, 0, |builder| {

@@ -12,6 +12,7 @@ mod bit_flips;
 mod host;
 mod kill_nine;
 mod memory;
+mod moving_homes;
 mod requests;
 mod support;
 mod time_outs;

@@ -4,24 +4,23 @@ use super::{Reply, ask, other_shards};
 use crate::group::{self, lag};
 use crate::mailbox::{Message, ShardReport};
 use crate::shard::Shard;
-use crate::traffic;
+use crate::traffic::{self, Amounts, PartitionReport};
 use futures_util::future::join_all;
 use logic::ids::ShardId;
 use schema::wire;
 use std::rc::Rc;
 
 impl Reply {
-    pub(super) async fn status(&self, shard: &Rc<Shard>, topics: bool, groups: bool) {
+    pub(super) async fn status(&self, shard: &Rc<Shard>, topics: bool, groups: bool, partitions: bool) {
         let others = || (0..shard.identity.shards).map(ShardId::new).filter(|it| *it != shard.identity.shard);
-        let topics = match topics {
-            true => {
-                let asked = join_all(others().map(|other| ask(shard, other, Message::Traffic)));
-                let (own, asked) = futures_util::join!(traffic::gather(shard), asked);
-                let all: Vec<_> = own.into_iter().chain(asked.into_iter().flatten().flatten()).collect();
-                traffic::by_topic(&all, &shard.metadata.image())
-            }
-            false => Vec::new(),
-        };
+        let mut all: Vec<PartitionReport> = Vec::new();
+        if topics {
+            let asked = join_all(others().map(|other| ask(shard, other, Message::Traffic)));
+            let (own, asked) = futures_util::join!(traffic::gather(shard), asked);
+            all.extend(own.into_iter().chain(asked.into_iter().flatten().flatten()));
+            all.sort_by_key(|one| one.log.id);
+        }
+        let topics = traffic::by_topic(&all, &shard.metadata.image());
         let groups = if groups { group_reports(shard).await } else { Vec::new() };
         let asked = others().map(|other| ask(shard, other, Message::Status));
         let mut reports: Vec<ShardReport> = join_all(asked).await.into_iter().flatten().collect();
@@ -61,6 +60,11 @@ impl Reply {
                         fetched_bytes: topic.fetched_bytes,
                         segments: topic.segments,
                         log_bytes: topic.log_bytes,
+                        traffic: partitions.then(|| {
+                            let first = all.partition_point(|one| one.log.id.topic < topic.id);
+                            let own = all[first..].iter().take_while(|one| one.log.id.topic == topic.id);
+                            builder.create_vector(&own.map(encode_traffic).collect::<Vec<_>>())
+                        }),
                     };
                     wire::TopicStatus::create(builder, &args)
                 })
@@ -99,6 +103,20 @@ impl Reply {
             wire::StatusResponse::create(builder, &args).as_union_value()
         });
     }
+}
+
+fn encode_traffic(one: &PartitionReport) -> wire::PartitionTraffic {
+    let Amounts { produced_batches, produced_records, produced_bytes, fetched_bytes, replicated_bytes } =
+        one.amounts;
+    wire::PartitionTraffic::new(
+        one.log.id.partition.get(),
+        u32::from(one.log.shard.get()),
+        produced_batches,
+        produced_records,
+        produced_bytes,
+        fetched_bytes,
+        replicated_bytes,
+    )
 }
 
 /// Every group of this broker, and how far it is behind.

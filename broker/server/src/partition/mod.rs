@@ -15,6 +15,7 @@ mod append;
 pub mod chunk_cache;
 mod cut;
 mod index_files;
+mod leaving;
 pub mod prepare;
 mod producers;
 mod pushed;
@@ -231,6 +232,8 @@ pub struct Partition<D: Disk> {
     /// The log is being cut: nobody else changes it.
     cutting: Cell<bool>,
     closed: Cell<bool>,
+    /// How far it has gone to another shard.
+    stage: Cell<leaving::Stage>,
     last_append_ms: Cell<i64>,
     report: OpenReport,
 }
@@ -285,6 +288,7 @@ impl<D: Disk> Partition<D> {
             compaction: Cell::default(),
             cutting: Cell::new(false),
             closed: Cell::new(false),
+            stage: Cell::default(),
             last_append_ms: Cell::new(now_ms),
             report,
             storage,
@@ -467,7 +471,10 @@ impl<D: Disk> Partition<D> {
 
     /// Its replica says what this broker may do with it.
     pub fn set_standing(&self, standing: Standing) {
-        self.standing.set(standing);
+        // What a cut or a comparison that was under way leads to does not count any more.
+        if !self.has_stopped() {
+            self.standing.set(standing);
+        }
     }
 
     /// Every offset below `to` is committed: answers who waits for it. What became visible.

@@ -150,7 +150,8 @@ impl<D: Disk> Partition<D> {
     /// Whether blocks should be written ahead now.
     pub fn wants_preparation(&self) -> bool {
         let physical = self.settings.get().log.physical_bytes();
-        !self.closed.get() && !self.cutting.get() && self.preparation.borrow().wanted(physical).is_some()
+        let stays = !self.closed.get() && !self.cutting.get() && !self.winds_down();
+        stays && self.preparation.borrow().wanted(physical).is_some()
     }
 
     /// Writes zeros ahead, at the background's pace, and publishes them.
@@ -173,7 +174,7 @@ impl<D: Disk> Partition<D> {
                 let mut preparation = self.preparation.borrow_mut();
                 let overtaken = preparation.active.is_none_or(|(active, _)| active != sequence)
                     || preparation.end_position > from;
-                if overtaken || preparation.held_back || self.closed.get() {
+                if overtaken || preparation.held_back || self.closed.get() || self.winds_down() {
                     break;
                 }
                 preparation.zeroing = Some(from..to);

@@ -51,7 +51,7 @@ impl<D: Disk> Partition<D> {
 
     /// The segment that should be put in place ahead of need, if none is on its way.
     pub fn segment_wanted(&self) -> Option<SegmentNeeded> {
-        if self.placing.get() || self.closed.get() || self.cutting.get() {
+        if self.placing.get() || self.closed.get() || self.cutting.get() || self.winds_down() {
             return None;
         }
         self.log.borrow().segment_wanted()
@@ -102,7 +102,7 @@ impl<D: Disk> Partition<D> {
 
     /// Applies retention; reclaims the files that went, when their readers have finished.
     pub async fn enforce_retention(&self) -> io::Result<u64> {
-        if self.closed.get() || self.cutting.get() {
+        if self.closed.get() || self.cutting.get() || self.winds_down() {
             return Ok(0);
         }
         let now_ms = self.storage.environment.now_ms();
@@ -168,7 +168,8 @@ impl<D: Disk> Partition<D> {
     pub(crate) fn begin_compaction(&self) -> bool {
         let waits_for_footer = !self.preparation.borrow().closed.is_empty();
         let damaged = self.with_log(|log| !log.damaged().is_empty());
-        let busy = self.closed.get() || self.cutting.get() || waits_for_footer || damaged;
+        let busy =
+            self.closed.get() || self.cutting.get() || self.winds_down() || waits_for_footer || damaged;
         !busy && !self.compacting.replace(true)
     }
 
@@ -195,7 +196,8 @@ impl<D: Disk> Partition<D> {
             let Some(Dropped { name, nonce, end_position }) = self.dropped.borrow().front().copied() else {
                 break;
             };
-            if !self.outlive_dropped_segments() {
+            // Where it goes, what is left is found and reclaimed.
+            if !self.outlive_dropped_segments() || self.winds_down() {
                 break;
             }
             self.wait_for_readers(name.first, nonce).await;
