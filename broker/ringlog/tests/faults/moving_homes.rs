@@ -255,7 +255,7 @@ async fn delete_on(client: &Client, sent: &Sent, starts: &RefCell<BTreeMap<u32, 
 
 #[test]
 fn nothing_is_lost_to_kill_nine_in_the_middle_of_moves() {
-    let rounds = setting("RINGLOG_KILL_ROUNDS", 4);
+    let rounds = setting("RINGLOG_KILL_ROUNDS", 3);
     let directory = Directory::new();
     let mut random = fastrand::Rng::with_seed(setting("RINGLOG_SEED", 1));
     let (mut next, mut moves, mut promised) = (0, 0, BTreeMap::new());
