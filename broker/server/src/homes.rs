@@ -51,8 +51,8 @@ pub struct HandedOver {
 pub enum Answer {
     /// It has nothing of it.
     Nothing,
-    /// It serves it, by an image that is newer than the asker's.
-    Kept,
+    /// Not by that image: by a newer one it serves it itself, or nobody does.
+    Outdated,
     /// It has closed it.
     Given(Box<HandedOver>),
 }
@@ -180,8 +180,10 @@ pub async fn release(shard: &Rc<Shard>, id: TopicPartition, version: u64) {
 /// What this shard has of a partition that another one wants to open by the image of `version`.
 pub async fn answer(shard: &Rc<Shard>, id: TopicPartition, version: u64) -> Answer {
     shard.homes.closed_by(version).await;
-    if shard.store.partition(&id).is_some() || shard.homes.opening.borrow().contains(&id) {
-        return Answer::Kept;
+    // At least as new as the asker's. What is deleted goes; whoever opened it would find half of it.
+    let is_ours = shard.image().partition(id).is_some_and(|entry| entry.is_replica(shard.identity.broker));
+    if !is_ours || shard.store.partition(&id).is_some() || shard.homes.opening.borrow().contains(&id) {
+        return Answer::Outdated;
     }
     let mut left = shard.homes.left.borrow_mut();
     let handed = left.get_mut(&id).and_then(|left| left.handed.take());
@@ -189,7 +191,7 @@ pub async fn answer(shard: &Rc<Shard>, id: TopicPartition, version: u64) -> Answ
 }
 
 /// Asks the others for a partition that is to be opened here by the image of `version`. `None`: not by this image, because
-/// another shard serves it by a newer one, or the broker stops. `Some(None)`: nobody has had it open.
+/// a newer one says otherwise, or the broker stops. `Some(None)`: nobody has had it open.
 pub async fn take_over(
     shard: &Rc<Shard>,
     identity: &LogIdentity,
@@ -205,7 +207,7 @@ pub async fn take_over(
         match answer {
             Some(Answer::Given(handed)) => found.push(*handed),
             Some(Answer::Nothing) => {}
-            Some(Answer::Kept) | None => refused = true,
+            Some(Answer::Outdated) | None => refused = true,
         }
     }
     // An earlier replica's is of no use.

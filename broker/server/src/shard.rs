@@ -435,6 +435,11 @@ impl Shard {
         self.store.storage.remove_topic_directory(id.topic).await;
     }
 
+    /// The image that it follows, or has followed.
+    pub fn image(&self) -> Arc<Image> {
+        self.image.borrow().clone()
+    }
+
     /// Where a partition is to be found.
     pub fn locate(&self, id: TopicPartition) -> Location {
         if let Some(partition) = self.store.partition(&id) {

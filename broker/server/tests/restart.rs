@@ -1,9 +1,11 @@
 //! Restarts of an embedded broker: what was acknowledged is there again, whatever changed in between.
 
 use ringlog_client::{
-    Client, ClientConfig, Consumer, ConsumerConfig, NewTopic, ProducerConfig, ProducerRecord, StartFrom,
+    Client, ClientConfig, Consumer, ConsumerConfig, HomeMove, NewTopic, ProducerConfig, ProducerRecord,
+    StartFrom,
 };
 use server::{Broker, BrokerConfig};
+use std::cell::Cell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -200,4 +202,52 @@ fn what_a_deletion_left_behind_goes_and_what_is_unknown_stays() {
         broker.stop().unwrap();
         assert_eq!(std::fs::read(&segment).unwrap(), b"irreplaceable");
     }
+}
+
+/// Topics that are deleted while their partitions move between cores leave nothing behind, whichever core has heard of
+/// which change, and are made again under their names.
+#[test]
+fn what_is_deleted_while_it_moves_goes() {
+    const SHARDS: u32 = 3;
+    let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let topics = data.path().join("topics");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let broker = start(data.path(), SHARDS as usize);
+    let (moved, notices) = runtime.block_on(async {
+        let client = connect(&broker).await;
+        let admin = client.admin();
+        let id = admin.status().await.unwrap().broker;
+        for turn in 0..25 {
+            create_topic(&client).await;
+            produce(&client, 0, 3).await;
+            let move_one = &async |partition: u32, step: u32| {
+                let shard = (turn + partition + step) % SHARDS;
+                admin.move_home(id, &HomeMove { topic: "t".into(), partition, shard }).await
+            };
+            let done = &Cell::new(0);
+            let moving = (0..PARTITIONS).map(|partition| async move {
+                // Until there is nothing to be moved any more.
+                for step in 0..6 {
+                    match move_one(partition, step).await {
+                        Ok(_) => done.set(done.get() + 1),
+                        Err(_) => return,
+                    }
+                }
+            });
+            let deleting = async {
+                while done.get() < turn % 8 {
+                    tokio::task::yield_now().await;
+                }
+                admin.delete_topic("t").await.unwrap()
+            };
+            futures_util::join!(futures_util::future::join_all(moving), deleting);
+        }
+        let status = admin.status().await.unwrap();
+        (status.counter("homes_taken_over_total").unwrap(), status.notices)
+    });
+    assert!(moved > 25, "{moved} moves");
+    assert!(notices.iter().all(|notice| !notice.contains("files are not")), "{notices:?}");
+    let empty = || std::fs::read_dir(&topics).unwrap().count() == 0;
+    assert!(happens(empty), "{:?}", std::fs::read_dir(&topics).unwrap().collect::<Vec<_>>());
+    broker.stop().unwrap();
 }
