@@ -24,6 +24,8 @@ pub enum Fault {
     None,
     /// `kill -9`, and a start a while later.
     Kill,
+    /// The same, of whoever leads the metadata.
+    KillController,
     /// An orderly stop, and a start a while later.
     Restart,
     /// SIGSTOP, and SIGCONT.
@@ -48,7 +50,7 @@ pub enum Fault {
 pub const OF_ONE: [Fault; 6] =
     [Fault::Kill, Fault::Restart, Fault::Pause, Fault::Isolate, Fault::Mute, Fault::Deafen];
 /// Those of a cluster, but for changes of its membership.
-pub const OF_SEVERAL: [Fault; 8] = [
+pub const OF_SEVERAL: [Fault; 9] = [
     Fault::Kill,
     Fault::Restart,
     Fault::Pause,
@@ -56,6 +58,7 @@ pub const OF_SEVERAL: [Fault; 8] = [
     Fault::Mute,
     Fault::Deafen,
     Fault::Sever,
+    Fault::KillController,
     Fault::None,
 ];
 
@@ -141,7 +144,7 @@ impl Hosts {
         let number = self.hosts[at].number;
         match fault {
             Fault::None => {}
-            Fault::Kill => self.kill(at),
+            Fault::Kill | Fault::KillController => self.kill(at),
             Fault::Restart => drop(self.hosts[at].broker.take().expect("it runs").stop()),
             Fault::Pause => self.signal(at, libc::SIGSTOP),
             Fault::Isolate => self.network.isolate(number),
@@ -170,9 +173,11 @@ impl Hosts {
         let number = self.hosts[at].number;
         match fault {
             Fault::None => {}
-            Fault::Kill | Fault::Restart | Fault::KillWhileMoving | Fault::KillWhileDraining => {
-                self.serve(at)
-            }
+            Fault::Kill
+            | Fault::KillController
+            | Fault::Restart
+            | Fault::KillWhileMoving
+            | Fault::KillWhileDraining => self.serve(at),
             Fault::Pause => self.signal(at, libc::SIGCONT),
             Fault::Isolate => self.network.join(number),
             Fault::Mute => self.others(number).for_each(|other| self.network.mend(number, other)),
