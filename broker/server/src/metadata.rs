@@ -27,6 +27,7 @@ mod log;
 mod machine;
 mod member;
 mod network;
+mod panics;
 mod peers;
 mod raft;
 mod service;
@@ -364,22 +365,14 @@ impl MetadataHandle {
 
 impl MetadataThread {
     /// Takes no more commands, finishes those that are queued, and waits for the thread's end.
-    pub fn stop(mut self) {
-        if let Err(panic) = self.finish() {
-            std::panic::resume_unwind(panic);
-        }
-    }
-
-    fn finish(&mut self) -> std::thread::Result<()> {
-        self.queue.close();
-        self.thread.take().map_or(Ok(()), JoinHandle::join)
-    }
+    pub fn stop(self) {}
 }
 
 impl Drop for MetadataThread {
     fn drop(&mut self) {
-        // A panic of the thread has been reported by its own hook.
-        let _ = self.finish();
+        self.queue.close();
+        // A panic of the thread has ended the process.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -405,10 +398,8 @@ fn run(setup: Setup) {
         }
     };
     // The runtime is gone, and with it all who write.
-    if let Some(mut writer) = writer
-        && let Err(panic) = writer.join()
-    {
-        std::panic::resume_unwind(panic);
+    if let Some(writer) = writer {
+        writer.join();
     }
 }
 
@@ -431,6 +422,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
             fail(error.to_string());
             return None;
         }
+    panics::end_the_process();
     };
     let applied = machine::Applied::new(handle.current.clone());
     let publish = Arc::new(Mutex::new(publish));
@@ -473,7 +465,6 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         take_requests(&member, &handle, &publish, queue).await;
         [watching, driving, cutting].iter().for_each(|task| task.abort());
     }
-    // A task that panicked has been reported by its own hook.
     let _ = member.raft.shutdown().await;
     Some(writer)
 }

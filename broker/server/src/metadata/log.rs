@@ -8,6 +8,7 @@
 //! Invariant: what is said to be committed is never stored ahead of the entries that it names: it goes with the next
 //! write.
 
+use super::panics;
 use super::raft::{Entry, LogId, Types, Vote};
 use super::store::{CommitError, Contents, Op, Store, StoredSnapshot};
 use openraft::storage::{IOFlushed, RaftLogStorage};
@@ -57,9 +58,7 @@ pub(super) struct Log {
 }
 
 /// The thread that writes.
-pub(super) struct Writer {
-    thread: Option<JoinHandle<()>>,
-}
+pub(super) struct Writer(JoinHandle<()>);
 
 impl Log {
     /// The log that `contents` holds, written to `store`.
@@ -77,7 +76,7 @@ impl Log {
         let thread = std::thread::Builder::new()
             .name("ringlog-meta-log".to_owned())
             .spawn(move || write_all(store, &queue, &said))?;
-        Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs, full }, Writer { thread: Some(thread) }))
+        Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs, full }, Writer(thread)))
     }
 
     /// Why the disk takes nothing just now.
@@ -122,12 +121,14 @@ impl Log {
 
 impl Writer {
     /// Waits until everything is written. All [`Log`]s must be gone.
-    pub fn join(&mut self) -> std::thread::Result<()> {
-        self.thread.take().map_or(Ok(()), JoinHandle::join)
+    pub fn join(self) {
+        // A panic of the thread has ended the process.
+        let _ = self.0.join();
     }
 }
 
 fn write_all(mut store: Store, queue: &Receiver<Job>, full: &Mutex<Option<String>>) {
+    panics::end_the_process();
     while let Ok(first) = queue.recv() {
         let mut ops = first.ops;
         let mut waiting = vec![first.done];

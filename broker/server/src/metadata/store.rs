@@ -19,18 +19,17 @@
 //! Absent on purpose: what the entries mean, and a cache.
 
 use super::codec::{Stored, decode_entry, encode_entry};
+use super::panics::guarded;
 use super::raft::{Entry, Leader, LogId, Membership, Node, StoredMembership, Vote};
 use logic::metadata::{Command, Image, snapshot};
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes kept for the moment when the disk is full.
 pub(super) const RESERVE_BYTES: usize = 1 << 20;
@@ -416,38 +415,8 @@ struct OpenFailure {
     problem: String,
 }
 
-thread_local! {
-    /// The file that this thread is opening.
-    static OPENING: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
-}
-
-/// Runs `open`, and turns a panic into its message: redb follows some fields of a damaged file before it
-/// has checked them. Where panics end the process, at least the message says which file it was.
-fn guarded<T>(path: &Path, open: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let inner = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            let opening = OPENING.try_with(|opening| opening.borrow().clone()).ok().flatten();
-            match opening {
-                Some(path) => {
-                    let reason = panic.payload_as_str().unwrap_or("it makes redb panic");
-                    eprintln!("ringlog: {}: {}", path.display(), foreign(reason));
-                }
-                None => inner(panic),
-            }
-        }));
-    });
-    OPENING.set(Some(path.to_owned()));
-    let result = std::panic::catch_unwind(AssertUnwindSafe(open));
-    OPENING.set(None);
-    result.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it makes redb panic").to_owned()
-    })
-}
-
-fn foreign(reason: &str) -> String {
+/// What is wrong with a file that is no store.
+pub(super) fn foreign(reason: &str) -> String {
     format!("it is not a metadata store of this broker, or it is damaged ({reason}); restore it from a copy")
 }
 
