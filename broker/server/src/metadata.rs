@@ -719,3 +719,5 @@ mod crash;
 mod suite;
 #[cfg(test)]
 mod tests;
+mod founder;
+#[cfg(test)]

@@ -322,7 +322,7 @@ impl Peer {
     }
 }
 
-fn append(b: &mut Builder, rpc: &AppendEntriesRequest<Types>) -> WIPOffset<UnionWIPOffset> {
+pub(super) fn append(b: &mut Builder, rpc: &AppendEntriesRequest<Types>) -> WIPOffset<UnionWIPOffset> {
     let entries: Vec<_> = rpc.entries.iter().map(|entry: &Entry| codec::entry(b, entry)).collect();
     let entries = Some(b.create_vector(&entries));
     let vote = codec::vote(&rpc.vote);
