@@ -205,8 +205,7 @@ impl Broker {
             rack: cluster.rack,
         };
         // A broker that is alone asks nobody, and leads from the first moment.
-        let quorum = handle.quorum();
-        let alone = quorum.voters == [cluster.broker] && quorum.observers.is_empty();
+        let alone = handle.quorum().alone;
         if alone {
             futures_executor::block_on(handle.begin(registration.clone()))?;
         }

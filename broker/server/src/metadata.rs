@@ -196,6 +196,8 @@ pub struct Quorum {
     /// Of those, entries that are in its image.
     pub applied: u64,
     /// Of those, entries that a majority has on its devices.
+    /// Nobody is in it but this broker.
+    pub alone: bool,
     pub committed: u64,
     /// On the leader: entries that are on each member's device.
     pub matched: BTreeMap<BrokerId, u64>,
@@ -408,7 +410,6 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     let fail = |why: String| {
         let _ = ready.send(Err(MetadataError::Thread(why)));
     };
-    let alone = contents.is_group_of(u64::from(settings.broker.get()));
     if contents.joining && settings.join.is_empty() {
         fail(
             "this broker had begun to join a cluster, and was not done: start it with --join again"
@@ -451,7 +452,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     raft.runtime_config().elect(!joins);
     let admitted = Arc::new(AtomicBool::new(!joins));
     let member = Member { raft, peers, applied, log, settings, address, admitted };
-    let begun = begin_group(&member, alone).await;
+    let begun = begin_group(&member).await;
     let begun = begun.map_err(MetadataError::Thread);
     note_quorum(&member, &handle);
     let failed = begun.is_err();
@@ -470,7 +471,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
 }
 
 /// Gets as far as this broker gets by itself: makes its group of one, or leads it again.
-async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
+async fn begin_group(member: &Member) -> Result<(), String> {
     let me = u64::from(member.settings.broker.get());
     if !member.is_admitted() {
         // Others will make it a member.
@@ -479,13 +480,16 @@ async fn begin_group(member: &Member, alone: bool) -> Result<(), String> {
     if member.log.is_pristine() {
         let group = BTreeMap::from([(me, raft::Node::new(&member.address))]);
         member.raft.initialize(group).await.map_err(|error| error.to_string())?;
-    } else if alone {
-        member.raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
     } else {
-        member.keep_time(true);
-        return Ok(());
+        // It says what is stored a little after it has read it.
+        let has_read = metrics.wait_until(|now| now.last_log_index.is_some() || now.current_term > 0);
+        has_read.await.map_err(|_| "Raft has stopped".to_owned())?;
+        if !member.is_alone() {
+            member.keep_time(true);
+            return Ok(());
+        }
+        member.raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
     }
-    let mut metrics = member.raft.metrics();
     let recovered = async {
         let leads = |last: Option<u64>, leader: Option<u64>| last.filter(|_| leader == Some(me));
         let led = metrics.wait_until(|now| leads(now.last_log_index, now.current_leader).is_some()).await;
@@ -510,6 +514,7 @@ async fn take_requests(
     let peers = Arc::new(tokio::sync::Semaphore::new(PEER_CONNECTIONS_MAX));
     while let Ok(request) = queue.recv().await {
         // Those that are done make room.
+    let mut metrics = member.raft.metrics();
         while tasks.try_join_next().is_some() {}
         let member = member.clone();
         match request {
@@ -566,7 +571,7 @@ impl Living {
     async fn live(self, answer: Sender<Result<(), MetadataError>>) {
         let member = &self.member;
         let storage_uuid = self.registration.storage_uuid;
-        let joins = !member.is_admitted();
+        let mut joins = !member.is_admitted();
         if joins && let Err(error) = member.join(storage_uuid).await {
             let _ = answer.try_send(Err(error));
             return;
@@ -579,7 +584,10 @@ impl Living {
         loop {
             match self.enter().await {
                 Ok(epoch) => {
-                    if joins && let Err(error) = member.has_joined().await {
+                    // Later registrations find it noted.
+                    if std::mem::take(&mut joins)
+                        && let Err(error) = member.has_joined().await
+                    {
                         let _ = answer.try_send(Err(error));
                         return;
                     }
@@ -719,5 +727,6 @@ mod crash;
 mod suite;
 #[cfg(test)]
 mod tests;
+        alone: member.is_alone(),
 mod founder;
 #[cfg(test)]

@@ -109,19 +109,6 @@ pub(super) struct Contents {
     pub joining: bool,
 }
 
-impl Contents {
-    /// Whether the group that was agreed on last is this broker alone: what Raft itself says of that comes later.
-    pub fn is_group_of(&self, broker: u64) -> bool {
-        let in_log = self.entries.iter().rev().find_map(|entry| match &entry.payload {
-            openraft::EntryPayload::Membership(group) => Some(group),
-            _ => None,
-        });
-        let in_snapshot = || self.snapshot.as_ref().map(|snapshot| snapshot.membership.membership());
-        let group = in_log.or_else(in_snapshot);
-        !self.joining && group.is_some_and(|group| group.nodes().map(|(id, _)| *id).eq([broker]))
-    }
-}
-
 /// Whose store it is.
 #[derive(Clone, Debug)]
 pub(super) struct Owner {
