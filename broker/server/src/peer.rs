@@ -65,8 +65,8 @@ pub trait Replicas {
     /// Batches that one of the two gave are on their way.
     fn pushed(&self, to: BrokerId, id: TopicPartition, pushed: Pushed);
 
-    /// How fast those that are far behind may be sent batches, bytes per second for each peer; `u64::MAX` = as fast as it goes.
-    fn catch_up_rate(&self) -> u64;
+    /// How fast those that are far behind may be sent batches, bytes per second for each peer; `None` = as fast as it goes.
+    fn catch_up_rate(&self) -> Option<NonZeroU64>;
 
     /// Whether more batches can be taken now: nothing more is received from any leader until then.
     fn has_room(&self) -> bool;
@@ -144,6 +144,8 @@ pub struct Peers {
     links: RefCell<HashMap<BrokerId, Rc<Link>>>,
     accepted: Accepted,
     counters: Rc<StreamCounters>,
+    /// What all catch-up streams together may send, bytes per second; `None` = there is no bound.
+    throttle: Cell<Option<NonZeroU64>>,
     /// Of all catch-up streams together.
     pace: RefCell<Pace>,
     stopped: Cell<bool>,
@@ -162,6 +164,7 @@ impl Peers {
             links: RefCell::default(),
             accepted: Accepted::default(),
             counters: Rc::default(),
+            throttle: Cell::default(),
             pace: RefCell::default(),
             stopped: Cell::new(false),
         })
@@ -201,7 +204,8 @@ impl Peers {
 
     /// What catch-up streams send at most, all together; `None` = no bound.
     pub fn limit_catch_up(&self, bytes_per_second: Option<NonZeroU64>) {
-        if self.pace.borrow_mut().set(bytes_per_second) {
+        if self.throttle.replace(bytes_per_second) != bytes_per_second {
+            self.pace.borrow_mut().forget();
             self.links.borrow().values().for_each(|link| link.wake_catch_up());
         }
     }

@@ -90,7 +90,7 @@ pub struct Replicas {
     settings: Settings,
     /// What the shard wrote and what its clients produced until the last look, and the rate that follows from it.
     written: Cell<(u64, u64)>,
-    catch_up_rate: Cell<u64>,
+    catch_up_rate: Cell<Option<NonZeroU64>>,
     shard: RefCell<Weak<Shard>>,
     hosted: RefCell<BTreeMap<TopicPartition, Rc<Hosted>>>,
     linked: RefCell<BTreeSet<BrokerId>>,
@@ -107,7 +107,7 @@ impl Replicas {
             counters: ReplicationCounters::default(),
             settings,
             written: Cell::default(),
-            catch_up_rate: Cell::new(u64::MAX),
+            catch_up_rate: Cell::default(),
             shard: RefCell::new(Weak::new()),
             hosted: RefCell::default(),
             linked: RefCell::default(),
@@ -603,7 +603,8 @@ impl Replicas {
         let before = self.written.replace(now);
         let produced = (now.1 - before.1) * 1000 / LOOK_AT_STARTS_MS;
         let is_idle = now.0 == before.0;
-        self.catch_up_rate.set(if is_idle { u64::MAX } else { CATCH_UP_BYTES_PER_SECOND.max(2 * produced) });
+        let rate = NonZeroU64::new(CATCH_UP_BYTES_PER_SECOND.max(2 * produced));
+        self.catch_up_rate.set(rate.filter(|_| !is_idle));
     }
 
     fn tick(self: &Rc<Self>, now_ms: u64) {
@@ -765,7 +766,7 @@ impl peer::Replicas for Replicas {
         own.step(&hosted, Event::Pushed { to, open_sequence, end, from_memory }, None);
     }
 
-    fn catch_up_rate(&self) -> u64 {
+    fn catch_up_rate(&self) -> Option<NonZeroU64> {
         self.catch_up_rate.get()
     }
 

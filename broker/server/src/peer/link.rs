@@ -5,6 +5,7 @@
 //! session; the next one begins with nothing. Invariants: one session at a time; who cannot be reached is tried ever more
 //! rarely, and at once when it registers anew.
 
+use super::pace::Pace;
 use super::stream::{Stream, StreamError};
 use super::turns::Turns;
 use super::{Batches, Chunk, PeerAddress, Peers, Pushed, wire};
@@ -87,11 +88,9 @@ struct Session {
     catch_up_turns: RefCell<Turns>,
     /// Reads of the device under way.
     reads: Cell<usize>,
-    /// Before, nothing is sent over the catch-up stream.
-    catch_up_after: Cell<Instant>,
-    /// Somebody will wake its writer then.
-    held_back: Cell<bool>,
-    /// The catch-up stream is woken when it may send again.
+    /// Of the catch-up stream.
+    pace: RefCell<Pace>,
+    /// It is woken when it may send again.
     paces: Cell<bool>,
 }
 
@@ -106,31 +105,6 @@ enum CatchUp {
 }
 
 impl Session {
-    /// Whether what is sent to those that are far behind has to wait, so that it leaves the cores and devices to what is
-    /// produced.
-    fn holds_back(session: &Rc<Self>, stream: &Rc<Stream>) -> bool {
-        let wait = session.catch_up_after.get().saturating_duration_since(Instant::now());
-        if wait.is_zero() {
-            return false;
-        }
-        if !session.held_back.replace(true) {
-            let (session, stream) = (session.clone(), stream.clone());
-            stall::spawn("the pace of catching up", async move {
-                glommio::timer::sleep(wait).await;
-                session.held_back.set(false);
-                stream.wake_writer();
-            })
-            .detach();
-        }
-        true
-    }
-
-    /// So many bytes were sent over the catch-up stream.
-    fn caught_up_by(&self, bytes: usize, bytes_per_second: u64) {
-        let took = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
-        self.catch_up_after.set(self.catch_up_after.get().max(Instant::now()) + took);
-    }
-
     fn turns(&self, kind: StreamKind) -> &RefCell<Turns> {
         match kind {
             StreamKind::Live => &self.live_turns,
@@ -305,8 +279,7 @@ impl Link {
                 REPLICATION_PARTITION_BYTES_MAX,
             )),
             reads: Cell::new(0),
-            catch_up_after: Cell::new(Instant::now()),
-            held_back: Cell::new(false),
+            pace: RefCell::default(),
             paces: Cell::new(false),
         });
         *self.session.borrow_mut() = Some(session.clone());
@@ -399,9 +372,6 @@ impl Link {
         stream: &Rc<Stream>,
     ) {
         let Some(replicas) = peers.replicas() else { return };
-        if kind == StreamKind::CatchUp && Session::holds_back(session, stream) {
-            return;
-        }
         while stream.waiting_bytes() < REPLICATION_FRAME_BODY_BYTES
             && session.reads.get() < REPLICATION_READS_MAX
         {
@@ -436,12 +406,14 @@ impl Link {
         }
     }
 
-    /// Whether those who catch up have had as much as they may for now. The stream is then woken when there is more.
+    /// Whether those who catch up have had as much as they may for now, so that cores and devices are left to what is
+    /// produced. The stream is then woken when there is more.
     fn must_wait(&self, peers: &Peers, session: &Rc<Session>) -> bool {
-        let pace = peers.pace.borrow();
-        let Some(wait) = pace.wait(Instant::now()) else {
+        let now = Instant::now();
+        let waits = [session.pace.borrow().wait(now), peers.pace.borrow().wait(now)];
+        let Some(wait) = waits.into_iter().flatten().max() else {
             // How much a read brings is not known before; its end wakes the stream.
-            return pace.is_bound() && session.reads.get() > 0;
+            return peers.throttle.get().is_some() && session.reads.get() > 0;
         };
         if !session.paces.replace(true) {
             let session = session.clone();
@@ -471,18 +443,16 @@ impl Link {
         let Some(stream) = session.stream(kind).filter(|stream| !stream.is_closed()) else { return };
         let Batches { leader_epoch, open_sequence, head, end, slices } = batches;
         let bytes = slices.iter().map(|slice| slice.range.len()).sum();
-        if let Some(replicas) = peers.replicas().filter(|_| kind == StreamKind::CatchUp) {
-            session.caught_up_by(bytes, replicas.catch_up_rate());
-        }
         let body = Body::FromLeader(FromLeader::Append(head));
         stream.append(id, &Message { leader_epoch, open_sequence, body }, slices);
         session.turns(kind).borrow_mut().sent(id, open_sequence, end, bytes);
+        let Some(replicas) = peers.replicas() else { return };
         if kind == StreamKind::CatchUp {
-            peers.pace.borrow_mut().sent(Instant::now(), bytes);
+            let now = Instant::now();
+            session.pace.borrow_mut().sent(now, bytes, replicas.catch_up_rate());
+            peers.pace.borrow_mut().sent(now, bytes, peers.throttle.get());
         }
-        if let Some(replicas) = peers.replicas() {
-            replicas.pushed(self.peer, id, Pushed { leader_epoch, open_sequence, end, from_memory });
-        }
+        replicas.pushed(self.peer, id, Pushed { leader_epoch, open_sequence, end, from_memory });
     }
 
     // ---- Connecting ----------------------------------------------------------------------------------

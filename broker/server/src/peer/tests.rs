@@ -180,8 +180,8 @@ impl Replicas for Rc<Made> {
         self.links_down.set(self.links_down.get() + 1);
     }
 
-    fn catch_up_rate(&self) -> u64 {
-        u64::MAX
+    fn catch_up_rate(&self) -> Option<NonZeroU64> {
+        None
     }
 
     fn home(&self, id: TopicPartition) -> Option<ShardId> {
