@@ -42,8 +42,6 @@ impl Cluster {
         self.places.push(Place { data, address, broker: None, shards: 2, arguments });
         let id = self.places.len() as u32;
         self.start(id);
-        let place = self.place(id);
-        place.address = place.broker.as_ref().expect("it has just been started").address;
         id
     }
 
@@ -67,7 +65,9 @@ impl Cluster {
                 command.args(["--join", &join]);
             }
         });
-        place.broker = Some(serve.start());
+        let broker = serve.start();
+        place.address = broker.address;
+        place.broker = Some(broker);
     }
 
     /// Starts a broker that does not run, with so many shards from now on.
@@ -95,6 +95,13 @@ impl Cluster {
 
     /// The same without those that do not run.
     fn running(&self) -> String {
+    /// A broker that does not run is to be found at another address when it comes back.
+    pub fn move_elsewhere(&mut self, id: u32) {
+        let place = self.place(id);
+        assert!(place.broker.is_none(), "it runs");
+        place.address.set_port(0);
+    }
+
         let running = self.places.iter().filter(|place| place.broker.is_some());
         running.map(|place| place.address.to_string()).collect::<Vec<_>>().join(",")
     }

@@ -308,6 +308,16 @@ fn disks_brokers_and_leaders_change_and_clients_do_not_notice() {
         load.goes_on().await;
         load.silence("a disk is replaced", began);
 
+        // A new host takes over the number of an old one.
+        let began = Instant::now();
+        cluster.stop(2);
+        cluster.replace_disk(2);
+        cluster.move_elsewhere(2);
+        cluster.start(2);
+        whole(&client, 3).await;
+        load.goes_on().await;
+        load.silence("a broker is replaced", began);
+
         let began = Instant::now();
         let fourth = cluster.grow(&["--rack", "blue"]);
         whole(&client, 4).await;
@@ -343,7 +353,8 @@ fn disks_brokers_and_leaders_change_and_clients_do_not_notice() {
     });
 }
 
-/// A move that may copy next to nothing per second does not end before the bound is lifted, and holds up nobody.
+/// A move that may copy next to nothing per second does not end before the bound is lifted, and holds up nobody. It can be
+/// given up meanwhile.
 #[test]
 fn a_throttled_move_waits_and_the_others_do_not() {
     run(async || {
@@ -382,6 +393,14 @@ fn a_throttled_move_waits_and_the_others_do_not() {
             let described = client.admin().describe_cluster(None).await.expect("it answers");
             assert!(of_topic(&described, "old").all(PartitionReplicas::is_moving), "{described:#?}");
         }
+        // Given up, everything is as it was; and it can be begun anew.
+        let said = cluster.ok("cluster move old:0 --cancel");
+        assert!(said.contains("as before"), "{said}");
+        let described = client.admin().describe_cluster(None).await.expect("it answers");
+        let kept = of_topic(&described, "old").next().expect("it is there");
+        assert!(!kept.is_moving() && kept.replicas.len() == 1 && kept.leader == Some(from), "{kept:?}");
+        cluster.ok(&format!("cluster move old:0 --to {to} --no-wait"));
+        assert!(cluster.ok("cluster status").contains("1 moving"));
         let said = cluster.ok("cluster throttle none");
         assert!(said.contains("as fast as there is room"), "{said}");
         until(&client, "the move is done", |cluster| {

@@ -4,7 +4,7 @@ use super::machine::Applied;
 use super::network::{CallError, Kind, Link};
 use super::raft::{LogId, Raft};
 use super::{MetadataError, codec};
-use logic::ids::BrokerId;
+use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::Image;
 use logic::metadata::controller::Heartbeat;
 use schema::consensus as fb;
@@ -22,11 +22,18 @@ pub(super) enum Word {
 }
 
 /// See the [module](self).
+/// Where a broker is, as was heard.
+struct Heard {
+    address: String,
+    /// It has said so itself, when its registration was this one: it comes back, and is registered anew later.
+    said_after: Option<BrokerEpoch>,
+}
+
 pub(super) struct Peers {
     me: BrokerId,
     image: Arc<RwLock<Arc<Image>>>,
-    /// Where a broker is, as last heard: for those that are not registered, or not there any more.
-    heard: Mutex<BTreeMap<u64, String>>,
+    /// Where brokers are that are not registered, or not there any more.
+    heard: Mutex<BTreeMap<u64, Heard>>,
     links: Mutex<BTreeMap<(u64, Kind), Arc<Link>>>,
     words: mpsc::Sender<Word>,
 }
@@ -47,22 +54,30 @@ impl Peers {
     /// Where `target` is said to be, unless it is known better.
     pub fn learn(&self, target: u64, address: &str) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.entry(target).or_insert_with(|| address.to_owned());
+        heard.entry(target).or_insert_with(|| Heard { address: address.to_owned(), said_after: None });
     }
 
     /// `target` says itself where it is.
     pub fn moved(&self, target: u64, address: &str) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(target, address.to_owned());
+        let image = self.image();
+        let registered = u32::try_from(target).ok().and_then(|id| image.broker(BrokerId::new(id)));
+        let said_after = Some(registered.map_or(BrokerEpoch::default(), |broker| broker.epoch));
+        let heard = Heard { address: address.to_owned(), said_after };
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(target, heard);
     }
 
-    /// Where `target` is: by its registration, else as heard.
+    /// Where `target` is: as it has said since it registered, by that registration, else as heard. With an empty disk it
+    /// needs the log before it can register, wherever it is now.
     pub fn address(&self, target: u64) -> Option<String> {
         let image = self.image();
         let registered = u32::try_from(target).ok().and_then(|id| image.broker(BrokerId::new(id)));
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&target).cloned();
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = heard.get(&target);
         match registered.filter(|broker| !broker.registration.host.is_empty()) {
-            Some(broker) => Some(format!("{}:{}", broker.registration.host, broker.registration.port)),
-            None => heard,
+            Some(broker) if heard.is_none_or(|heard| heard.said_after < Some(broker.epoch)) => {
+                Some(format!("{}:{}", broker.registration.host, broker.registration.port))
+            }
+            _ => heard.map(|heard| heard.address.clone()),
         }
     }
 

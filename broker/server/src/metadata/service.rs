@@ -319,18 +319,19 @@ fn appended(response: AppendEntriesResponse<Types>) -> Answer {
 
 /// A broker wants to follow: it becomes a member without a vote.
 async fn join(member: &Member, broker: u32, address: String, storage_uuid: u128) -> Answer {
-    member.peers.moved(u64::from(broker), &address);
+    let image = member.peers.image();
+    let known = image.broker(BrokerId::new(broker));
+    let other = known.filter(|known| known.registration.storage_uuid != storage_uuid && !known.fenced);
+    if other.is_none() {
+        member.peers.moved(u64::from(broker), &address);
+    }
     if !member.leads() {
         return redirect(member);
     }
-    let image = member.peers.image();
-    let known = image.broker(BrokerId::new(broker));
     if broker == member.peers.me().get() {
         return refused(format!("broker {broker} is this one; start the new one with another --broker-id"));
     }
-    if let Some(known) =
-        known.filter(|known| known.registration.storage_uuid != storage_uuid && !known.fenced)
-    {
+    if let Some(known) = other {
         let (host, port) = (&known.registration.host, known.registration.port);
         return refused(format!("broker {broker} is there already, at {host}:{port}, with another disk"));
     }
