@@ -3,6 +3,7 @@
 //!
 //! Absent on purpose: the inside of the broker and crashes, which have suites of their own.
 
+mod backup;
 mod bench_reports;
 mod cluster;
 mod compaction;

@@ -91,14 +91,20 @@ impl Broker {
 
     /// Holds the whole process for `time`.
     pub fn pause(&self, time: Duration) {
+        // The delay itself is what is planted; nothing is awaited.
+        self.held(|| std::thread::sleep(time));
+    }
+
+    /// Holds the whole process while `act` is done.
+    pub fn held<T>(&self, act: impl FnOnce() -> T) -> T {
         let signal = |number| {
             // SAFETY: the process is ours and not waited for yet, so that its id is still its own.
             assert_eq!(unsafe { libc::kill(self.child.id() as i32, number) }, 0);
         };
         signal(libc::SIGSTOP);
-        // The delay itself is what is planted; nothing is awaited.
-        std::thread::sleep(time);
+        let done = act();
         signal(libc::SIGCONT);
+        done
     }
 
     /// Stops it with a signal; how it exited, and what it said after `ready`.
