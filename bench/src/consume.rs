@@ -80,7 +80,8 @@ async fn fetch(
     let partition = place.partition;
     let entry =
         FetchEntry { topic: lane.topic, partition, leader_epoch: place.leader_epoch, offset, max_bytes };
-    let request = Request::Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes, entries: vec![entry] };
+    let request =
+        Request::Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes, rack: None, entries: vec![entry] };
     let response = lane.connection.request(request, TIMEOUT).await?;
     let (code, result) = match (response.error, response.reply) {
         (Some(error), _) => (Some(error.code), None),

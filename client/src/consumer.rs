@@ -52,6 +52,9 @@ pub struct ConsumerConfig {
     /// Bytes fetched and not yet handed out, one batch per connection excepted. Shared evenly by the
     /// connections.
     pub prefetch_bytes: usize,
+    /// Where the consumer is. Partitions that have an in-sync replica there and are led elsewhere are read at that replica
+    /// as long as it serves; what it shows is a few milliseconds behind the leader. `None` = at their leaders.
+    pub rack: Option<String>,
     /// What to do about a position outside the log.
     pub auto_offset_reset: AutoOffsetReset,
     /// Whether the CRC of every batch is checked.
@@ -68,6 +71,7 @@ impl Default for ConsumerConfig {
             max_partition_fetch_bytes: 1 << 20,
             fetch_max_bytes: 16 << 20,
             prefetch_bytes: 16 << 20,
+            rack: None,
             auto_offset_reset: AutoOffsetReset::Earliest,
             check_crcs: true,
             unpacked_batch_bytes_max: 128 << 20,

@@ -8,6 +8,8 @@
 //! has a connection of its own, so that long polls and large replies never stand before a producer's
 //! acknowledgements. Absent on purpose: looking into records.
 
+mod preferred;
+
 use crate::admin;
 use crate::client::ClientError;
 use crate::cluster::{Cluster, Home, Topic};
@@ -15,6 +17,7 @@ use crate::connection::Connection;
 use crate::consumer::{AutoOffsetReset, ConsumeError, ConsumerConfig, FetchedBatch};
 use crate::reply::{BrokerError, FetchResult, Reply, Response};
 use crate::request::{FetchEntry, OffsetSpec, Request, TopicId};
+use preferred::Followers;
 use schema::error_code::{Class, ErrorCode};
 use schema::record_batch::{self, BatchError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -44,6 +47,8 @@ pub(crate) struct Fetcher {
 struct Shared {
     cluster: Arc<Cluster>,
     config: ConsumerConfig,
+    /// Of the configuration, for every request.
+    rack: Option<Arc<str>>,
     state: Mutex<State>,
     /// Something is ready, or nothing will be any more.
     ready: Notify,
@@ -63,7 +68,10 @@ struct State {
 struct Part {
     topic_id: TopicId,
     leader_epoch: u32,
+    leader: Home,
+    /// Where it is read: at its leader, or at a follower that the leader has named.
     home: Home,
+    followers: Followers,
     /// Changes with every seek and assignment.
     generation: u64,
     fetch_offset: u64,
@@ -111,7 +119,9 @@ enum Next {
 
 impl Fetcher {
     pub(crate) fn new(cluster: Arc<Cluster>, config: ConsumerConfig) -> Self {
+        let rack = config.rack.as_deref().filter(|rack| !rack.is_empty());
         let shared = Shared {
+            rack: rack.map(Arc::from),
             cluster,
             config,
             state: Mutex::default(),
@@ -313,7 +323,9 @@ impl Shared {
         let part = Part {
             topic_id: topic.id,
             leader_epoch: place.leader_epoch,
+            leader: home,
             home,
+            followers: Followers::default(),
             generation: state.next_generation(),
             fetch_offset: offset,
             position: offset,
@@ -360,8 +372,9 @@ impl Shared {
                 Some(place) if part.topic_id == topic.id && place.leader_epoch < part.leader_epoch => {}
                 Some(place) if part.topic_id == topic.id => {
                     let home = Home::of(place);
-                    if (part.home, part.leader_epoch) != (home, place.leader_epoch) {
+                    if (part.leader, part.leader_epoch) != (home, place.leader_epoch) {
                         changed = true;
+                        part.leader = home;
                         part.home = home;
                         part.leader_epoch = place.leader_epoch;
                         // Whatever the old leader wanted to be waited for is over.
@@ -404,10 +417,12 @@ impl Shared {
 }
 
 impl Shared {
-    /// While a broker is silent for longer than it may be: learns whether others lead what it was asked for.
-    async fn watch_leaders(shared: &Arc<Self>, asked: &[(Key, u64)]) -> Infallible {
+    /// While a broker is silent for longer than it may be: learns whether others lead what it was asked for, and leaves it
+    /// where it follows.
+    async fn watch_leaders(shared: &Arc<Self>, home: Home, asked: &[(Key, u64)]) -> Infallible {
         let topics: BTreeSet<Arc<str>> = asked.iter().map(|((topic, _), _)| topic.clone()).collect();
         tokio::time::sleep(shared.config.fetch_max_wait + shared.cluster.config.leader_check_after).await;
+        Self::leave_followers(shared, home);
         Self::relearn(shared, &topics).await
     }
 
@@ -511,6 +526,7 @@ impl Worker {
             },
             min_bytes: config.fetch_min_bytes,
             max_bytes,
+            rack: shared.rack.clone(),
             entries: entries.collect(),
         };
         let asked = mine.iter().map(|(key, part)| ((*key).clone(), part.generation)).collect();
@@ -536,7 +552,7 @@ impl Worker {
             // The reply to come is out of date in part; what it brings will be asked for again.
             _ = self.version.wait_for(|now| *now != version) => return Ok(()),
             // Tells by a new version, if others lead by now.
-            never = Shared::watch_leaders(&shared, &plan.asked) => match never {},
+            never = Shared::watch_leaders(&shared, self.home, &plan.asked) => match never {},
         };
         self.failing_since = None;
         self.failures = 0;
@@ -548,6 +564,9 @@ impl Worker {
             }
             (None, _) => return Err(ClientError::UnexpectedReply { request: "Fetch" }),
         };
+        if refresh.moved {
+            self.shared.changed();
+        }
         let asked_at = Instant::now();
         for topic in refresh.topics {
             Shared::refresh(&self.shared, &topic, asked_at).await;
@@ -592,7 +611,13 @@ impl Worker {
                 self.judge(&mut state, key, *generation, &error, &mut follow_up);
                 continue;
             }
-            part.high_watermark = Some(result.high_watermark);
+            if part.is_at_follower() {
+                part.is_served_by_follower();
+                // What was visible stays so, although a follower hears of it a little later.
+                part.high_watermark = part.high_watermark.max(Some(result.high_watermark));
+            } else {
+                part.high_watermark = Some(result.high_watermark);
+            }
             part.retry_at = None;
             part.failures = 0;
             let from_offset = part.fetch_offset;
@@ -615,6 +640,15 @@ impl Worker {
                 if let Some(lane) = state.lanes.get_mut(&self.home) {
                     lane.buffered_bytes += sound_bytes;
                 }
+            }
+            if let Some((broker, shard)) = result.preferred
+                && let Some(part) = state.current(key, *generation)
+                && part.home == self.home
+                && part.prefer(Home { broker, shard }, Instant::now())
+            {
+                let home = part.home;
+                follow_up.moved = true;
+                Shared::ensure_lane(&self.shared, &mut state, home);
             }
             if let Some((offset, error)) = damage {
                 let (topic, partition) = key.clone();
@@ -640,6 +674,12 @@ impl Worker {
         let Some(part) = state.current(key, generation) else {
             return;
         };
+        if part.home == self.home && part.is_at_follower() && error.class() != Class::Retry {
+            part.back_to_leader(Instant::now());
+            let home = part.home;
+            follow_up.moved = true;
+            return Shared::ensure_lane(&self.shared, state, home);
+        }
         let policy = self.shared.config.auto_offset_reset;
         if error.code == ErrorCode::OffsetOutOfRange && policy != AutoOffsetReset::Error {
             follow_up.out_of_range.push((key.clone(), generation));
@@ -690,9 +730,25 @@ impl Worker {
         }
     }
 
+    /// The topics of which partitions are read here.
+    fn topics(&self) -> BTreeSet<Arc<str>> {
+        let state = self.shared.lock();
+        let mine = state.parts.iter().filter(|(_, part)| part.home == self.home);
+        mine.map(|(key, _)| key.0.clone()).collect()
+    }
+
     /// The connection failed: waits, tells the application now and then, and learns where to go.
     async fn back_off(&mut self, error: ClientError) {
         self.connection = None;
+        let topics = self.topics();
+        if Shared::leave_followers(&self.shared, self.home) && self.topics().is_empty() {
+            // It may be new, or elsewhere by now.
+            let asked_at = Instant::now();
+            for topic in topics {
+                Shared::refresh(&self.shared, &topic, asked_at).await;
+            }
+            return;
+        }
         self.failures += 1;
         let failing_since = *self.failing_since.get_or_insert_with(Instant::now);
         if failing_since.elapsed() >= self.shared.cluster.config.request_timeout {
@@ -705,11 +761,7 @@ impl Worker {
             self.shared.lock().ready.push_back(ready);
             self.shared.ready.notify_one();
         }
-        let topics: BTreeSet<Arc<str>> = {
-            let state = self.shared.lock();
-            let mine = state.parts.iter().filter(|(_, part)| part.home == self.home);
-            mine.map(|(key, _)| key.0.clone()).collect()
-        };
+        let topics = self.topics();
         let backoff = self.shared.cluster.config.backoff(self.failures);
         tokio::select! {
             () = tokio::time::sleep(backoff) => {}
@@ -725,6 +777,8 @@ impl Worker {
 struct FollowUp {
     topics: BTreeSet<Arc<str>>,
     out_of_range: Vec<(Key, u64)>,
+    /// Partitions are read elsewhere from now on.
+    moved: bool,
 }
 
 /// What a body holds, as far as it is sound.

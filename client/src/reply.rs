@@ -317,6 +317,8 @@ pub struct FetchResult {
     pub log_start: u64,
     /// Whole stored batches in order; the first may begin below the asked offset.
     pub batches: Bytes,
+    /// The broker, and its shard, that the leader says is to be read from the next fetch on; `None` = itself.
+    pub preferred: Option<(u32, u32)>,
 }
 
 /// A place turned into an offset.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, WIPOffset};
 use schema::{frame, wire};
 use std::num::NonZeroU64;
+use std::sync::Arc;
 
 /// A topic's stable identity. A topic deleted and made again under its name is another topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -177,6 +178,8 @@ pub enum Request {
         min_bytes: u32,
         /// At most this many bytes in all, one batch excepted.
         max_bytes: u32,
+        /// Where the consumer is: followers serve it, too, and leaders name one in that rack; `None` = leaders only.
+        rack: Option<Arc<str>>,
         /// What to read.
         entries: Vec<FetchEntry>,
     },
@@ -422,7 +425,7 @@ impl Request {
                 let args = wire::ProduceRequestArgs { acks: acks.to_wire(), explain: *explain, topics };
                 (Api::ProduceRequest, wire::ProduceRequest::create(b, &args).as_union_value())
             }
-            Request::Fetch { max_wait_ms, min_bytes, max_bytes, entries } => {
+            Request::Fetch { max_wait_ms, min_bytes, max_bytes, rack, entries } => {
                 let mut topics = Vec::new();
                 for run in entries.chunk_by(|one, next| one.topic == next.topic) {
                     let structs = run.iter().map(|e| {
@@ -433,11 +436,13 @@ impl Request {
                     topics.push(wire::FetchTopic::create(b, &args));
                 }
                 let topics = Some(b.create_vector(&topics));
+                let rack = rack.as_ref().map(|rack| b.create_string(rack));
                 let args = wire::FetchRequestArgs {
                     max_wait_ms: *max_wait_ms,
                     min_bytes: *min_bytes,
                     max_bytes: *max_bytes,
                     topics,
+                    rack,
                 };
                 (Api::FetchRequest, wire::FetchRequest::create(b, &args).as_union_value())
             }

@@ -49,6 +49,7 @@ const PRODUCER: &[&str] = &[
 const CONSUMER: &[&str] = &[
     "auto.offset.reset",
     "check.crcs",
+    "client.rack",
     "fetch.max.bytes",
     "fetch.max.wait.ms",
     "fetch.min.bytes",
@@ -57,7 +58,6 @@ const CONSUMER: &[&str] = &[
 ];
 const GROUP: &[&str] = &[
     "auto.commit.interval.ms",
-    "client.rack",
     "enable.auto.commit",
     "group.instance.id",
     "group.remote.assignor",
@@ -107,8 +107,8 @@ impl ProducerConfig {
 }
 
 impl ConsumerConfig {
-    /// Changes one setting: `auto.offset.reset` (`earliest`, `latest`, `none`), `check.crcs`, `fetch.max.bytes`,
-    /// `fetch.max.wait.ms`, `fetch.min.bytes`, `max.partition.fetch.bytes`, `prefetch.bytes`.
+    /// Changes one setting: `auto.offset.reset` (`earliest`, `latest`, `none`), `check.crcs`, `client.rack`,
+    /// `fetch.max.bytes`, `fetch.max.wait.ms`, `fetch.min.bytes`, `max.partition.fetch.bytes`, `prefetch.bytes`.
     ///
     /// # Errors
     /// [`SettingError`], and the configuration is as it was.
@@ -129,6 +129,7 @@ impl ConsumerConfig {
                 self.auto_offset_reset = text.choice(&choices)?;
             }
             "check.crcs" => self.check_crcs = text.bool()?,
+            "client.rack" => self.rack = Some(value.to_owned()),
             "fetch.max.bytes" => self.fetch_max_bytes = bytes()?,
             "fetch.max.wait.ms" => self.fetch_max_wait = text.duration(0)?,
             "fetch.min.bytes" => self.fetch_min_bytes = bytes()?,
@@ -141,9 +142,8 @@ impl ConsumerConfig {
 }
 
 impl GroupConfig {
-    /// Changes one setting: `auto.commit.interval.ms`, `client.rack`, `enable.auto.commit`, `group.instance.id`,
-    /// `group.remote.assignor` (`uniform`, `range`), `max.poll.interval.ms`, `rebalance.timeout.ms`,
-    /// `session.timeout.ms`, and those of [`ConsumerConfig::set`].
+    /// Changes one setting: `auto.commit.interval.ms`, `enable.auto.commit`, `group.instance.id`, `group.remote.assignor`
+    /// (`uniform`, `range`), `max.poll.interval.ms`, `rebalance.timeout.ms`, `session.timeout.ms`, and those of [`ConsumerConfig::set`].
     ///
     /// # Errors
     /// [`SettingError`], and the configuration is as it was.
@@ -151,7 +151,6 @@ impl GroupConfig {
         let text = Text { name, value };
         match name {
             "auto.commit.interval.ms" => self.auto_commit_interval = Some(text.duration(1)?),
-            "client.rack" => self.rack = Some(value.to_owned()),
             "enable.auto.commit" => {
                 let interval = self.auto_commit_interval.unwrap_or(Duration::from_secs(5));
                 self.auto_commit_interval = text.bool()?.then_some(interval);
@@ -291,6 +290,7 @@ mod tests {
             ("auto.offset.reset", "none", Ok("auto_offset_reset: Error")),
             ("auto.offset.reset", "middle", Err("earliest, latest, none")),
             ("check.crcs", "false", Ok("check_crcs: false")),
+            ("client.rack", "r1", Ok("rack: Some(\"r1\")")),
             ("fetch.max.bytes", "1KiB", Ok("fetch_max_bytes: 1024")),
             ("fetch.max.wait.ms", "0", Ok("fetch_max_wait: 0ns")),
             ("fetch.min.bytes", "5GiB", Err("permitted: 1 to 4294967295")),
@@ -304,7 +304,6 @@ mod tests {
         });
         let of_members: &[(&str, &str, Result<&str, &str>)] = &[
             ("auto.commit.interval.ms", "1s", Ok("auto_commit_interval: Some(1s)")),
-            ("client.rack", "r1", Ok("rack: Some(\"r1\")")),
             ("enable.auto.commit", "false", Ok("auto_commit_interval: None")),
             ("enable.auto.commit", "true", Ok("auto_commit_interval: Some(5s)")),
             ("group.instance.id", "a", Ok("instance_id: Some(\"a\")")),

@@ -187,6 +187,10 @@ const EXAMPLES: Examples = &[
                 "ringlog consume clicks --set max.partition.fetch.bytes=64KiB --set fetch.max.wait.ms=50",
                 "settings by their usual names",
             ),
+            (
+                "ringlog consume clicks --set client.rack=eu-1a",
+                "at replicas in this rack, where there are any",
+            ),
         ],
     ),
     ("group list", &[("ringlog group list", "every group and its state")]),

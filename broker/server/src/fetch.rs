@@ -47,6 +47,8 @@ pub struct FetchEntry {
     pub max_bytes: usize,
     /// The epoch that the client believes in.
     pub leader_epoch: u32,
+    /// A follower may answer, too.
+    pub from_follower: bool,
 }
 
 /// Room in a reply.
@@ -169,6 +171,7 @@ pub fn handle(
     let connection = in_flight.connection().clone();
     let mut entries = Vec::new();
     let mut topics = Vec::new();
+    let rack = request.rack().filter(|rack| !rack.is_empty());
     for topic in request.topics().iter().flatten() {
         let (Some(topic_id), Some(list)) = (topic.id(), topic.entries()) else {
             return connection.reply_error(id, ErrorCode::InvalidRequest, "a topic without id or entries", 0);
@@ -180,20 +183,22 @@ pub fn handle(
             offset: Offset::new(entry.offset()),
             max_bytes: entry.max_bytes() as usize,
             leader_epoch: entry.leader_epoch(),
+            from_follower: rack.is_some(),
         }));
     }
     if entries.is_empty() || topics.len() > TOPICS_PER_REQUEST_MAX {
         return connection.reply_error(id, ErrorCode::InvalidRequest, "a fetch names 1 to 4096 topics", 0);
     }
     let terms = terms(shard.now_ms(), &request, received.deadline_ms());
+    let asked = Asked { id, received_ns: received.done_ns, in_flight, topics, rack: rack.map(Box::from) };
     let job = Job { shard: shard.clone(), connection, entries, terms };
     if let Some((found, _held)) = job.in_memory() {
-        return reply(id, received.done_ns, &in_flight, &topics, &job.entries, found);
+        return asked.reply(&job.entries, found);
     }
     stall::spawn("a fetch", async move {
         match job.run().await {
             // Queued first, then the reservation is given back.
-            Ok((found, _held)) => reply(id, received.done_ns, &in_flight, &topics, &job.entries, found),
+            Ok((found, _held)) => asked.reply(&job.entries, found),
             Err(Refusal::Overloaded) => {
                 count(&job.shard.counters.overloaded, 1);
                 let text = "replies of this core wait for slow consumers";
@@ -249,6 +254,10 @@ pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteFetch, reply: oneshot::Sen
 fn count_traffic<B>(shard: &Shard, entry: &FetchEntry, found: &Found<B>) {
     if let Some(partition) = shard.store.partition(&entry.id) {
         partition.traffic.fetched(found.bytes);
+        if found.error.is_none() && !partition.standing().leads {
+            count(&shard.counters.follower_fetches, 1);
+            count(&shard.counters.follower_fetched_bytes, found.bytes as u64);
+        }
     }
 }
 
@@ -270,73 +279,96 @@ pub fn handle_wait(shard: &Rc<Shard>, wait: RemoteWait, mut reply: oneshot::Send
     .detach();
 }
 
-fn reply(
+/// Who asked, and where the answer goes.
+struct Asked {
     id: u64,
     received_ns: u64,
-    in_flight: &InFlight,
-    topics: &[(TopicId, usize)],
-    entries: &[FetchEntry],
-    found: Vec<Found<Piece>>,
-) {
-    let shard = &in_flight.connection().shard;
-    shard.fetch_times.record(shard.now_ns().saturating_sub(received_ns) / 1000);
-    count(&shard.counters.fetched_bytes, found.iter().map(|found| found.bytes as u64).sum());
-    entries.iter().zip(&found).for_each(|(entry, found)| count_traffic(shard, entry, found));
-    let mut lists = Vec::with_capacity(found.len());
-    let mut body = Vec::new();
-    let mut message = None;
-    let busy = found.iter().any(|found| found.error == Some(ErrorCode::Overloaded));
-    let mut found = entries.iter().zip(found);
-    for (topic, entries) in topics {
-        let mut list = Vec::with_capacity(*entries);
-        for (entry, one) in found.by_ref().take(*entries) {
-            list.push((entry.id.partition, one.error, one.bytes, one.high_watermark, one.log_start));
-            body.extend(one.body);
-            message = message.or(one.message);
-        }
-        lists.push((*topic, list));
+    in_flight: InFlight,
+    /// How many entries are of each topic.
+    topics: Vec<(TopicId, usize)>,
+    /// Where the consumer is, if it wants to be told of followers that are nearer than the leader.
+    rack: Option<Box<str>>,
+}
+
+impl Asked {
+    /// Replicas that the consumer is to read from the next fetch on, in place of this broker, which leads.
+    fn preferred(&self, shard: &Shard, entries: &[FetchEntry]) -> Vec<wire::PreferredReplica> {
+        let Some(rack) = &self.rack else { return Vec::new() };
+        let image = shard.metadata.image();
+        let leads = |id| image.partition(id).is_some_and(|entry| entry.leader == Some(shard.identity.broker));
+        let led = entries.iter().enumerate().filter(|(_, entry)| leads(entry.id));
+        led.filter_map(|(at, entry)| {
+            let (broker, home) = image.replica_in_rack(rack, entry.id)?;
+            Some(wire::PreferredReplica::new(at as u32, broker.get(), u32::from(home.get()), 0))
+        })
+        .collect()
     }
-    in_flight.connection().reply(body, |builder| {
-        let topics: Vec<_> = lists
-            .iter()
-            .map(|(topic, list)| {
-                let results: Vec<wire::FetchResult> = list
-                    .iter()
-                    .map(|(partition, error, bytes, high_watermark, log_start)| {
-                        wire::FetchResult::new(
-                            partition.get(),
-                            *bytes as u32,
-                            error.map_or(0, ErrorCode::to_wire),
-                            0,
-                            0,
-                            *high_watermark,
-                            *log_start,
-                        )
-                    })
-                    .collect();
-                let results = builder.create_vector(&results);
-                wire::FetchTopicResult::create(
-                    builder,
-                    &wire::FetchTopicResultArgs {
-                        id: Some(&wire::TopicId::from_u128(topic.get())),
-                        results: Some(results),
-                    },
-                )
-            })
-            .collect();
-        let topics = builder.create_vector(&topics);
-        let api = wire::FetchResponse::create(builder, &wire::FetchResponseArgs { topics: Some(topics) });
-        let message = message.map(|message| builder.create_string(&message));
-        wire::Response::create(
-            builder,
-            &wire::ResponseArgs {
-                id,
-                message,
-                retry_after_ms: if busy { RETRY_AFTER_MS } else { 0 },
-                api_type: wire::ResponseApi::FetchResponse,
-                api: Some(api.as_union_value()),
-                ..Default::default()
-            },
-        )
-    });
+
+    fn reply(&self, entries: &[FetchEntry], found: Vec<Found<Piece>>) {
+        let (id, topics) = (self.id, &self.topics);
+        let shard = &self.in_flight.connection().shard;
+        shard.fetch_times.record(shard.now_ns().saturating_sub(self.received_ns) / 1000);
+        count(&shard.counters.fetched_bytes, found.iter().map(|found| found.bytes as u64).sum());
+        entries.iter().zip(&found).for_each(|(entry, found)| count_traffic(shard, entry, found));
+        let preferred = self.preferred(shard, entries);
+        let mut lists = Vec::with_capacity(found.len());
+        let mut body = Vec::new();
+        let mut message = None;
+        let busy = found.iter().any(|found| found.error == Some(ErrorCode::Overloaded));
+        let mut found = entries.iter().zip(found);
+        for (topic, entries) in topics {
+            let mut list = Vec::with_capacity(*entries);
+            for (entry, one) in found.by_ref().take(*entries) {
+                list.push((entry.id.partition, one.error, one.bytes, one.high_watermark, one.log_start));
+                body.extend(one.body);
+                message = message.or(one.message);
+            }
+            lists.push((*topic, list));
+        }
+        self.in_flight.connection().reply(body, |builder| {
+            let topics: Vec<_> = lists
+                .iter()
+                .map(|(topic, list)| {
+                    let results: Vec<wire::FetchResult> = list
+                        .iter()
+                        .map(|(partition, error, bytes, high_watermark, log_start)| {
+                            wire::FetchResult::new(
+                                partition.get(),
+                                *bytes as u32,
+                                error.map_or(0, ErrorCode::to_wire),
+                                0,
+                                0,
+                                *high_watermark,
+                                *log_start,
+                            )
+                        })
+                        .collect();
+                    let results = builder.create_vector(&results);
+                    wire::FetchTopicResult::create(
+                        builder,
+                        &wire::FetchTopicResultArgs {
+                            id: Some(&wire::TopicId::from_u128(topic.get())),
+                            results: Some(results),
+                        },
+                    )
+                })
+                .collect();
+            let topics = builder.create_vector(&topics);
+            let preferred = (!preferred.is_empty()).then(|| builder.create_vector(&preferred));
+            let args = wire::FetchResponseArgs { topics: Some(topics), preferred };
+            let api = wire::FetchResponse::create(builder, &args);
+            let message = message.map(|message| builder.create_string(&message));
+            wire::Response::create(
+                builder,
+                &wire::ResponseArgs {
+                    id,
+                    message,
+                    retry_after_ms: if busy { RETRY_AFTER_MS } else { 0 },
+                    api_type: wire::ResponseApi::FetchResponse,
+                    api: Some(api.as_union_value()),
+                    ..Default::default()
+                },
+            )
+        });
+    }
 }

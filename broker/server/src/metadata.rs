@@ -146,6 +146,11 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// Who has not heard from the others for so long does not know any more what they have decided.
+    fn contact(&self) -> Duration {
+        2 * self.session
+    }
+
     fn controller(&self) -> controller::Settings {
         controller::Settings {
             session_ms: self.session.as_millis() as u64,
@@ -191,13 +196,13 @@ pub struct Quorum {
     pub voters: Vec<BrokerId>,
     /// Who follows without a vote.
     pub observers: Vec<BrokerId>,
+    /// Nobody is in it but this broker.
+    pub alone: bool,
     /// Entries in this broker's log.
     pub log_end: u64,
     /// Of those, entries that are in its image.
     pub applied: u64,
     /// Of those, entries that a majority has on its devices.
-    /// Nobody is in it but this broker.
-    pub alone: bool,
     pub committed: u64,
     /// On the leader: entries that are on each member's device.
     pub matched: BTreeMap<BrokerId, u64>,
@@ -217,16 +222,37 @@ pub struct MetadataHandle {
 }
 
 /// What the shards and the metadata thread tell each other about this life of the broker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Life {
+    began: Instant,
     /// The epoch of its last registration; 0 = it has none yet.
     registration: AtomicU64,
+    /// When the cluster has last answered a heartbeat, milliseconds since it began; 0 = never.
+    heard_ms: AtomicU64,
+    /// An answer that is older says nothing any more.
+    heard_for: Duration,
     /// Replicas that may lack something, to be named by the next registration.
     doubted: Mutex<BTreeMap<TopicPartition, Suspect>>,
     noticed: Notify,
 }
 
 impl Life {
+    fn new(settings: &ClusterConfig) -> Self {
+        Self {
+            began: Instant::now(),
+            registration: AtomicU64::new(0),
+            heard_ms: AtomicU64::new(0),
+            heard_for: settings.contact(),
+            doubted: Mutex::default(),
+            noticed: Notify::default(),
+        }
+    }
+
+    /// The cluster knows that this life goes on.
+    fn note_heard(&self) {
+        self.heard_ms.store((self.began.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+    }
+
     fn doubted(&self) -> MutexGuard<'_, BTreeMap<TopicPartition, Suspect>> {
         self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -279,7 +305,7 @@ fn start_with(
         current: Arc::default(),
         quorum: Arc::default(),
         followed: Arc::new(RwLock::new((0..shards).map(|_| AtomicU64::new(0)).collect())),
-        life: Arc::default(),
+        life: Arc::new(Life::new(&settings)),
     };
     let (ready, is_ready) = std::sync::mpsc::channel();
     let setup = Setup { store, contents, settings, address, publish, queue, handle: handle.clone(), ready };
@@ -342,6 +368,14 @@ impl MetadataHandle {
         BrokerEpoch::new(self.life.registration.load(Ordering::Acquire))
     }
 
+    /// Whether a leader of the metadata with a majority behind it has lately answered this broker: then it is not
+    /// taken for dead, and what its image says is not old.
+    pub fn is_heard(&self) -> bool {
+        let life = &self.life;
+        let heard_ms = life.heard_ms.load(Ordering::Relaxed);
+        heard_ms > 0 && life.began.elapsed() < Duration::from_millis(heard_ms) + life.heard_for
+    }
+
     /// A replica of this broker may lack something: the next registration names it, and that is at once if the broker
     /// is registered already.
     pub fn doubt(&self, suspect: Suspect) {
@@ -390,6 +424,7 @@ struct Setup {
 }
 
 fn run(setup: Setup) {
+    panics::end_the_process();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ready = setup.ready.clone();
     let writer = match runtime {
@@ -423,7 +458,6 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
             fail(error.to_string());
             return None;
         }
-    panics::end_the_process();
     };
     let applied = machine::Applied::new(handle.current.clone());
     let publish = Arc::new(Mutex::new(publish));
@@ -477,6 +511,7 @@ async fn begin_group(member: &Member) -> Result<(), String> {
         // Others will make it a member.
         return Ok(());
     }
+    let mut metrics = member.raft.metrics();
     if member.log.is_pristine() {
         let group = BTreeMap::from([(me, raft::Node::new(&member.address))]);
         member.raft.initialize(group).await.map_err(|error| error.to_string())?;
@@ -514,7 +549,6 @@ async fn take_requests(
     let peers = Arc::new(tokio::sync::Semaphore::new(PEER_CONNECTIONS_MAX));
     while let Ok(request) = queue.recv().await {
         // Those that are done make room.
-    let mut metrics = member.raft.metrics();
         while tasks.try_join_next().is_some() {}
         let member = member.clone();
         match request {
@@ -659,6 +693,7 @@ impl Living {
         };
         let beats = self.member.beat(
             (epoch, self.registration.storage_uuid),
+            life,
             || self.handle.followed(),
             self.stop.clone(),
         );
@@ -710,6 +745,7 @@ fn note_quorum(member: &Member, handle: &MetadataHandle) {
         term: metrics.current_term,
         voters: group.voter_ids().map(broker).collect(),
         observers: group.learner_ids().map(broker).collect(),
+        alone: member.is_alone(),
         log_end: end(metrics.last_log_index),
         applied: end(metrics.last_applied.map(|id| id.index)),
         committed: end(metrics.cluster_committed.map(|id| id.index)),
@@ -724,9 +760,8 @@ mod cluster;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod founder;
+#[cfg(test)]
 mod suite;
 #[cfg(test)]
 mod tests;
-        alone: member.is_alone(),
-mod founder;
-#[cfg(test)]

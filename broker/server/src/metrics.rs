@@ -48,6 +48,11 @@ const HELP: &[(&str, &str)] = &[
     ("records_total", "Records appended."),
     ("produced_bytes_total", "Bytes of batches appended."),
     ("fetched_bytes_total", "Bytes of batches sent to consumers."),
+    ("follower_fetches_total", "Fetches, by partition, answered as a follower."),
+    (
+        "follower_fetched_bytes_total",
+        "Of the bytes sent to consumers, those of partitions that other brokers lead.",
+    ),
     ("fetches_from_memory_total", "Fetches served from memory."),
     ("fetches_from_device_total", "Fetches that read the device."),
     ("forwarded_requests_total", "Requests, or parts of them, sent on to another core."),

@@ -32,6 +32,7 @@ use logic::replication::{Alter, AppendHead, Effect, Effects, Event, Here, Replic
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
+use std::num::NonZeroU64;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -299,10 +300,15 @@ impl Replicas {
             Standing {
                 leads: replica.leads().is_some(),
                 applied: replica.is_applied(),
+                follows: replica.follows(),
                 refusal: replica.admit().err(),
             }
         };
-        hosted.partition.set_standing(standing);
+        let before = hosted.partition.set_standing(standing);
+        if before.follows.is_some_and(|epoch| standing.follows != Some(epoch)) {
+            // Who waits here is to ask the leader.
+            shard.disturb_fetches(hosted.partition.id());
+        }
         for effect in effects.drain(..) {
             self.perform(&shard, hosted, effect, pushed);
         }

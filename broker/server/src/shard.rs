@@ -66,6 +66,10 @@ pub struct ShardCounters {
     pub produced_bytes: Cell<u64>,
     /// Bytes of batches sent to consumers.
     pub fetched_bytes: Cell<u64>,
+    /// Fetches, by partition, that this broker answered as a follower.
+    pub follower_fetches: Cell<u64>,
+    /// Of those bytes sent to consumers, bytes of partitions that this broker follows.
+    pub follower_fetched_bytes: Cell<u64>,
     /// Fetches served from memory.
     pub fetches_from_memory: Cell<u64>,
     /// Fetches that read the device.
@@ -607,6 +611,8 @@ impl Shard {
             ("records_total", own.records.get()),
             ("produced_bytes_total", own.produced_bytes.get()),
             ("fetched_bytes_total", own.fetched_bytes.get()),
+            ("follower_fetches_total", own.follower_fetches.get()),
+            ("follower_fetched_bytes_total", own.follower_fetched_bytes.get()),
             ("fetches_from_memory_total", own.fetches_from_memory.get()),
             ("fetches_from_device_total", own.fetches_from_device.get()),
             ("forwarded_requests_total", own.forwarded.get()),

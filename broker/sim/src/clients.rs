@@ -264,13 +264,21 @@ impl World {
         let pause_us = self.random.between(10, 200) * 1000;
         self.after(pause_us, Event::Read { consumer: at });
         let (id, position) = self.consumers[at];
-        let Some((node, _)) = self.leader_as_somebody_knows(id) else { return };
-        let node = &self.nodes[node];
-        let Some(host) = node.hosts.get(&id).filter(|host| host.replica.leads().is_some() && node.up) else {
+        let Some((leader, _)) = self.leader_as_somebody_knows(id) else { return };
+        // Or at a follower in its rack, wherever that is.
+        let near = self.random.chance(500).then(|| self.random.below(self.nodes.len() as u64) as NodeIndex);
+        let node = &self.nodes[near.unwrap_or(leader)];
+        let Some(host) = node.hosts.get(&id).filter(|_| node.up) else { return };
+        let follows = near.is_some() && host.replica.follows().is_some();
+        if !follows && host.replica.leads().is_none() {
             return;
-        };
+        }
         let visible = host.replica.high_watermark().get();
         let log = node.log(id).expect("it is open");
+        if follows && !(log.start..=log.end()).contains(&position) {
+            // The leader says what is out of range.
+            return;
+        }
         let from = position.max(log.start);
         let read: Vec<Batch> =
             log.read(from, 20).iter().take_while(|batch| batch.end() <= visible).copied().collect();

@@ -37,8 +37,6 @@ pub struct GroupConfig {
     /// Makes the member static: a process that comes back under the same id within the session timeout finds its
     /// partitions again, without a rebalance.
     pub instance_id: Option<String>,
-    /// Where the member is.
-    pub rack: Option<String>,
     /// What the member asks for; the group uses what most of its members ask for.
     pub assignor: Option<Assignor>,
     /// Silence after which the member is out of the group, 1 s to 30 min.
@@ -64,7 +62,6 @@ impl GroupConfig {
             topics: Vec::new(),
             pattern: None,
             instance_id: None,
-            rack: None,
             assignor: None,
             session_timeout: Duration::from_secs(45),
             rebalance_timeout: Duration::from_secs(300),

@@ -244,7 +244,7 @@ impl Membership {
             member_id: self.member_id.clone(),
             member_epoch: member.epoch,
             instance_id: config.instance_id.clone(),
-            rack: config.rack.clone().filter(|_| is_join),
+            rack: config.consumer.rack.clone().filter(|_| is_join),
             rebalance_timeout_ms: if is_join { millis(config.rebalance_timeout) } else { 0 },
             session_timeout_ms: if is_join { millis(config.session_timeout) } else { 0 },
             topics: restated.then(|| member.topics.clone()),

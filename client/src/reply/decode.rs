@@ -268,7 +268,13 @@ fn fetch(reply: &wire::FetchResponse<'_>, mut body: Bytes) -> Result<Vec<FetchRe
                 high_watermark: result.high_watermark(),
                 log_start: result.log_start(),
                 batches: body.split_to(result.body_length() as usize),
+                preferred: None,
             });
+        }
+    }
+    for preferred in reply.preferred().into_iter().flatten() {
+        if let Some(result) = results.get_mut(preferred.entry() as usize) {
+            result.preferred = Some((preferred.broker(), preferred.shard()));
         }
     }
     Ok(results)

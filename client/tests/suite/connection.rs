@@ -151,6 +151,7 @@ async fn replies_of_every_size_arrive_whole() {
         max_wait_ms: 0,
         min_bytes: 0,
         max_bytes: 1,
+        rack: None,
         entries: vec![FetchEntry { topic: TopicId(1), partition: 0, leader_epoch: 0, offset, max_bytes: 1 }],
     };
     let sent: Vec<_> = (0..sizes.len()).map(|at| connection.send(fetch(at as u64), LONG).unwrap()).collect();

@@ -17,6 +17,10 @@ fn is_metadata(call: &Call) -> bool {
     matches!(call.request, Request::Metadata { .. })
 }
 
+fn is_fetch(call: &Call) -> bool {
+    matches!(call.request, Request::Fetch { .. })
+}
+
 fn record(value: impl ToString) -> ProducerRecord {
     ProducerRecord::new("t", value.to_string().into_bytes()).to_partition(0)
 }
@@ -335,4 +339,93 @@ async fn ids_of_producers_come_from_any_broker() {
     });
     client.producer(ProducerConfig::default()).send(record("a")).await.unwrap().await.unwrap();
     assert_eq!(brokers[0].values(0), ["a"]);
+}
+
+/// What a follower that was named does at last.
+#[derive(Clone, Copy, Debug)]
+enum Fails {
+    /// It is gone.
+    Killed,
+    /// It takes requests and does not answer.
+    Silent,
+    /// It says that only the leader serves.
+    Refuses,
+    /// It is no replica any more, and says of every offset that it is out of range.
+    HasNothing,
+}
+
+#[tokio::test]
+async fn a_consumer_reads_at_a_follower_of_its_rack_and_goes_on_at_the_leader() {
+    for fails in [Fails::Killed, Fails::Silent, Fails::Refuses, Fails::HasNothing] {
+        let brokers = FakeBroker::cluster(2, 1).await;
+        // Long enough that only who does not answer at all is taken for silent.
+        let patience = if matches!(fails, Fails::Silent) { 300 } else { 60_000 };
+        let leader_check_after = Duration::from_millis(patience);
+        let client = ClientConfig { leader_check_after, ..config_of(&brokers) };
+        let client = Client::connect(client).await.unwrap();
+        let config = ConsumerConfig {
+            fetch_max_wait: Duration::from_millis(100),
+            rack: Some("here".to_owned()),
+            ..ConsumerConfig::default()
+        };
+        let mut consumer = client.consumer(config);
+        let follower = FIRST + 1;
+        // It sees two offsets less than the leader.
+        let sees =
+            |end: u64| brokers[0].topic("t", |topic| topic.partitions[0].follower = Some((follower, end)));
+        sees(2);
+        brokers[0].append(0, &["a", "b"]);
+        brokers[0].append(0, &["c", "d"]);
+        consumer.assign_all("t", StartFrom::Earliest).await.unwrap();
+        let mut next = 0;
+        let mut read = async |until: u64| {
+            while next < until {
+                let record = consumer.next().await.unwrap().unwrap();
+                assert_eq!(record.offset, next, "{fails:?}");
+                next += 1;
+            }
+            consumer.high_watermark("t", 0)
+        };
+        let fetches =
+            |calls: &[Call], at: u32| calls.iter().filter(|call| call.broker == at && is_fetch(call)).count();
+        assert_eq!(read(4).await, Some(4));
+        // From here on at the follower, which has nothing new at first; what was visible stays so.
+        brokers[0].until(|calls| fetches(calls, follower) > 0).await;
+        let at_the_leader = fetches(&brokers[0].calls(), FIRST);
+        brokers[0].append(0, &["e", "f"]);
+        sees(6);
+        assert_eq!(read(6).await, Some(6), "{fails:?}");
+        if !matches!(fails, Fails::Silent) {
+            assert_eq!(
+                fetches(&brokers[0].calls(), FIRST),
+                at_the_leader,
+                "{fails:?}: the leader is left alone"
+            );
+        }
+        match fails {
+            Fails::Killed => brokers[1].kill(),
+            Fails::Silent => {
+                brokers[0].hook(move |call| if call.broker == follower { Do::Ignore } else { Do::Serve });
+            }
+            Fails::Refuses | Fails::HasNothing => {
+                let code = match fails {
+                    Fails::Refuses => ErrorCode::NotLeader,
+                    _ => ErrorCode::OffsetOutOfRange,
+                };
+                brokers[0].hook(move |call| match call.broker == follower && is_fetch(call) {
+                    true => Do::RefuseEntries(code),
+                    false => Do::Serve,
+                });
+            }
+        }
+        brokers[0].append(0, &["g", "h"]);
+        assert_eq!(read(8).await, Some(8), "{fails:?}");
+        // It is named again and again, and tried again when some time has passed.
+        if matches!(fails, Fails::Refuses) {
+            brokers[0].hook(|_| Do::Serve);
+            sees(8);
+            let before = fetches(&brokers[0].calls(), follower);
+            brokers[0].until(|calls| fetches(calls, follower) > before).await;
+        }
+    }
 }

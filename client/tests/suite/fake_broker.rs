@@ -59,6 +59,8 @@ pub struct FakePartition {
     /// Who takes its produces; `None` = nobody.
     pub leader: Option<u32>,
     pub leader_epoch: u32,
+    /// Who serves it to consumers with a rack besides, and up to where it sees it.
+    pub follower: Option<(u32, u64)>,
     pub log_start: u64,
     /// Base offset, end offset, bytes.
     pub batches: Vec<(u64, u64, Bytes)>,
@@ -75,6 +77,7 @@ impl FakePartition {
             shard,
             leader: Some(FIRST),
             leader_epoch: 3,
+            follower: None,
             log_start: 0,
             batches: Vec::new(),
             producers: FakeProducers::default(),
@@ -471,6 +474,7 @@ fn decode(request: &wire::Request<'_>, mut body: Bytes) -> Request {
             max_wait_ms: fetch.max_wait_ms(),
             min_bytes: fetch.min_bytes(),
             max_bytes: fetch.max_bytes(),
+            rack: fetch.rack().map(Arc::from),
             entries,
         };
     }
@@ -595,6 +599,13 @@ pub fn produce_reply(results: Vec<(TopicId, wire::ProduceResult)>) -> impl FnOnc
 }
 
 pub fn fetch_reply(results: Vec<(TopicId, wire::FetchResult)>) -> impl FnOnce(&mut Builder) -> Api {
+    preferring_reply(results, Vec::new())
+}
+
+fn preferring_reply(
+    results: Vec<(TopicId, wire::FetchResult)>,
+    preferred: Vec<wire::PreferredReplica>,
+) -> impl FnOnce(&mut Builder) -> Api {
     move |b| {
         let mut topics = Vec::new();
         for run in results.chunk_by(|one, next| one.0 == next.0) {
@@ -604,7 +615,8 @@ pub fn fetch_reply(results: Vec<(TopicId, wire::FetchResult)>) -> impl FnOnce(&m
             topics.push(wire::FetchTopicResult::create(b, &args));
         }
         let topics = Some(b.create_vector(&topics));
-        let args = wire::FetchResponseArgs { topics };
+        let preferred = (!preferred.is_empty()).then(|| b.create_vector(&preferred));
+        let args = wire::FetchResponseArgs { topics, preferred };
         (wire::ResponseApi::FetchResponse, Some(wire::FetchResponse::create(b, &args).as_union_value()))
     }
 }
@@ -672,15 +684,23 @@ async fn answer(call: &Call, state: &Mutex<State>, changed: &Notify) -> Option<V
             changed.notify_waiters();
             (*acks != Acks::None).then(|| response(id, None, produce_reply(results), &[]))
         }
-        Request::Fetch { max_wait_ms, min_bytes, max_bytes, entries } => {
+        Request::Fetch { max_wait_ms, min_bytes, max_bytes, rack, entries } => {
             let deadline = tokio::time::Instant::now() + Duration::from_millis(u64::from(*max_wait_ms));
             loop {
                 let news = changed.notified();
-                let (results, body) =
-                    fetch(&state.lock().unwrap(), call.broker, entries, *max_bytes as usize);
+                let (results, body) = fetch(
+                    &state.lock().unwrap(),
+                    (call.broker, rack.is_some()),
+                    entries,
+                    *max_bytes as usize,
+                );
                 let failed = results.iter().any(|(_, result)| result.error() != 0);
                 if failed || body.len() >= *min_bytes as usize || tokio::time::Instant::now() >= deadline {
-                    return Some(response(id, None, fetch_reply(results), &body));
+                    let preferred = match rack {
+                        Some(_) => preferred(&state.lock().unwrap(), call.broker, entries),
+                        None => Vec::new(),
+                    };
+                    return Some(response(id, None, preferring_reply(results, preferred), &body));
                 }
                 let _ = tokio::time::timeout_at(deadline, news).await;
             }
@@ -746,9 +766,23 @@ fn append(state: &mut State, broker: u32, entry: &ProduceEntry) -> wire::Produce
     produce_result(entry.partition, result)
 }
 
+/// Whom a leader names in its own place.
+fn preferred(state: &State, broker: u32, entries: &[FetchEntry]) -> Vec<wire::PreferredReplica> {
+    let mut preferred = Vec::new();
+    for (at, entry) in entries.iter().enumerate() {
+        let topic = state.topics.values().find(|topic| topic.id == entry.topic);
+        let partition = topic.and_then(|topic| topic.partitions.get(entry.partition as usize));
+        let led = partition.filter(|partition| partition.leader == Some(broker));
+        if let Some((follower, _)) = led.and_then(|partition| partition.follower) {
+            preferred.push(wire::PreferredReplica::new(at as u32, follower, 0, 0));
+        }
+    }
+    preferred
+}
+
 fn fetch(
     state: &State,
-    broker: u32,
+    (broker, has_rack): (u32, bool),
     entries: &[FetchEntry],
     max_bytes: usize,
 ) -> (Vec<(TopicId, wire::FetchResult)>, Vec<u8>) {
@@ -761,15 +795,19 @@ fn fetch(
             results.push((entry.topic, wire::FetchResult::new(entry.partition, 0, error, 0, 0, 0, 0)));
             continue;
         };
-        let (end, start) = (partition.end(), partition.log_start);
+        let (mut end, start) = (partition.end(), partition.log_start);
         let before = body.len();
         let mut error = 0;
-        if partition.leader != Some(broker) {
+        if let Some((_, sees)) = partition.follower.filter(|(id, _)| has_rack && *id == broker) {
+            end = sees;
+        } else if partition.leader != Some(broker) {
             error = ErrorCode::NotLeader.to_wire();
         } else if entry.offset < start || entry.offset > end {
             error = ErrorCode::OffsetOutOfRange.to_wire();
         }
-        for (_, batch_end, batch) in partition.batches.iter().filter(|_| error == 0) {
+        for (_, batch_end, batch) in
+            partition.batches.iter().filter(|(_, until, _)| error == 0 && *until <= end)
+        {
             let taken = body.len() - before;
             let fits =
                 taken + batch.len() <= entry.max_bytes as usize && body.len() + batch.len() <= max_bytes;

@@ -268,8 +268,8 @@ fn encode_fetch_reply(shape: Shape) -> Box<dyn FnMut()> {
             &wire::FetchTopicResultArgs { id: Some(&id), results: Some(results) },
         );
         let topics = builder.create_vector(&[topic]);
-        let api =
-            wire::FetchResponse::create(&mut builder, &wire::FetchResponseArgs { topics: Some(topics) });
+        let args = wire::FetchResponseArgs { topics: Some(topics), preferred: None };
+        let api = wire::FetchResponse::create(&mut builder, &args);
         let root = wire::Response::create(
             &mut builder,
             &wire::ResponseArgs {

@@ -84,7 +84,9 @@ fn main() {
         let entries = Some(builder.create_vector(&[wire::FetchEntry::new(0, 1 << 20, 5, 1, 0)]));
         let topic = wire::FetchTopic::create(builder, &wire::FetchTopicArgs { id: Some(&id), entries });
         let topics = Some(builder.create_vector(&[topic]));
-        let arguments = wire::FetchRequestArgs { max_wait_ms: 500, min_bytes: 1, max_bytes: 1 << 20, topics };
+        let rack = Some(builder.create_string("r1"));
+        let arguments =
+            wire::FetchRequestArgs { max_wait_ms: 500, min_bytes: 1, max_bytes: 1 << 20, topics, rack };
         wire::FetchRequest::create(builder, &arguments).as_union_value()
     });
     write("create_topics", wire::RequestApi::CreateTopicsRequest, |builder| {

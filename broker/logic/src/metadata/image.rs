@@ -454,6 +454,21 @@ impl Image {
         Some(home_among(self.broker(broker)?.registration.shards, broker, id, entry))
     }
 
+    /// Where a consumer in `rack` reads a partition best, if not at its leader: at an in-sync replica of that rack, when
+    /// the leader is not in it.
+    pub fn replica_in_rack(&self, rack: &str, id: TopicPartition) -> Option<(BrokerId, ShardId)> {
+        let entry = self.partition(id)?;
+        let leader = entry.leader?;
+        let stands_there = |broker: &BrokerId| {
+            self.broker(*broker).is_some_and(|known| !known.fenced && known.registration.rack == rack)
+        };
+        if rack.is_empty() || stands_there(&leader) {
+            return None;
+        }
+        let broker = entry.in_sync.iter().copied().find(stands_there)?;
+        Some((broker, self.home_of(broker, id, Some(entry))?))
+    }
+
     /// Replicas for a topic whose maker does not say how many, at most `most`: as many as there are brokers to keep
     /// them.
     pub fn replicas_at_most(&self, most: u32) -> u32 {

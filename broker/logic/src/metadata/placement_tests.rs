@@ -1,6 +1,7 @@
 //! Tables of brokers with racks against replica sets.
 
 use super::*;
+use crate::ids::{PartitionIndex, TopicPartition};
 use crate::metadata::command::Command;
 
 /// Brokers as `id@rack`, all of one shard; `!` at the end = it is fenced, `?` = it drains.
@@ -83,4 +84,38 @@ fn only_brokers_that_serve_and_stay_get_any() {
     assert!(sets.iter().flatten().all(|id| [1, 3, 5].contains(id)), "{sets:?}");
     let refused = image("1@ 2@! 3@ 4@?").place(TopicId::new(1), 0..1, 3).unwrap_err();
     assert_eq!(refused, CommandError::InvalidReplicationFactor { replication_factor: 3, brokers: 2 });
+}
+
+#[test]
+fn a_consumer_reads_in_its_own_rack_if_an_in_sync_replica_is_there() {
+    let topic = TopicId::new(1);
+    let id = TopicPartition { topic, partition: PartitionIndex::new(0) };
+    // Brokers, those that keep the partition, those that are fenced afterwards, the consumer's rack, where it reads.
+    let rows = [
+        ("1@a 2@b 3@c", "1 2 3", "", "b", Some(2)),
+        ("1@a 2@b 3@c", "1 2 3", "", "c", Some(3)),
+        // The leader is there, or nobody, or nobody says where he is.
+        ("1@a 2@b 3@c", "1 2 3", "", "a", None),
+        ("1@a 2@a 3@b", "1 2 3", "", "a", None),
+        ("1@a 2@b 3@c", "1 2 3", "", "d", None),
+        ("1@a 2@ 3@", "1 2 3", "", "", None),
+        // It is there, and keeps nothing of it; or it is not heard.
+        ("1@a 2@b 3@c", "1 3", "", "b", None),
+        ("1@a 2@b 3@c", "1 2 3", "2", "b", None),
+        ("1@a 2@b 3@b", "1 2 3", "2", "b", Some(3)),
+    ];
+    for (brokers, keep, fenced, rack, expect) in rows {
+        let ids = |text: &str| -> Vec<BrokerId> {
+            text.split_whitespace().map(|id| BrokerId::new(id.parse().unwrap())).collect()
+        };
+        let placement = Placement { replication_factor: ids(keep).len() as u32, brokers: ids(keep) };
+        let create = Command::CreateTopic { id: topic, name: "t".into(), placement, configs: vec![] };
+        let mut image = image(brokers).apply(&create).unwrap().0;
+        for broker in ids(fenced) {
+            let epoch = image.broker(broker).unwrap().epoch;
+            image = image.apply(&Command::FenceBroker { broker, epoch }).unwrap().0;
+        }
+        let found = image.replica_in_rack(rack, id).map(|(broker, _)| broker.get());
+        assert_eq!(found, expect, "{brokers}, kept by {keep}, without {fenced}: {rack}");
+    }
 }

@@ -159,6 +159,12 @@ impl Follower {
         self.view.in_sync.contains(&core.here.broker)
     }
 
+    /// Whether its log has everything that is committed and is on its way to have what will be, as far as this broker
+    /// knows.
+    pub fn is_current(&self, core: &Core) -> bool {
+        self.phase == Phase::Following && core.health.suspicion.is_none() && self.counts(core)
+    }
+
     fn settle(&mut self, core: &Core, effects: &mut Effects) {
         let position = &core.position;
         let synced = position.durable_end == position.log_end || !holds(Rule::Sync);

@@ -232,6 +232,15 @@ impl Replica {
         }
     }
 
+    /// The epoch that this broker follows in as a sound member of the in-sync set: who reads may read here what is below
+    /// the high watermark, which is then not long behind the leader's. `None` = only the leader serves.
+    pub fn follows(&self) -> Option<LeaderEpoch> {
+        match &self.role {
+            Role::Follower(follower) => follower.is_current(&self.core).then(|| follower.epoch()),
+            Role::Leader(_) | Role::Idle => None,
+        }
+    }
+
     /// Whether this broker leads and everything that earlier leaders committed is visible: only then it tells what
     /// is latest, and coordinates groups.
     pub fn is_applied(&self) -> bool {

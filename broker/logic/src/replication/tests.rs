@@ -662,3 +662,37 @@ fn who_does_not_lead_although_metadata_says_so() {
     // The best of all suspects leads, and is clean by that.
     script.check(Says { version: 2, epoch: 2, ..Says::default() }.event(), "lead 2 from 0");
 }
+
+#[test]
+fn who_reads_may_read_at_a_follower_that_is_current() {
+    let epoch = |script: &Script| script.replica.follows().map(LeaderEpoch::get);
+    let mut script = Script::new(&[(1, 0)], 5, Status::Clean);
+    assert_eq!(epoch(&script), None, "nothing is known of its leader");
+    script.check(Says { leader: 1, ..Says::default() }.event(), "");
+    assert_eq!(epoch(&script), None, "the leader has not opened it");
+    script.told(1, open(), "to 1#1 opened 5");
+    script.told(1, FromLeader::Match { to: at(5), fingerprint: None }, "to 1#1 matched 5");
+    assert_eq!(epoch(&script), Some(1));
+    script.told(1, FromLeader::Watermarks { high_watermark: at(5), log_start: at(0) }, "hw 5");
+    // What is opened anew may have to be cut.
+    script.told(2, open(), "to 1#2 opened 5");
+    assert_eq!(epoch(&script), None);
+    script.told(2, FromLeader::Match { to: at(5), fingerprint: None }, "to 1#2 matched 5");
+    assert_eq!(epoch(&script), Some(1));
+    // Out of the in-sync set it may be far behind; then it is in again.
+    script.check(Says { leader: 1, version: 2, in_sync: &[1, 2], ..Says::default() }.event(), "");
+    assert_eq!(epoch(&script), None);
+    script.check(Says { leader: 1, version: 3, ..Says::default() }.event(), "");
+    assert_eq!(epoch(&script), Some(1));
+    // Another leader, who opens it in the next epoch.
+    script.check(Says { leader: 2, epoch: 2, version: 4, ..Says::default() }.event(), "");
+    assert_eq!(epoch(&script), None);
+    let opens = |body| message(2, 2, 1, Body::FromLeader(body));
+    script.check(opens(open()), "to 2#1 opened 5");
+    script.check(opens(FromLeader::Match { to: at(5), fingerprint: None }), "to 2#1 matched 5");
+    assert_eq!(epoch(&script), Some(2));
+    // It lacks something, or leads: then it is no follower that one reads at.
+    script.check(Event::Damaged { from: at(3) }, "suspect, to 2#1 nack Suspect");
+    assert_eq!(epoch(&script), None);
+    assert_eq!(epoch(&Script::leading()), None);
+}

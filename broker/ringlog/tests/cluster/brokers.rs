@@ -4,7 +4,9 @@
 
 use crate::DEADLINE;
 use crate::process::{Broker, Serve};
-use ringlog_client::{Client, ClientConfig, ClusterDescription, PartitionReplicas, TopicReplicas};
+use ringlog_client::{
+    BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, TopicReplicas,
+};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -81,11 +83,23 @@ impl Cluster {
         drop(self.place(id).broker.take().expect("it runs").stop());
     }
 
+    /// The end of its process.
+    pub fn kill(&mut self, id: u32) {
+        drop(self.place(id).broker.take().expect("it runs").kill());
+    }
+
     /// An empty disk takes the place of that of a broker that does not run.
     pub fn replace_disk(&mut self, id: u32) {
         let place = self.place(id);
         assert!(place.broker.is_none(), "it runs");
         std::fs::remove_dir_all(place.data.path()).expect("nobody uses it");
+    }
+
+    /// A broker that does not run is to be found at another address when it comes back.
+    pub fn move_elsewhere(&mut self, id: u32) {
+        let place = self.place(id);
+        assert!(place.broker.is_none(), "it runs");
+        place.address.set_port(0);
     }
 
     /// Where the brokers are, also those that do not run just now.
@@ -95,13 +109,6 @@ impl Cluster {
 
     /// The same without those that do not run.
     fn running(&self) -> String {
-    /// A broker that does not run is to be found at another address when it comes back.
-    pub fn move_elsewhere(&mut self, id: u32) {
-        let place = self.place(id);
-        assert!(place.broker.is_none(), "it runs");
-        place.address.set_port(0);
-    }
-
         let running = self.places.iter().filter(|place| place.broker.is_some());
         running.map(|place| place.address.to_string()).collect::<Vec<_>>().join(",")
     }
@@ -115,10 +122,19 @@ impl Cluster {
 
     /// What a broker itself wants to be known.
     pub async fn notices(&self, id: u32) -> Vec<String> {
+        self.status(id).await.notices
+    }
+
+    /// One of a broker's counters, over its shards.
+    pub async fn counter(&self, id: u32, name: &str) -> u64 {
+        let status = self.status(id).await;
+        status.shards.iter().map(|shard| shard.counter(name).expect("there is such a counter")).sum()
+    }
+
+    async fn status(&self, id: u32) -> BrokerStatus {
         let address = self.places[id as usize - 1].address.to_string();
         let client = Client::connect(ClientConfig::new(address).expect("an address")).await;
-        let status = client.expect("it is there").admin().status().await.expect("it answers");
-        status.notices
+        client.expect("it is there").admin().status().await.expect("it answers")
     }
 
     /// Runs `ringlog …` against it; whether it succeeded, and all that it said.

@@ -10,6 +10,7 @@ mod brokers;
 mod changes;
 mod demo;
 mod faults;
+mod follower_fetch;
 mod growth;
 mod hosts;
 mod network;

@@ -73,8 +73,13 @@ fn the_wrong_core_forwards_and_counts() {
                         offset,
                         max_bytes: 1 << 20,
                     }];
-                    let fetch =
-                        Request::Fetch { max_wait_ms: 1000, min_bytes: 1, max_bytes: 1 << 20, entries };
+                    let fetch = Request::Fetch {
+                        max_wait_ms: 1000,
+                        min_bytes: 1,
+                        max_bytes: 1 << 20,
+                        rack: None,
+                        entries,
+                    };
                     let Reply::Fetch(results) = ask(connection, fetch).await else { panic!("no fetch") };
                     assert_eq!(results[0].error, None);
                     for batch in record_batch::batches(&results[0].batches) {
@@ -97,7 +102,8 @@ fn the_wrong_core_forwards_and_counts() {
             let offset = proofs.len() as u64;
             let entries =
                 vec![FetchEntry { topic: topic.id, partition, leader_epoch, offset, max_bytes: 1 << 20 }];
-            let fetch = Request::Fetch { max_wait_ms: 25_000, min_bytes: 1, max_bytes: 1 << 20, entries };
+            let fetch =
+                Request::Fetch { max_wait_ms: 25_000, min_bytes: 1, max_bytes: 1 << 20, rack: None, entries };
             let waiting = wrong.send(fetch, TIMEOUT).expect("it is open");
             let made = maker.batch(1, 300);
             let entry = ProduceEntry { topic: topic.id, partition, leader_epoch, batch: made.batch };
@@ -147,7 +153,8 @@ fn the_wrong_core_forwards_and_counts() {
                 max_bytes: 1000,
             })
             .collect();
-        let fetch = Request::Fetch { max_wait_ms: 25_000, min_bytes: 1, max_bytes: 1 << 20, entries };
+        let fetch =
+            Request::Fetch { max_wait_ms: 25_000, min_bytes: 1, max_bytes: 1 << 20, rack: None, entries };
         let Reply::Fetch(results) = in_time("both cores", ask(&connections[0], fetch)).await else {
             panic!("no fetch")
         };

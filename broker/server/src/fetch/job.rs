@@ -155,7 +155,7 @@ impl Job {
         let mut bytes = 0;
         for entry in &self.entries {
             let Location::Here(partition) = self.shard.locate(entry.id) else { return None };
-            if !partition.standing().leads || entry.leader_epoch != partition.leader_epoch().get() {
+            if refusal(&self.shard, &partition, entry).is_some() {
                 return None;
             }
             let one = from_tail(&partition, entry, Left::of(room, bytes))?;
@@ -476,17 +476,30 @@ pub async fn read(shard: &Shard, entries: &[FetchEntry], room: Room) -> Vec<Foun
     found
 }
 
+/// Why this replica does not answer: only the leader does, and for who may read there a follower that is current.
+fn refusal(shard: &Shard, partition: &Partition, entry: &FetchEntry) -> Option<ErrorCode> {
+    let standing = partition.standing();
+    let epoch = match standing.leads {
+        true => partition.leader_epoch(),
+        false => match standing.follows.filter(|_| entry.from_follower && shard.metadata.is_heard()) {
+            Some(epoch) => epoch,
+            None => return Some(ErrorCode::NotLeader),
+        },
+    };
+    (entry.leader_epoch != epoch.get()).then_some(ErrorCode::FencedLeaderEpoch)
+}
+
 async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found<Slice> {
     let partition = match shard.locate(entry.id) {
         Location::Here(partition) => partition,
         Location::Shard(_) => return Found::nothing(Some(ErrorCode::NotLeader)),
         Location::Nowhere(code) => return Found::nothing(Some(code)),
     };
-    if !partition.standing().leads {
-        return Found::nothing(Some(ErrorCode::NotLeader));
-    }
-    if entry.leader_epoch != partition.leader_epoch().get() {
-        return Found::at(&partition, Some(ErrorCode::FencedLeaderEpoch));
+    match refusal(shard, &partition, entry) {
+        None => {}
+        // What a log says that nobody answers for means nothing.
+        Some(ErrorCode::NotLeader) => return Found::nothing(Some(ErrorCode::NotLeader)),
+        code => return Found::at(&partition, code),
     }
     if let Some(found) = from_tail(&partition, entry, left) {
         count(&shard.counters.fetches_from_memory, u64::from(found.bytes > 0));
@@ -502,6 +515,10 @@ async fn read_one(shard: &Shard, entry: &FetchEntry, left: Left) -> Found<Slice>
             // Others have it, and one of them is about to lead.
             if matches!(error, ReadError::Damaged { .. }) && shard.replicas.repair(&entry.id) {
                 return Found::at(&partition, Some(ErrorCode::NotLeader));
+            }
+            // What the follower lacks the leader may have: it says whether an offset is out of range.
+            if !partition.standing().leads {
+                return Found::nothing(Some(ErrorCode::NotLeader));
             }
             let label = shard.store.storage.label(entry.id);
             let message = Some(format!("{label}: {error}"));

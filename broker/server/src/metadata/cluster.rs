@@ -103,12 +103,17 @@ fn without_a_majority_nothing_changes_and_what_is_known_stays() {
     let third = start(directories[2].path(), 2, any(), &[first.address()]);
     wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
     create(&third, 1, 2).unwrap();
+    for broker in [&first, &second, &third] {
+        wait_for("answer to a heartbeat", broker, |handle, _| handle.is_heard());
+    }
     let addresses = [first.address(), second.address()];
     first.stop().unwrap();
     second.stop().unwrap();
     let refused = create(&third, 2, 2);
     assert!(matches!(refused, Err(ErrorCode::MetadataUnavailable | ErrorCode::TimedOut)), "{refused:?}");
     assert!(has(&metadata(&third), 1));
+    // Whether it leads the metadata of nobody or follows who is gone, it knows that its image may be old.
+    wait_for("end of the answers", &third, |handle, _| !handle.is_heard());
     let address = third.address();
     third.stop().unwrap();
     // All start anew, with nothing but their disks.

@@ -1,12 +1,12 @@
 //! A broker as a member of its cluster: how it joins, registers and is heard; what it does when it leads the
 //! metadata.
 
-use super::MetadataError;
 use super::codec::Builder;
 use super::machine::SNAPSHOT_EVERY;
 use super::network::{CallError, Wire};
 use super::peers::{Asked, Member, Word};
 use super::raft::Proposal;
+use super::{Life, MetadataError};
 use flatbuffers::{UnionWIPOffset, WIPOffset};
 use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::controller::{Controller, Effect, Event, Heartbeat};
@@ -241,6 +241,7 @@ impl Member {
     pub async fn beat(
         &self,
         (epoch, storage_uuid): (BrokerEpoch, u128),
+        life: &Arc<Life>,
         followed: impl Fn() -> u64,
         stopping: watch::Receiver<bool>,
     ) -> Beaten {
@@ -270,16 +271,21 @@ impl Member {
             let stopping = *stopping.borrow();
             let heartbeat = Heartbeat { broker: me, epoch, version: followed(), stopping };
             match self.leader() {
-                Some(leader) if leader == u64::from(me.get()) => self.peers.tell(Word::Heartbeat(heartbeat)),
-                Some(leader) => self.send_heartbeat(leader, heartbeat),
+                Some(leader) if leader == u64::from(me.get()) => {
+                    self.peers.tell(Word::Heartbeat(heartbeat));
+                    if self.has_majority() {
+                        life.note_heard();
+                    }
+                }
+                Some(leader) => self.send_heartbeat(leader, heartbeat, life),
                 None => {}
             }
             tokio::time::sleep(self.settings.heartbeat).await;
         }
     }
 
-    fn send_heartbeat(&self, leader: u64, heartbeat: Heartbeat) {
-        let member = self.clone();
+    fn send_heartbeat(&self, leader: u64, heartbeat: Heartbeat, life: &Arc<Life>) {
+        let (member, life) = (self.clone(), life.clone());
         tokio::spawn(async move {
             let ask = |b: &mut Builder| {
                 let args = fb::HeartbeatArgs {
@@ -290,8 +296,10 @@ impl Member {
                 };
                 (fb::Ask::Heartbeat, fb::Heartbeat::create(b, &args).as_union_value())
             };
-            // The next one is under way soon.
-            let _ = member.ask(leader, member.settings.session, ask).await;
+            // Else the next one is under way soon.
+            if let Ok(Asked::Heard) = member.ask(leader, member.settings.session, ask).await {
+                life.note_heard();
+            }
         });
     }
 

@@ -7,6 +7,7 @@ use super::{MetadataError, codec};
 use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::Image;
 use logic::metadata::controller::Heartbeat;
+use openraft::Instant as _;
 use schema::consensus as fb;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,6 @@ pub(super) enum Word {
     Refused(BrokerId),
 }
 
-/// See the [module](self).
 /// Where a broker is, as was heard.
 struct Heard {
     address: String,
@@ -29,6 +29,7 @@ struct Heard {
     said_after: Option<BrokerEpoch>,
 }
 
+/// See the [module](self).
 pub(super) struct Peers {
     me: BrokerId,
     image: Arc<RwLock<Arc<Image>>>,
@@ -168,6 +169,17 @@ impl Member {
 
     pub fn leads(&self) -> bool {
         self.leader() == Some(u64::from(self.peers.me().get()))
+    }
+
+    /// Of who leads: whether a majority has answered it lately. One that was cut off leads on, and decides nothing.
+    pub fn has_majority(&self) -> bool {
+        use openraft::async_runtime::WatchReceiver;
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.voter_ids();
+        let alone = voters.next() == Some(u64::from(self.peers.me().get())) && voters.next().is_none();
+        let answered = metrics.last_quorum_acked.as_deref();
+        alone || answered.is_some_and(|at| at.elapsed() < self.settings.contact())
     }
 
     /// Whether this broker takes part in Raft. One with an empty disk does not before it is let in: its number may be

@@ -293,6 +293,9 @@ async fn handle(member: &Member, ask: Ask) -> Answer {
                 return redirect(member);
             }
             member.peers.tell(Word::Heartbeat(heartbeat));
+            if !member.has_majority() {
+                return unknown("it does not hear from a majority");
+            }
             Box::new(|b| (fb::Answer::Heard, fb::Heard::create(b, &fb::HeardArgs {}).as_union_value()))
         }
         // Served in order, by the connection.

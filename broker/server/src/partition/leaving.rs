@@ -53,7 +53,7 @@ impl<D: Disk> Partition<D> {
     pub fn stop_taking(&self) {
         self.stage.set(Stage::Stopped);
         let refusal = Some(NotAdmitted::NotLeader);
-        self.standing.set(Standing { leads: false, applied: false, refusal });
+        self.standing.set(Standing { leads: false, applied: false, follows: None, refusal });
     }
 
     /// Whether everything that was taken is durable, and nothing is under way.

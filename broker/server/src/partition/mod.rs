@@ -134,10 +134,12 @@ pub enum Blocked {
 /// What this broker may do with a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// It leads: it alone serves.
+    /// It leads: it alone serves who does not ask for a follower.
     pub leads: bool,
     /// It leads, and everything that earlier leaders committed is visible: only then it tells what is latest.
     pub applied: bool,
+    /// The epoch in which it follows so that consumers that may read at followers are served.
+    pub follows: Option<LeaderEpoch>,
     /// Why nothing is appended for producers.
     pub refusal: Option<NotAdmitted>,
 }
@@ -280,7 +282,7 @@ impl<D: Disk> Partition<D> {
             committed_waiters: Waiters::default(),
             uncommitted: RefCell::default(),
             // With one replica there is nobody else.
-            standing: Cell::new(Standing { leads: true, applied: true, refusal: None }),
+            standing: Cell::new(Standing { leads: true, applied: true, follows: None, refusal: None }),
             placing: Cell::new(false),
             dropped: RefCell::default(),
             reclaiming: Cell::new(false),
@@ -459,6 +461,7 @@ impl<D: Disk> Partition<D> {
             self.standing.set(Standing {
                 leads: false,
                 applied: false,
+                follows: None,
                 refusal: Some(NotAdmitted::NotLeader),
             });
         }
@@ -469,12 +472,14 @@ impl<D: Disk> Partition<D> {
         self.standing.get()
     }
 
-    /// Its replica says what this broker may do with it.
-    pub fn set_standing(&self, standing: Standing) {
+    /// Its replica says what this broker may do with it; what it might before.
+    pub fn set_standing(&self, standing: Standing) -> Standing {
+        let before = self.standing.get();
         // What a cut or a comparison that was under way leads to does not count any more.
         if !self.has_stopped() {
             self.standing.set(standing);
         }
+        before
     }
 
     /// Every offset below `to` is committed: answers who waits for it. What became visible.

@@ -254,7 +254,7 @@ pub fn fetch_many(terms: FetchTerms, entries: &[(Target, u64, u32)]) -> Vec<u8> 
         let topic = wire::FetchTopic::create(builder, &args);
         let topics = Some(builder.create_vector(&[topic]));
         let FetchTerms { max_wait_ms, min_bytes, max_bytes, .. } = terms;
-        let args = wire::FetchRequestArgs { max_wait_ms, min_bytes, max_bytes, topics };
+        let args = wire::FetchRequestArgs { max_wait_ms, min_bytes, max_bytes, topics, rack: None };
         wire::FetchRequest::create(builder, &args).as_union_value()
     })
 }
