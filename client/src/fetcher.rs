@@ -678,6 +678,10 @@ impl Worker {
             part.back_to_leader(Instant::now());
             let home = part.home;
             follow_up.moved = true;
+            // It may refuse because there is another leader.
+            if error.class() == Class::RefreshAndRetry {
+                follow_up.topics.insert(key.0.clone());
+            }
             return Shared::ensure_lane(&self.shared, state, home);
         }
         let policy = self.shared.config.auto_offset_reset;

@@ -607,11 +607,11 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             })
             .detach();
         }
-        Message::TakeOver(id, version, reply) => {
+        Message::TakeOver(identity, version, reply) => {
             let shard = shard.clone();
             stall::spawn("handing a partition over", async move {
                 // Who asked ends with the process.
-                let _ = reply.send(homes::answer(&shard, id, version).await);
+                let _ = reply.send(homes::answer(&shard, identity, version).await);
             })
             .detach();
         }

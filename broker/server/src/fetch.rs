@@ -294,7 +294,7 @@ impl Asked {
     /// Replicas that the consumer is to read from the next fetch on, in place of this broker, which leads.
     fn preferred(&self, shard: &Shard, entries: &[FetchEntry]) -> Vec<wire::PreferredReplica> {
         let Some(rack) = &self.rack else { return Vec::new() };
-        let image = shard.metadata.image();
+        let image = shard.image();
         let leads = |id| image.partition(id).is_some_and(|entry| entry.leader == Some(shard.identity.broker));
         let led = entries.iter().enumerate().filter(|(_, entry)| leads(entry.id));
         led.filter_map(|(at, entry)| {

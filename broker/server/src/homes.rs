@@ -165,9 +165,13 @@ pub fn may_be_elsewhere(state: &LocalPartition) -> bool {
 /// Closes a partition that is at home on another shard by the image of `version`, so that its next opening finds all that
 /// was taken.
 pub async fn release(shard: &Rc<Shard>, id: TopicPartition, version: u64) {
-    let doubted_from = shard.replicas.doubted_from(&id);
-    // From there on streams say nothing to this shard's replica, which would have it appended.
-    let released = shard.store.release(&id, || shard.replicas.forget(id)).await;
+    let mut doubted_from = None;
+    let stopped = || {
+        doubted_from = shard.replicas.doubted_from(&id);
+        // From here on streams say nothing to this shard's replica, which would have it appended.
+        shard.replicas.forget(id);
+    };
+    let released = shard.store.release(&id, stopped).await;
     shard.disturb_fetches(id);
     shard.homes.arrivals.borrow_mut().remove(&id);
     let Some(released) = released else { return };
@@ -178,11 +182,19 @@ pub async fn release(shard: &Rc<Shard>, id: TopicPartition, version: u64) {
 }
 
 /// What this shard has of a partition that another one wants to open by the image of `version`.
-pub async fn answer(shard: &Rc<Shard>, id: TopicPartition, version: u64) -> Answer {
+pub async fn answer(shard: &Rc<Shard>, identity: LogIdentity, version: u64) -> Answer {
+    let id = identity.partition;
     shard.homes.closed_by(version).await;
     // At least as new as the asker's. What is deleted goes; whoever opened it would find half of it.
-    let is_ours = shard.image().partition(id).is_some_and(|entry| entry.is_replica(shard.identity.broker));
-    if !is_ours || shard.store.partition(&id).is_some() || shard.homes.opening.borrow().contains(&id) {
+    let generation = ReplicaGeneration::new(identity.generation);
+    let entry = shard.image().partition(id).cloned();
+    let is_ours = entry.is_some_and(|entry| entry.has_replica(shard.identity.broker, generation));
+    // What a stopping shard has is in its last checkpoint, which says that nothing is written after it.
+    if !is_ours
+        || shard.is_stopping()
+        || shard.store.partition(&id).is_some()
+        || shard.homes.opening.borrow().contains(&id)
+    {
         return Answer::Outdated;
     }
     let mut left = shard.homes.left.borrow_mut();
@@ -200,7 +212,7 @@ pub async fn take_over(
     let id = identity.partition;
     let own = shard.homes.left.borrow_mut().get_mut(&id).and_then(|left| left.handed.take());
     let asked = admin::other_shards(shard)
-        .map(|other| admin::ask(shard, other, |reply| Message::TakeOver(id, version, reply)));
+        .map(|other| admin::ask(shard, other, |reply| Message::TakeOver(*identity, version, reply)));
     let mut refused = false;
     let mut found: Vec<HandedOver> = own.into_iter().collect();
     for answer in join_all(asked).await {

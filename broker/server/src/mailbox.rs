@@ -20,6 +20,7 @@ use futures_channel::oneshot;
 use glommio::net::AcceptedTcpStream;
 use logic::ids::{BrokerId, Offset, ShardId, TopicPartition};
 use logic::limits::{MAILBOX_BYTES_MAX, MAILBOX_MESSAGES_MAX};
+use logic::log::LogIdentity;
 use schema::error_code::ErrorCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,7 +48,7 @@ pub enum Message {
     /// Answer once the image of this version has been followed.
     Settle(u64, oneshot::Sender<()>),
     /// A partition that the asking shard is to open by the image of this version.
-    TakeOver(TopicPartition, u64, oneshot::Sender<homes::Answer>),
+    TakeOver(LogIdentity, u64, oneshot::Sender<homes::Answer>),
     /// A partition that was let go at this version stands in a checkpoint of its new shard.
     Forget(TopicPartition, u64),
     /// How a partition came to this shard.

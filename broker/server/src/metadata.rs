@@ -745,7 +745,8 @@ fn note_quorum(member: &Member, handle: &MetadataHandle) {
         term: metrics.current_term,
         voters: group.voter_ids().map(broker).collect(),
         observers: group.learner_ids().map(broker).collect(),
-        alone: member.is_alone(),
+        // Its log may speak of nobody else only because it has just begun to fill again.
+        alone: member.is_admitted() && member.is_alone(),
         log_end: end(metrics.last_log_index),
         applied: end(metrics.last_applied.map(|id| id.index)),
         committed: end(metrics.cluster_committed.map(|id| id.index)),

@@ -121,7 +121,10 @@ fn give_up_closed<D: Disk>(writes: &mut Vec<Write<D::File>>, owners: &mut Vec<(u
         let keep = !owner.is_closed();
         match keep {
             true => writes.extend(own),
-            false => own.for_each(drop),
+            false => {
+                own.for_each(drop);
+                owner.round_has_written();
+            }
         }
         *end = writes.len();
         keep
@@ -305,7 +308,7 @@ impl<D: Disk> Store<D> {
         let partition = self.partition(id)?;
         // What can go goes now: whoever opens the log next would have to see to it first. What cannot stays for that.
         let _ = partition.enforce_retention().await;
-        partition.wind_down().await;
+        partition.wind_down(RELEASE_PATIENCE).await;
         let stopped_ns = self.storage.environment.monotonic_ns();
         partition.stop_taking();
         stopped();
@@ -430,6 +433,7 @@ impl<D: Disk> Store<D> {
             if writes.groups > before {
                 partitions.push(id);
                 owners.push((writes.writes.len(), partition.clone()));
+                partition.round_writes();
                 if partition.is_replicated() {
                     sealed.push(partition.clone());
                 }
@@ -467,6 +471,7 @@ impl<D: Disk> Store<D> {
                 result = store.storage.disk.write(again.clone()).await;
             }
             store.storage.set_full(false);
+            owners.iter().for_each(|(_, owner)| owner.round_has_written());
             store.rounds.borrow_mut().writes_done(round);
             store.flush_and_finish(began_ns).await;
         })

@@ -399,6 +399,9 @@ fn a_partition_is_handed_from_shard_to_shard() {
                 report.lost.is_empty() && report.unproven.is_none() && report.bytes_read <= 16 << 10,
                 "{report:?}"
             );
+            // A cut that was about to begin leaves alone what is another shard's now.
+            let cut = rigs[from].store.truncate(&home, Offset::new(1)).await;
+            assert_eq!(cut.expect_err("it is closed").kind(), std::io::ErrorKind::NotConnected);
             rigs[to].appended[0].clear();
             let appended = std::mem::take(&mut rigs[from].appended[0]);
             rigs[to].check(0, &appended, 1 << 20).await;

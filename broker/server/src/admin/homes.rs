@@ -96,6 +96,11 @@ async fn move_home(shard: &Rc<Shard>, asked: &Asked) -> Moved {
     if image.home_here(shard.identity.here(), id) == to {
         return Ok((to, Duration::ZERO));
     }
+    if shard.store.storage.is_full() {
+        // What waits for room could not be brought to the device before another core has the log.
+        let text = "the disk is full: nothing moves until there is room".to_owned();
+        return Err((ErrorCode::StorageFull, text));
+    }
     let command = Command::MoveHome { partition: id, broker, shard: to };
     submit(shard, command).await.map_err(|error| (error.error_code(), error.to_string()))?;
     let arrival = match to == shard.identity.shard {

@@ -34,6 +34,9 @@ use tokio::sync::oneshot;
 const PIECE_BYTES: usize = 1 << 20;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// After so long without a word of the peer's host about what was sent to it the connection has ended: the host may be gone,
+/// and its broker at another address. The kernel's own patience is a quarter of an hour.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +92,7 @@ impl Wire {
         let connect = async {
             let mut stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
+            rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_MAX.as_millis() as u32)?;
             stream.write_all(&hello(peers)).await?;
             let bytes = read_frame(&mut stream, FRAME_BYTES_MAX_BEFORE_HELLO).await?;
             check_hello(&bytes, target).map_err(io::Error::other)?;

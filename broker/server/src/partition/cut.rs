@@ -42,7 +42,7 @@ impl<D: Disk> Partition<D> {
         cache: &Rc<ChunkCache>,
         to: Offset,
     ) -> io::Result<(Offset, usize)> {
-        self.begin_cut().await;
+        self.begin_cut().await?;
         let nothing = self.with_log(|log| to >= log.log_end());
         let result = match nothing {
             true => Ok((self.with_log(|log| log.log_end()), 0)),
@@ -60,23 +60,32 @@ impl<D: Disk> Partition<D> {
     /// # Errors
     /// As there.
     pub async fn reset(self: &Rc<Self>, log_start: Offset) -> io::Result<(Offset, usize)> {
-        self.begin_cut().await;
+        self.begin_cut().await?;
         let result = self.cut(self.nothing_stays(log_start)).await;
         self.cutting.set(false);
         result
     }
 
-    /// Waits until nothing of the log is on its way, and nobody prepares its next blocks.
-    async fn begin_cut(&self) {
+    /// Waits until nothing of the log is on its way, and nobody prepares its next blocks. A log that has been closed meanwhile,
+    /// or before this was begun, may be another shard's by now.
+    async fn begin_cut(&self) -> io::Result<()> {
         self.cutting.set(true);
-        while self.has_pending()
+        while !self.is_closed() && self.is_in_use() {
+            self.storage.environment.sleep(LOOK_AGAIN).await;
+        }
+        if self.is_closed() {
+            self.cutting.set(false);
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        Ok(())
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.has_pending()
             || !self.on_the_way.borrow().is_empty()
             || self.placing.get()
             || self.compacting.get()
             || self.preparation.borrow().is_busy()
-        {
-            self.storage.environment.sleep(LOOK_AGAIN).await;
-        }
     }
 
     fn nothing_stays(&self, log_start: Offset) -> Place {

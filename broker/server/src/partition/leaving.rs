@@ -37,16 +37,27 @@ impl<D: Disk> Partition<D> {
         self.stage.get() == Stage::Stopped
     }
 
-    /// Ends the background work, while appends and reads go on.
-    pub async fn wind_down(&self) {
+    /// Ends the background work, while appends and reads go on. What has not ended within `patience`, as on a full disk, gives
+    /// up when the partition is closed.
+    pub async fn wind_down(&self, patience: Duration) {
         self.stage.set(Stage::WindingDown);
-        while self.compacting.get()
-            || self.reclaiming.get()
-            || self.cutting.get()
-            || self.preparation.borrow().is_busy()
-        {
-            self.storage.environment.sleep(LOOK_AGAIN).await;
-        }
+        let works = || {
+            self.compacting.get()
+                || self.reclaiming.get()
+                || self.cutting.get()
+                || self.preparation.borrow().is_busy()
+        };
+        self.while_patient(patience, works).await;
+    }
+
+    /// A flush round begins to write to its files.
+    pub fn round_writes(&self) {
+        self.rounds_writing.set(self.rounds_writing.get() + 1);
+    }
+
+    /// Such a round has ended, or does not try again.
+    pub fn round_has_written(&self) {
+        self.rounds_writing.set(self.rounds_writing.get() - 1);
     }
 
     /// Takes nothing any more, from nobody.
@@ -63,8 +74,13 @@ impl<D: Disk> Partition<D> {
 
     /// Waits until it is at rest; `false` = not within `patience`.
     pub async fn comes_to_rest(&self, patience: Duration) -> bool {
+        self.while_patient(patience, || !self.is_at_rest()).await
+    }
+
+    /// Waits while it `goes_on`; `false` = it does after `patience`.
+    async fn while_patient(&self, patience: Duration, goes_on: impl Fn() -> bool) -> bool {
         let began_ns = self.storage.environment.monotonic_ns();
-        while !self.is_at_rest() {
+        while goes_on() {
             let waited_ns = self.storage.environment.monotonic_ns() - began_ns;
             if u128::from(waited_ns) > patience.as_nanos() {
                 return false;
@@ -74,14 +90,15 @@ impl<D: Disk> Partition<D> {
         true
     }
 
-    /// Waits until nothing of a closed partition is under way, and nobody has a file of it open.
+    /// Waits until nobody works with the files of a closed partition any more, or has one open. Its writes that wait for room
+    /// on a full disk are given up.
     pub async fn leave_files(&self) {
         loop {
             // Who was about to open one keeps it here.
             self.files.borrow_mut().clear();
             self.storage.read_files.forget(self.id(), None);
             let is_used = self.uses.borrow().values().any(|used| Rc::strong_count(used) > 1);
-            if !is_used && !self.is_busy() {
+            if !is_used && !self.is_worked_on() && self.rounds_writing.get() == 0 {
                 return;
             }
             self.storage.environment.sleep(LOOK_AGAIN).await;

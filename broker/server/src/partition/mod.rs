@@ -234,6 +234,8 @@ pub struct Partition<D: Disk> {
     /// The log is being cut: nobody else changes it.
     cutting: Cell<bool>,
     closed: Cell<bool>,
+    /// Flush rounds that write to its files just now.
+    rounds_writing: Cell<usize>,
     /// How far it has gone to another shard.
     stage: Cell<leaving::Stage>,
     last_append_ms: Cell<i64>,
@@ -290,6 +292,7 @@ impl<D: Disk> Partition<D> {
             compaction: Cell::default(),
             cutting: Cell::new(false),
             closed: Cell::new(false),
+            rounds_writing: Cell::new(0),
             stage: Cell::default(),
             last_append_ms: Cell::new(now_ms),
             report,
@@ -696,8 +699,12 @@ impl<D: Disk> Partition<D> {
 
     /// Whether rounds or preparations of this partition are still under way.
     pub fn is_busy(&self) -> bool {
-        !self.on_the_way.borrow().is_empty()
-            || self.placing.get()
+        !self.on_the_way.borrow().is_empty() || self.is_worked_on()
+    }
+
+    /// Whether something other than flush rounds is under way with its files.
+    fn is_worked_on(&self) -> bool {
+        self.placing.get()
             || self.reclaiming.get()
             || self.compacting.get()
             || self.cutting.get()
