@@ -239,10 +239,11 @@ impl Replicas {
         let Some(shard) = self.shard() else { return };
         let own = image.broker(shard.identity.broker);
         for hosted in self.all() {
-            // A doubt that this registration does not name is not known with it: it is reported by another one.
+            // A doubt that no registration has named is not known with this one: it is reported by another one. One that
+            // an earlier one has named may be over by now.
             let named =
                 own.is_some_and(|own| own.suspect(hosted.partition.id(), hosted.generation).is_some());
-            if named || hosted.replica.borrow().status() == Status::Clean {
+            if named || hosted.replica.borrow().is_named() {
                 self.step(&hosted, Event::Registered(epoch), None);
             }
         }
