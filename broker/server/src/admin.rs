@@ -282,6 +282,7 @@ pub async fn submit(shard: &Rc<Shard>, command: Command) -> Result<Outcome, Meta
     Ok(outcome)
 }
 
+/// All shards of this broker but this one.
 pub fn other_shards(shard: &Shard) -> impl Iterator<Item = ShardId> {
     let own = shard.identity.shard;
     (0..shard.identity.shards).map(ShardId::new).filter(move |other| *other != own)
