@@ -411,8 +411,8 @@ fn run_shard(setup: Setup) -> Result<(), String> {
 }
 
 /// Time and randomness of the running broker.
-struct System {
-    began: Instant,
+pub(crate) struct System {
+    pub(crate) began: Instant,
 }
 
 impl Environment for System {
@@ -532,12 +532,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
     let follower = shard.clone();
     let signal = setup.signal;
-    stall::spawn("following the metadata", async move {
-        while signal.recv().await.is_ok() {
-            follower.follow_metadata().await;
-        }
-    })
-    .detach();
+    stall::spawn("following the metadata", async move { follower.keep_following(signal).await }).detach();
     let receiver = shard.clone();
     let mailbox = setup.mailbox;
     stall::spawn("messages of other cores", async move {
@@ -565,8 +560,8 @@ fn low_space_bytes(root: &std::path::Path) -> u64 {
     }
 }
 
-/// What a message from another core asks for.
-fn receive(shard: &Rc<Shard>, message: Message) {
+/// Does what a message from another core asks for.
+pub(crate) fn receive(shard: &Rc<Shard>, message: Message) {
     match message {
         Message::Connection(handed) => {
             let stream = handed.stream.bind_to_executor();
@@ -607,17 +602,17 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             })
             .detach();
         }
-        Message::TakeOver(identity, version, reply) => {
+        Message::TakeOver(log, version, reply) => {
             let shard = shard.clone();
             stall::spawn("handing a partition over", async move {
                 // Who asked ends with the process.
-                let _ = reply.send(homes::answer(&shard, identity, version).await);
+                let _ = reply.send(homes::answer(&shard, log, version).await);
             })
             .detach();
         }
-        Message::Forget(id, version) => homes::forget(shard, id, version),
+        Message::Forget(log, version) => homes::forget(shard, log, version),
         Message::Arrival(id, reply) => {
-            let _ = reply.send(shard.homes.arrival(&id));
+            let _ = reply.send(homes::arrival(shard, &id));
         }
         Message::Status(reply) => {
             let _ = reply.send(shard.report());

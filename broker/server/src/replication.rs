@@ -351,6 +351,8 @@ impl Replicas {
             }
             Effect::BecameLeader { epoch, .. } => {
                 partition.set_leader_epoch(epoch);
+                // Who waits believes in an earlier one.
+                shard.disturb_fetches(id);
                 if shard.groups.is_internal(id.topic) {
                     group::follow(shard, &shard.metadata.image());
                 }

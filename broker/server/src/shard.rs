@@ -19,10 +19,14 @@ use crate::replication::Replicas;
 use crate::reply_budget::ReplyBudget;
 use crate::socket::Sockets;
 use crate::stall;
+use crate::storage::is_no_space;
 use crate::storage::ring::RingDisk;
+use crate::storage::room::{FULL_DISK_RETRY, NoRoom};
 use crate::store::Store;
+use async_channel::Receiver;
 use flatbuffers::FlatBufferBuilder;
 use futures_util::StreamExt;
+use futures_util::future::{Either, select};
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerEpoch, BrokerId, ShardId, TopicPartition};
 use logic::limits::{
@@ -43,6 +47,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::num::NonZeroU64;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -159,6 +164,16 @@ impl Identity {
     }
 }
 
+/// What has come of an action.
+enum Performed {
+    /// It is done.
+    Done,
+    /// A newer image says otherwise.
+    NotByThisImage,
+    /// There is no room on the disk to open this: it comes again.
+    NoRoom(TopicPartition),
+}
+
 /// A core's share of the broker.
 pub struct Shard {
     /// Who it is.
@@ -203,6 +218,8 @@ pub struct Shard {
     pub producer_ids: ProducerIds,
     image: RefCell<Arc<Image>>,
     local: RefCell<LocalPartitions>,
+    /// Something is not open that should be.
+    no_room: RefCell<Option<NoRoom<RingDisk>>>,
     in_flight_bytes: Cell<usize>,
     /// Of those, bytes of frames that are not complete.
     partial_bytes: Cell<usize>,
@@ -245,6 +262,7 @@ impl Shard {
             connections: RefCell::default(),
             producer_ids: ProducerIds::default(),
             local: RefCell::default(),
+            no_room: RefCell::new(None),
             in_flight_bytes: Cell::new(0),
             partial_bytes: Cell::new(0),
             replies: ReplyBudget::new(identity.capacity.reply_bytes_max.min(REPLY_BYTES_PER_SHARD_MAX)),
@@ -305,6 +323,28 @@ impl Shard {
         self.follow(self.metadata.registration(), image, false).await;
     }
 
+    /// Follows every image that `signal` tells of, until nobody can send any more; what found no room to be opened is tried
+    /// again now and then.
+    pub async fn keep_following(self: &Rc<Self>, signal: Receiver<()>) {
+        loop {
+            let waits_for_room = self.no_room.borrow().is_some();
+            let again = async {
+                match waits_for_room {
+                    true => glommio::timer::sleep(FULL_DISK_RETRY).await,
+                    false => std::future::pending().await,
+                }
+            };
+            let told = match select(pin!(signal.recv()), pin!(again)).await {
+                Either::Left((told, _)) => told.is_ok(),
+                Either::Right(_) => true,
+            };
+            if !told {
+                return;
+            }
+            self.follow_metadata().await;
+        }
+    }
+
     /// Follows the newest image. Run by one task only.
     pub async fn follow_metadata(self: &Rc<Self>) {
         loop {
@@ -331,8 +371,10 @@ impl Shard {
         let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
         let (closes, others) = actions.split_at(actions.partition_point(closes));
         let each = |action| async move {
-            if self.perform(action, image.version(), asks).await {
-                self.local.borrow_mut().record(action);
+            match self.perform(action, image.version(), asks).await {
+                Performed::Done => self.local.borrow_mut().record(action),
+                Performed::NotByThisImage => {}
+                Performed::NoRoom(partition) => self.local.borrow_mut().failed(partition),
             }
             // Long lists of partitions must not keep requests from being served.
             glommio::yield_if_needed().await;
@@ -344,16 +386,20 @@ impl Shard {
         // Before anybody is told that the change is in force.
         group::follow(self, image);
         self.local.borrow_mut().finish(image);
+        self.wait_for_room();
         self.metadata.note_followed(self.identity.shard.get().into(), image.version());
         std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
     }
 
-    /// One step towards the image of `version`; `false` = not by this image.
-    async fn perform(self: &Rc<Self>, action: &Action, version: u64, asks: bool) -> bool {
+    /// One step towards the image of `version`.
+    async fn perform(self: &Rc<Self>, action: &Action, version: u64, asks: bool) -> Performed {
         match action {
             Action::OpenPartition { partition, state } => {
                 let opened = self.open(*partition, state, version, asks).await;
-                self.homes.opened(partition);
+                // What waits for room is still to be opened by this image.
+                if !matches!(opened, Performed::NoRoom(_)) {
+                    self.homes.opened(partition);
+                }
                 return opened;
             }
             Action::Reconfigure { partition, state } => self.reconfigure(partition, state),
@@ -372,7 +418,7 @@ impl Shard {
                 }
             }
         }
-        true
+        Performed::Done
     }
 
     async fn open(
@@ -381,39 +427,73 @@ impl Shard {
         state: &LocalPartition,
         version: u64,
         asks: bool,
-    ) -> bool {
-        let identity = LogIdentity { partition, generation: state.generation.get() };
+    ) -> Performed {
+        let log = LogIdentity { partition, generation: state.generation.get() };
         let settings = partition_settings(&state.config);
-        self.store.storage.name_topic(partition.topic, state.topic_name.clone());
+        let storage = &self.store.storage;
+        storage.name_topic(partition.topic, state.topic_name.clone());
         // Where there are other replicas, only who is made leader by its replica learns of an epoch.
         let epoch = (state.replicas.len() < 2).then_some(state.leader_epoch);
         let handed = match asks && homes::may_be_elsewhere(state) {
-            true => match homes::take_over(self, &identity, version).await {
+            true => match homes::take_over(self, &log, version).await {
                 Some(handed) => handed,
-                None => return false,
+                None => return Performed::NotByThisImage,
             },
             false => None,
         };
         let opened = match &handed {
-            Some(handed) => self.store.take_over(identity, settings, epoch, &handed.released).await,
-            None => self.store.open_partition(identity, settings, epoch).await,
+            Some(handed) => self.store.take_over(log, settings, epoch, &handed.released).await,
+            None => self.store.open_partition(log, settings, epoch).await,
         };
-        let opened = opened.unwrap_or_else(|error| {
-            self.store.storage.fail("opening its directory", Some(partition), &error)
-        });
+        let opened = match opened {
+            Ok(opened) => opened,
+            // A start has the reserve for this, and nobody to tell.
+            Err(error) if is_no_space(&error) && asks => {
+                handed.into_iter().for_each(|handed| self.homes.keep(self, log, version, handed));
+                if !self.waits_for_room(&partition) {
+                    let label = storage.label(partition);
+                    storage.notice(format!(
+                        "{label} cannot be opened: the disk is full. It is not served until there is room"
+                    ));
+                }
+                return Performed::NoRoom(partition);
+            }
+            Err(error) => storage.fail("opening its directory", Some(partition), &error),
+        };
         self.replicas.follow(&opened, state, true);
         if let Some(handed) = &handed {
             handed.doubted_from.into_iter().for_each(|from| self.replicas.doubt(&partition, from));
             homes::arrived(self, partition, handed);
         }
-        true
+        Performed::Done
+    }
+
+    /// Whether a partition of this shard could not be opened because the disk is full.
+    pub fn waits_for_room(&self, id: &TopicPartition) -> bool {
+        self.local.borrow().unopened().contains(id)
+    }
+
+    /// As long as something waits for room to be opened, the disk counts as full.
+    fn wait_for_room(&self) {
+        let waits = !self.local.borrow().unopened().is_empty();
+        let mut no_room = self.no_room.borrow_mut();
+        match (waits, no_room.is_some()) {
+            (true, false) => *no_room = Some(self.store.storage.wait_for_room()),
+            (false, true) => *no_room = None,
+            _ => {}
+        }
     }
 
     fn reconfigure(&self, id: &TopicPartition, state: &LocalPartition) {
         if let Some(partition) = self.store.partition(id) {
             partition.set_settings(partition_settings(&state.config));
             if !partition.is_replicated() && state.replicas.len() < 2 {
+                let before = partition.leader_epoch();
                 partition.set_leader_epoch(state.leader_epoch);
+                if partition.leader_epoch() != before {
+                    // Who waits believes in an earlier one.
+                    self.disturb_fetches(*id);
+                }
             }
             self.replicas.follow(&partition, state, false);
         }

@@ -200,7 +200,9 @@ impl<D: Disk> Partition<D> {
             if !self.outlive_dropped_segments() || self.winds_down() {
                 break;
             }
-            self.wait_for_readers(name.first, nonce).await;
+            if let Some(nonce) = nonce {
+                self.wait_for_readers(name.first, nonce).await;
+            }
             let published_end = match name.is_rewritten() {
                 false => self.preparation.borrow_mut().forget(name.first),
                 true => None,
@@ -220,6 +222,18 @@ impl<D: Disk> Partition<D> {
         result
     }
 
+    /// Removes the files that were found when the log was opened and do not belong to it. Before anybody else has the
+    /// partition, and where a checkpoint on the device says what it was opened from.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub async fn remove_leftovers(&self) -> io::Result<()> {
+        loop {
+            let Some(left_over) = self.dropped.borrow_mut().pop_front() else { return Ok(()) };
+            self.storage.reclaim(&self.segment_path(left_over.name), 0, u64::MAX).await?;
+        }
+    }
+
     /// Takes a segment's handle out of use and waits until nobody reads through it.
     pub(super) async fn wait_for_readers(&self, sequence: u64, nonce: u64) {
         self.files.borrow_mut().remove(&sequence);
@@ -237,15 +251,15 @@ impl<D: Disk> Partition<D> {
         // What no round writes to goes first: on a full disk rounds of others may wait for just this room. Its own
         // groups are given up there, so the wait behind this ends.
         let (durable_sequence, _) = self.log.borrow().durable_position();
-        let sealed: Vec<Dropped> = self
+        let sealed: Vec<(SegmentName, u64)> = self
             .log
             .borrow()
             .segments()
             .iter()
             .filter(|segment| segment.sequence < durable_sequence)
-            .map(Dropped::of)
+            .map(|segment| (segment.name(), segment.nonce))
             .collect();
-        for Dropped { name, nonce, .. } in sealed {
+        for (name, nonce) in sealed {
             self.wait_for_readers(name.first, nonce).await;
             self.storage.reclaim(&self.segment_path(name), 0, u64::MAX).await?;
         }
@@ -266,6 +280,11 @@ impl<D: Disk> Partition<D> {
 
 impl Dropped {
     pub(super) fn of(segment: &Segment) -> Self {
-        Self { name: segment.name(), nonce: segment.nonce, end_position: segment.end_position }
+        Self { name: segment.name(), nonce: Some(segment.nonce), end_position: segment.end_position }
+    }
+
+    /// A file that was found when the log was opened.
+    pub(super) fn left_over(name: SegmentName) -> Self {
+        Self { name, nonce: None, end_position: 0 }
     }
 }

@@ -22,6 +22,7 @@ pub mod leftovers;
 pub mod read_files;
 pub mod recover;
 pub mod ring;
+pub mod room;
 pub mod zeroing_pace;
 
 use buffer::{Buffer, BufferPool};
@@ -217,7 +218,7 @@ pub struct Storage<D: Disk> {
     /// The last attempt at a checkpoint found no space.
     no_room_for_checkpoint: Cell<bool>,
     dirty_bytes: Cell<usize>,
-    full: Cell<bool>,
+    waiting_for_room: Cell<usize>,
     low: Cell<bool>,
     /// The reserve file is there, and its blocks with it.
     reserved: Cell<bool>,
@@ -289,7 +290,7 @@ impl<D: Disk> Storage<D> {
             notices: RefCell::new(Vec::new()),
             names: RefCell::default(),
             dirty_bytes: Cell::new(0),
-            full: Cell::new(false),
+            waiting_for_room: Cell::new(0),
             low: Cell::new(false),
             reserved: Cell::new(false),
             zeroing_pace: RefCell::default(),
@@ -399,33 +400,6 @@ impl<D: Disk> Storage<D> {
     /// Accounts for bytes that became durable.
     pub fn sub_dirty(&self, bytes: usize) {
         self.dirty_bytes.set(self.dirty_bytes.get() - bytes);
-    }
-
-    /// Whether the disk has no room for new data, or so little that it is kept for what must go on.
-    pub fn is_full(&self) -> bool {
-        self.full.get() || self.low.get()
-    }
-
-    /// Notes that free space is below the low-water mark, or above it again.
-    pub fn set_low(&self, low: bool) {
-        if low != self.low.replace(low) {
-            let root = self.root.display();
-            match low {
-                true => tracing::error!("{root} is almost full: produce is refused until space returns"),
-                false => tracing::info!("space has returned to {root}: produce goes on"),
-            }
-        }
-    }
-
-    /// Notes that the disk is full, or has room again.
-    pub fn set_full(&self, full: bool) {
-        if full != self.full.replace(full) {
-            let root = self.root.display();
-            match full {
-                true => tracing::error!("no space left for {root}: produce is refused until space returns"),
-                false => tracing::info!("space has returned to {root}: produce goes on"),
-            }
-        }
     }
 
     /// Flushes the device: every completed write into published blocks becomes durable.
