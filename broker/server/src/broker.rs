@@ -48,6 +48,8 @@ const LISTEN_BACKLOG: i32 = 1024;
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
 const RETENTION_TICKS: u64 = 10;
 
+/// How often the expiry of fetches looks whether the shard stops.
+const EXPIRY_LOOK_MS: u64 = 1_000;
 /// How long a stopping broker waits for its last replies to be taken.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -671,10 +673,12 @@ async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
     let expiring = shard.clone();
     stall::spawn("the expiry of fetches", async move {
         while !expiring.is_stopping() {
-            glommio::timer::sleep(Duration::from_millis(5)).await;
+            let now_ms = expiring.now_ms();
             let mut woken = Vec::new();
-            expiring.waiters.borrow_mut().expire(expiring.now_ms(), &mut woken);
+            expiring.waiters.borrow_mut().expire(now_ms, &mut woken);
             woken.iter().for_each(|parked| parked.wake());
+            let next_ms = expiring.waiters.borrow().next_deadline().unwrap_or(u64::MAX);
+            expiring.expiry.sleep(now_ms, next_ms.min(now_ms + EXPIRY_LOOK_MS)).await;
         }
     })
     .detach();

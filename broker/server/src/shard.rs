@@ -21,6 +21,7 @@ use crate::socket::Sockets;
 use crate::stall;
 use crate::storage::ring::RingDisk;
 use crate::store::Store;
+use crate::timer::Timer;
 use flatbuffers::FlatBufferBuilder;
 use futures_util::StreamExt;
 use logic::fetch_waiters::FetchWaiters;
@@ -183,6 +184,8 @@ pub struct Shard {
     pub fetch_times: Histogram,
     /// Fetches that wait for bytes.
     pub waiters: RefCell<FetchWaiters<Rc<ParkedFetch>>>,
+    /// When the first of them does not wait any longer.
+    pub expiry: Timer,
     /// One receive buffer for all connections: what it holds is used up before the next await.
     pub scratch: RefCell<Vec<u8>>,
     /// Aligned room for metadata of frames.
@@ -237,6 +240,7 @@ impl Shard {
             produce_times: Histogram::default(),
             fetch_times: Histogram::default(),
             waiters: RefCell::new(FetchWaiters::new(Default::default())),
+            expiry: Timer::default(),
             scratch: RefCell::new(vec![0; RECEIVE_SCRATCH_BYTES]),
             aligned: RefCell::default(),
             builder: RefCell::new(FlatBufferBuilder::new()),
