@@ -389,6 +389,10 @@ pub const GROUP_BATCH_BYTES_MAX: usize = 512 * KIB;
 /// Requests that wait for one coordinator's records to be durable.
 pub const GROUP_REQUESTS_WAITING_MAX: usize = 16 * KIB;
 
+/// How long a broker that has just started has questions about topics and the cluster wait for what was decided while it
+/// was away, milliseconds since it serves; from then on it refuses those that it cannot answer.
+pub const CATCH_UP_PATIENCE_MS: u64 = 1_500;
+
 /// A task that holds a core for so long without yielding is a stall: counted, and named, milliseconds.
 pub const STALL_MS: u64 = 50;
 /// Stalls that are remembered in words, for each shard.

@@ -376,6 +376,14 @@ impl MetadataHandle {
         heard_ms > 0 && life.began.elapsed() < Duration::from_millis(heard_ms) + life.heard_for
     }
 
+    /// Whether what its image says is what the cluster has decided, as far as this broker `me` can know: it is alone, has
+    /// lately been answered as [`Self::is_heard`] says, or leads others that have yet to register.
+    pub fn is_current(&self, me: BrokerId) -> bool {
+        let quorum = self.quorum.read().unwrap_or_else(PoisonError::into_inner);
+        let leads_itself = quorum.leader == Some(me) && self.image().brokers().count() < 2;
+        quorum.alone || leads_itself || self.is_heard()
+    }
+
     /// A replica of this broker may lack something: the next registration names it, and that is at once if the broker
     /// is registered already.
     pub fn doubt(&self, suspect: Suspect) {
