@@ -384,10 +384,16 @@ impl Reply {
                 id: new_topic_id(),
                 name: asked.name.clone(),
                 partitions: if asked.partitions == 0 { PARTITIONS_DEFAULT } else { asked.partitions },
-                replication_factor: asked.replication_factor.max(1),
+                replication_factor: asked.replication_factor,
                 configs: asked.configs,
             };
-            let make = |image: &Image| image.create_topic(new.clone());
+            let make = |image: &Image| {
+                let replication_factor = match new.replication_factor {
+                    0 => image.replicas_by_default(shard.identity.replication_factor),
+                    asked => asked,
+                };
+                image.create_topic(NewTopic { replication_factor, ..new.clone() })
+            };
             let result = match validate_only {
                 true => {
                     let image = shard.metadata.image();

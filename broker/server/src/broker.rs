@@ -498,6 +498,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         time_outs: setup.config.time_outs,
         capacity: setup.config.capacity,
         groups: setup.config.groups,
+        replication_factor: setup.config.cluster.replication_factor,
         replication: replication::Settings {
             lag_ms_max: setup.config.cluster.replica_lag.as_millis() as u64,
         },

@@ -26,9 +26,9 @@ use futures_util::StreamExt;
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerEpoch, BrokerId, ShardId, TopicPartition};
 use logic::limits::{
-    CATCH_UP_PATIENCE_MS, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS,
-    IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES,
-    REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
+    CATCH_UP_PATIENCE_MS, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS,
+    HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS,
+    RECEIVE_SCRATCH_BYTES, REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
 };
 use logic::log::compaction::{self, CompactionSettings};
 use logic::log::retention::RetentionSettings;
@@ -151,6 +151,8 @@ pub struct Identity {
     pub capacity: Capacity,
     /// Coordinators of consumer groups.
     pub groups: GroupSettings,
+    /// Replicas of topics whose makers do not say how many.
+    pub replication_factor: u32,
     /// Times of replication.
     pub replication: replication::Settings,
 }

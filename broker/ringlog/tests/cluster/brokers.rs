@@ -6,8 +6,8 @@
 use crate::DEADLINE;
 use crate::process::{Broker, Serve};
 use ringlog_client::{
-    Acks, BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, Producer, ProducerConfig,
-    TopicReplicas,
+    Acks, BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, Producer,
+    ProducerConfig, TopicReplicas,
 };
 use std::net::SocketAddr;
 use std::path::Path;

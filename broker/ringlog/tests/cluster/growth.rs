@@ -216,11 +216,19 @@ fn one_broker_grows_to_four_and_the_first_one_goes() {
     run(async || {
         let mut cluster = Cluster::of(1);
         let (client, load) = under_load(&cluster, 1, 1).await;
+        // Offsets of a group, which only this broker has.
+        cluster.ok(&format!("group reset readers --topic {TOPIC} --to 3"));
 
         let began = Instant::now();
         let (second, third) = (cluster.grow(&[]), cluster.grow(&[]));
         whole(&client, 3).await;
         load.silence("two join", began);
+        until(&client, "the offsets are on three brokers", |cluster| {
+            of_topic(cluster, "__consumer_offsets").all(|one| one.in_sync() == 3)
+        })
+        .await;
+        let said = cluster.ok("topic create by-default --partitions 2");
+        assert!(said.contains("2 partitions, on 3 brokers each"), "{said}");
 
         let began = Instant::now();
         let said = cluster.ok(&format!("topic alter {TOPIC} --replication-factor 3"));
@@ -261,6 +269,9 @@ fn one_broker_grows_to_four_and_the_first_one_goes() {
         load.goes_on().await;
         load.silence("the first one goes", began);
         whole(&client, 3).await;
+        let readers = client.admin().describe_group("readers").await.expect("it has a coordinator");
+        let committed: Vec<_> = readers.offsets.iter().map(|one| (one.partition, one.offset)).collect();
+        assert_eq!(committed, [0, 1, 2, 3].map(|partition| (partition, Some(3))));
         load.finish(&client).await;
     });
 }

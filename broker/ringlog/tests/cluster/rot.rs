@@ -115,7 +115,11 @@ async fn repaired(cluster: &Cluster, client: &Client, broker: u32, ranges: u64, 
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     whole(client, 3).await;
-    assert!(count(cluster, broker, "damaged_ranges_found") >= ranges, "{:#?}", cluster.json("cluster status"));
+    assert!(
+        count(cluster, broker, "damaged_ranges_found") >= ranges,
+        "{:#?}",
+        cluster.json("cluster status")
+    );
     assert_eq!(count(cluster, broker, "damaged_ranges"), 0, "{:#?}", cluster.json("cluster status"));
     assert_eq!(read_log(client, TOPIC, PARTITIONS).await, sent);
 }
