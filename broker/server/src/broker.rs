@@ -449,6 +449,7 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
         }
     };
     spawn_background(&shard, setup);
+    shard.begin_to_serve();
     let accepting = shard.clone();
     let accept =
         stall::spawn("accepting connections", async move { accept::accept(accepting, listener).await });
@@ -499,6 +500,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         time_outs: setup.config.time_outs,
         capacity: setup.config.capacity,
         groups: setup.config.groups,
+        replication_factor: setup.config.cluster.replication_factor,
         replication: replication::Settings {
             lag_ms_max: setup.config.cluster.replica_lag.as_millis() as u64,
         },
@@ -510,8 +512,15 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let at_start = setup.image.clone();
     shard.follow_first(&at_start).await;
     shard.store.begin_service().await.map_err(text)?;
-    let metadata = setup.metadata.clone();
-    leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), identity.here());
+    let (metadata, registering) = (setup.metadata.clone(), shard.clone());
+    let registered = async move { registering.registered().await };
+    leftovers::judge_in_background(
+        &shard.store,
+        registered,
+        at_start,
+        move || metadata.image(),
+        identity.here(),
+    );
     // Before the first produce: a start on a full disk serves reads only.
     look_at_space(&shard, low_space_bytes(&setup.root)).await;
     let listener = listen(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;
