@@ -23,6 +23,7 @@ use crate::storage::is_no_space;
 use crate::storage::ring::RingDisk;
 use crate::storage::room::{FULL_DISK_RETRY, NoRoom};
 use crate::store::Store;
+use crate::timer::Timer;
 use async_channel::Receiver;
 use flatbuffers::FlatBufferBuilder;
 use futures_util::StreamExt;
@@ -30,9 +31,9 @@ use futures_util::future::{Either, select};
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerEpoch, BrokerId, ShardId, TopicPartition};
 use logic::limits::{
-    CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS,
-    IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES,
-    REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
+    CATCH_UP_PATIENCE_MS, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS,
+    HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS,
+    RECEIVE_SCRATCH_BYTES, REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
 };
 use logic::log::compaction::{self, CompactionSettings};
 use logic::log::retention::RetentionSettings;
@@ -52,6 +53,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
+
+/// Between two looks whether the broker has caught up.
+const CATCH_UP_LOOK: Duration = Duration::from_millis(5);
 
 /// A partition of the running broker.
 pub type Partition = partition::Partition<RingDisk>;
@@ -153,6 +157,8 @@ pub struct Identity {
     pub capacity: Capacity,
     /// Coordinators of consumer groups.
     pub groups: GroupSettings,
+    /// Replicas of topics whose makers do not say how many.
+    pub replication_factor: u32,
     /// Times of replication.
     pub replication: replication::Settings,
 }
@@ -198,6 +204,8 @@ pub struct Shard {
     pub fetch_times: Histogram,
     /// Fetches that wait for bytes.
     pub waiters: RefCell<FetchWaiters<Rc<ParkedFetch>>>,
+    /// When the first of them does not wait any longer.
+    pub expiry: Timer,
     /// One receive buffer for all connections: what it holds is used up before the next await.
     pub scratch: RefCell<Vec<u8>>,
     /// Aligned room for metadata of frames.
@@ -227,6 +235,8 @@ pub struct Shard {
     settling: RefCell<Vec<Waker>>,
     next_connection: Cell<u64>,
     started: Instant,
+    /// Until then questions about the metadata wait, if this broker has still to learn what was decided without it.
+    catches_up_until: Cell<Instant>,
     stopping: Cell<bool>,
 }
 
@@ -254,6 +264,7 @@ impl Shard {
             produce_times: Histogram::default(),
             fetch_times: Histogram::default(),
             waiters: RefCell::new(FetchWaiters::new(Default::default())),
+            expiry: Timer::default(),
             scratch: RefCell::new(vec![0; RECEIVE_SCRATCH_BYTES]),
             aligned: RefCell::default(),
             builder: RefCell::new(FlatBufferBuilder::new()),
@@ -271,6 +282,7 @@ impl Shard {
             settling: RefCell::default(),
             next_connection: Cell::new(0),
             started,
+            catches_up_until: Cell::new(started),
             stopping: Cell::new(false),
         });
         shard.replicas.begin(&shard);
@@ -304,6 +316,38 @@ impl Shard {
     /// From now on no connection and no request is taken.
     pub fn begin_stop(&self) {
         self.stopping.set(true);
+    }
+
+    /// Clients come from now on.
+    pub fn begin_to_serve(&self) {
+        let patience = Duration::from_millis(CATCH_UP_PATIENCE_MS);
+        self.catches_up_until.set(Instant::now() + patience);
+    }
+
+    /// Whether the image has everything that was decided before this life of the broker: its registration is in it.
+    pub fn is_registered(&self) -> bool {
+        let registration = self.metadata.registration().get();
+        registration > 0 && self.image.borrow().version() >= registration
+    }
+
+    /// Waits until everything that was decided before this life of the broker has been done on this shard.
+    pub async fn registered(&self) {
+        poll_fn(|context| {
+            if self.is_registered() && self.local.borrow().version() >= self.metadata.registration().get() {
+                return Poll::Ready(());
+            }
+            self.settling.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Waits until this broker knows what was decided while it was away, but not for ever: the others may be away by now.
+    pub async fn caught_up(&self) {
+        let is_so = || self.is_registered() && self.metadata.is_current(self.identity.broker);
+        while Instant::now() < self.catches_up_until.get() && !is_so() && !self.is_stopping() {
+            glommio::timer::sleep(CATCH_UP_LOOK).await;
+        }
     }
 
     /// Waits until everything that the image of `version` asks of this shard has been done.
@@ -530,7 +574,11 @@ impl Shard {
             return Location::Here(partition);
         }
         let image = self.image.borrow();
-        let Some(topic) = image.topic(id.topic) else { return Location::Nowhere(ErrorCode::UnknownTopic) };
+        let Some(topic) = image.topic(id.topic) else {
+            // Who has yet to learn of it leads nothing of it.
+            let known = self.is_registered();
+            return Location::Nowhere(if known { ErrorCode::UnknownTopic } else { ErrorCode::NotLeader });
+        };
         let Some(placed) = topic.partitions.get(id.partition.get() as usize) else {
             return Location::Nowhere(ErrorCode::UnknownPartition);
         };

@@ -11,6 +11,7 @@
 use crate::partition::chunk_cache::ChunkCache;
 use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrites, SealOutcome};
 use crate::stall;
+use crate::storage::agenda::Agenda;
 use crate::storage::disk::{Disk, Failed, Write};
 use crate::storage::room::FULL_DISK_RETRY;
 use crate::storage::{Storage, count, is_no_space};
@@ -246,6 +247,7 @@ impl<D: Disk> Store<D> {
     fn serve(&self, partition: &Rc<Partition<D>>) {
         // Until here a checkpoint repeats what the last one said of it.
         self.checkpointed.borrow_mut().remove(&partition.id());
+        partition.is_to_be_looked_at();
         let mut partitions = self.partitions.borrow_mut();
         partitions.insert(partition.id(), partition.clone());
         self.storage.partitions.set(partitions.len());
@@ -287,6 +289,8 @@ impl<D: Disk> Store<D> {
         let partition = self.partitions.borrow_mut().remove(id)?;
         self.storage.partitions.set(self.partitions.borrow().len());
         self.active.borrow_mut().remove(id);
+        self.storage.retention.strike_out(id);
+        self.storage.compaction.strike_out(id);
         let bytes = partition.tail_bytes();
         self.tail_order.borrow_mut().retain(|other| other != id);
         self.tail_bytes.set(self.tail_bytes.get() - bytes);
@@ -675,6 +679,7 @@ impl<D: Disk> Store<D> {
             } else if partition.is_quiet(now_ms - 10_000) {
                 self.active.borrow_mut().remove(&id);
                 partition.close_idle_files();
+                partition.is_to_be_looked_at();
             }
             if let Err(error) = partition.write_footers().await {
                 self.storage.notice(format!(
@@ -698,10 +703,10 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Applies retention to every partition; the number of segments that went.
+    /// Applies retention to every partition where something can be due; the number of segments that went.
     pub async fn enforce_retention(&self) -> u64 {
         let mut dropped = 0;
-        for partition in self.partitions() {
+        for partition in self.due(&self.storage.retention) {
             match partition.enforce_retention().await {
                 Ok(segments) => dropped += segments,
                 Err(_) if partition.is_closed() => {}
@@ -710,8 +715,20 @@ impl<D: Disk> Store<D> {
                     self.storage.label(partition.id())
                 )),
             }
+            if !partition.is_closed()
+                && let Some(next_ms) = partition.next_retention_ms()
+            {
+                self.storage.retention.put_down(partition.id(), next_ms);
+            }
         }
         dropped
+    }
+
+    /// Which partitions an agenda's housekeeping is to look at: those in use, and those that are due, which are taken out.
+    pub(crate) fn due(&self, agenda: &Agenda) -> Vec<Rc<Partition<D>>> {
+        let mut ids = self.active.borrow().clone();
+        agenda.take_due(self.storage.environment.now_ms(), &mut ids);
+        ids.iter().filter_map(|id| self.partition(id)).collect()
     }
 
     /// Writes a checkpoint of all partitions. One at a time: they share a temporary file, and the last one

@@ -462,7 +462,10 @@ pub fn park(shard: &Rc<Shard>, wait: &RemoteWait) -> Parking {
     let (now_ms, min_bytes) = (shard.now_ms(), wait.min_bytes.max(1));
     let parked = shard.waiters.borrow_mut().park(fetch.clone(), now_ms, wait.until_ms, min_bytes, &waited);
     match parked {
-        Ok(key) => Parking::Parked(Parked { shard: shard.clone(), key, fetch }),
+        Ok(key) => {
+            shard.expiry.due(wait.until_ms);
+            Parking::Parked(Parked { shard: shard.clone(), key, fetch })
+        }
         Err(NotParked::Ready(_)) => Parking::Moved,
         Err(NotParked::Full(_)) => Parking::Full,
     }

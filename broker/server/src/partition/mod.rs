@@ -25,6 +25,7 @@ pub mod tail_cache;
 mod waiters;
 mod walk;
 
+use crate::storage::agenda::Agenda;
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
 use crate::storage::{OpenSegment, Storage, count, is_no_space, partition_directory, recover, split_write};
@@ -428,6 +429,12 @@ impl<D: Disk> Partition<D> {
     pub fn set_settings(&self, settings: PartitionSettings) {
         self.settings.set(settings);
         self.log.borrow_mut().set_settings(settings.log);
+        self.is_to_be_looked_at();
+    }
+    /// Retention and compaction look at it next, although nobody appends to it.
+    pub fn is_to_be_looked_at(&self) {
+        self.storage.retention.put_down(self.id(), Agenda::NOW);
+        self.storage.compaction.put_down(self.id(), Agenda::NOW);
     }
     /// Reads the log's state; the borrow must not outlive the closure.
     pub fn with_log<T>(&self, read: impl FnOnce(&Log) -> T) -> T {
@@ -501,6 +508,9 @@ impl<D: Disk> Partition<D> {
         // What a cut or a comparison that was under way leads to does not count any more.
         if !self.has_stopped() {
             self.standing.set(standing);
+        }
+        if standing.leads != before.leads {
+            self.is_to_be_looked_at();
         }
         before
     }

@@ -120,6 +120,21 @@ impl<D: Disk> Partition<D> {
         Ok(dropped)
     }
 
+    /// When [`Partition::enforce_retention`], which has just run, is to run again although nobody appends; `None` = never.
+    pub fn next_retention_ms(&self) -> Option<i64> {
+        let now_ms = self.storage.environment.now_ms();
+        let log = self.log.borrow();
+        // A file that could not go yet, a segment below the log's start that is not durable yet.
+        let is_left = log.segments().get(1).is_some_and(|second| second.base <= log.log_start());
+        match is_left || !self.dropped.borrow().is_empty() || self.cutting.get() || self.winds_down() {
+            true => Some(now_ms),
+            false if self.standing.get().leads => {
+                retention::next_look_ms(&log, self.settings.get().retention, now_ms)
+            }
+            false => None,
+        }
+    }
+
     /// Moves the log's start to `before` (`None` = the high watermark) because somebody wants the records below
     /// it gone; the start from now on, `None` if `before` is above the high watermark. Durable with the next
     /// checkpoint; files go with the next look of retention.
@@ -141,6 +156,9 @@ impl<D: Disk> Partition<D> {
             true => all.extend(dropped.iter().map(Dropped::of)),
             false => dropped.iter().for_each(|segment| all.push_front(Dropped::of(segment))),
         }
+        if !dropped.is_empty() {
+            self.is_to_be_looked_at();
+        }
         dropped.len() as u64
     }
 
@@ -161,6 +179,7 @@ impl<D: Disk> Partition<D> {
             // Behind its sources, so that after a crash they do not stand there without it.
             None => dropped.push_back(new),
         }
+        self.is_to_be_looked_at();
         replaced.is_some()
     }
 

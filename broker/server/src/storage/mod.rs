@@ -15,6 +15,7 @@
 //! Write and sync errors are not retried: after a failed sync nobody knows what the device holds, so the
 //! process ends with a message and recovers.
 
+pub mod agenda;
 pub mod buffer;
 pub mod checkpoints;
 pub mod disk;
@@ -25,6 +26,7 @@ pub mod ring;
 pub mod room;
 pub mod zeroing_pace;
 
+use agenda::Agenda;
 use buffer::{Buffer, BufferPool};
 use checkpoints::{CHECKPOINTS, CheckpointRefusal, checkpoint_name, shard_directory, usable_checkpoint};
 use disk::{Disk, Write};
@@ -200,6 +202,10 @@ pub struct Storage<D: Disk> {
     pub producer_expiration_ms: Cell<i64>,
     /// How many partitions the shard has open.
     pub partitions: Cell<usize>,
+    /// When retention is next to look at partitions.
+    pub retention: Agenda,
+    /// When compaction is.
+    pub compaction: Agenda,
     /// Files that readers use.
     pub read_files: ReadFiles<OpenSegment<D::File>>,
     root: PathBuf,
@@ -279,6 +285,8 @@ impl<D: Disk> Storage<D> {
             producers: Cell::new(0),
             checkpoint_wanted: Cell::new(false),
             no_room_for_checkpoint: Cell::new(false),
+            retention: Agenda::default(),
+            compaction: Agenda::default(),
             read_files: ReadFiles::default(),
             root: root.to_owned(),
             shard,
