@@ -60,6 +60,9 @@ pub enum Rule {
     KeepTime,
     /// A file stays while somebody reads it.
     WaitForReaders,
+    // Of the metadata's group.
+    /// Who joins does not stand for election before its log has its own registration.
+    JoinersDoNotStand,
 }
 
 #[cfg(not(any(test, feature = "mutants")))]
@@ -69,8 +72,14 @@ pub const fn holds(_: Rule) -> bool {
     true
 }
 
+/// What a thread calls first that the caller starts, so that the same rule is deleted there.
+#[cfg(not(any(test, feature = "mutants")))]
+pub fn inherit() -> impl FnOnce() + Send {
+    || ()
+}
+
 #[cfg(any(test, feature = "mutants"))]
-pub use deleted::{delete, holds};
+pub use deleted::{delete, holds, inherit};
 
 #[cfg(any(test, feature = "mutants"))]
 mod deleted {
@@ -84,6 +93,12 @@ mod deleted {
     /// Deletes a rule on this thread; `None` = all hold again.
     pub fn delete(rule: Option<Rule>) {
         DELETED.set(rule);
+    }
+
+    /// What a thread calls first that the caller starts, so that the same rule is deleted there.
+    pub fn inherit() -> impl FnOnce() + Send {
+        let rule = DELETED.get();
+        move || DELETED.set(rule)
     }
 
     /// Whether a rule has not been deleted on this thread.

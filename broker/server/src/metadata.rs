@@ -44,6 +44,7 @@ use logic::limits::{
 };
 use logic::metadata::command::{COMMAND_BYTES_MAX, Suspect};
 use logic::metadata::{BrokerRegistration, Command, CommandError, Image, Outcome, controller};
+use logic::rules::{self, Rule, holds};
 use member::Beaten;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, TokioInstant};
@@ -313,9 +314,13 @@ fn start_with(
     };
     let (ready, is_ready) = std::sync::mpsc::channel();
     let setup = Setup { store, contents, settings, address, publish, queue, handle: handle.clone(), ready };
+    let inherit = rules::inherit();
     let thread = std::thread::Builder::new()
         .name("ringlog-metadata".to_owned())
-        .spawn(move || run(setup))
+        .spawn(move || {
+            inherit();
+            run(setup);
+        })
         .map_err(|error| MetadataError::Thread(error.to_string()))?;
     let thread = MetadataThread { queue: sender, thread: Some(thread) };
     is_ready.recv().unwrap_or_else(|_| Err(MetadataError::Thread("it ended".to_owned())))?;
@@ -495,7 +500,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     };
     let joins = contents.joining || log.is_pristine() && !settings.join.is_empty();
     // What its log speaks of first may be a group of this broker alone, which it was before it lost its disk.
-    raft.runtime_config().elect(!joins);
+    raft.runtime_config().elect(!joins || !holds(Rule::JoinersDoNotStand));
     let admitted = Arc::new(AtomicBool::new(!joins));
     let member = Member { raft, peers, applied, log, settings, address, admitted };
     let begun = begin_group(&member).await;

@@ -78,6 +78,8 @@ struct Hosted {
     followers: RefCell<Vec<BrokerId>>,
     /// Damaged ranges that were cut away, and are fetched anew.
     repairing: Cell<u64>,
+    /// The disk says that something may be missing.
+    doubted: Cell<bool>,
     deadline_ms: Cell<u64>,
 }
 
@@ -211,16 +213,19 @@ impl Replicas {
             generation,
             followers: RefCell::default(),
             repairing: Cell::new(0),
+            doubted: Cell::new(false),
             deadline_ms: Cell::new(u64::MAX),
         });
         self.hosted.borrow_mut().insert(partition.id(), hosted.clone());
         let report = partition.report();
         let lost = report.lost.iter().map(|range| range.start);
-        let doubtful = lost.chain(report.unproven.map(|(from, _)| from)).min();
+        let tail = report.unproven.map(|(from, _)| from).into_iter().chain(report.doubted);
+        let doubtful = lost.chain(tail).min();
         if let Some(from) = doubtful.filter(|_| after_start) {
             self.step(&hosted, Event::Damaged { from: Offset::new(from) }, None);
             // What was lost counts when it is cut away; a tail that nothing attests is cut already.
             hosted.repairing.set(u64::from(report.unproven.is_some()));
+            hosted.doubted.set(report.unproven.is_some() || report.doubted.is_some());
         }
         let linked: Vec<BrokerId> = self.linked.borrow().iter().copied().collect();
         linked.into_iter().for_each(|peer| self.step(&hosted, Event::StreamUp(peer), None));
@@ -236,10 +241,11 @@ impl Replicas {
         let Some(shard) = self.shard() else { return };
         let own = image.broker(shard.identity.broker);
         for hosted in self.all() {
-            // A doubt that this registration does not name is not known with it: it is reported by another one.
+            // A doubt that no registration has named is not known with this one: it is reported by another one. One that
+            // an earlier one has named may be over by now.
             let named =
                 own.is_some_and(|own| own.suspect(hosted.partition.id(), hosted.generation).is_some());
-            if named || hosted.replica.borrow().status() == Status::Clean {
+            if named || hosted.replica.borrow().is_named() {
                 self.step(&hosted, Event::Registered(epoch), None);
             }
         }
@@ -293,6 +299,9 @@ impl Replicas {
             replica.step(shard.now_ms(), event, &mut effects);
             if hosted.repairing.get() > 0 && replica.status() == Status::Clean {
                 self.repaired(&shard, hosted);
+            }
+            if hosted.doubted.get() && replica.status() == Status::Clean {
+                self.forget_doubts(&shard, hosted);
             }
             Standing {
                 leads: replica.leads().is_some(),
@@ -487,6 +496,24 @@ impl Replicas {
             let leader = image.partition(*id).and_then(|entry| entry.leader);
             leader.is_some_and(|leader| leader != shard.identity.broker)
         })
+    }
+
+    /// Whatever was missing is here again.
+    fn forget_doubts(&self, shard: &Rc<Shard>, hosted: &Hosted) {
+        hosted.doubted.set(false);
+        let (shard, partition) = (shard.clone(), hosted.partition.clone());
+        stall::spawn("forgetting a doubt", async move {
+            if let Err(error) = partition.forget_doubts().await
+                && !partition.is_closed()
+            {
+                let storage = &shard.store.storage;
+                storage.notice(format!(
+                    "{}: what is noted of its tail cannot be removed: {error}; the next start repairs it again",
+                    storage.label(partition.id())
+                ));
+            }
+        })
+        .detach();
     }
 
     /// What was damaged here is here again.

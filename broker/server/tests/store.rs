@@ -266,6 +266,53 @@ fn what_is_acknowledged_is_read_from_memory_and_from_the_device() {
     });
 }
 
+/// What was cut off at the end and may have been acknowledged is not forgotten by a start that dies before anybody knows of
+/// it, where other replicas have it.
+#[test]
+fn a_doubted_tail_is_remembered_until_it_is_repaired() {
+    // The epoch of a log that is alone; `None` = it has other replicas.
+    for alone in [None, Some(LeaderEpoch::new(1))] {
+        run(move |root| async move {
+            let mut rig = Rig::open(&root, 1, -1, true).await;
+            for _ in 0..3 {
+                rig.append(0, 2, 3_000, false);
+                rig.settle().await;
+            }
+            let last = rig.appended[0][2].clone();
+            drop(rig);
+            // The last group rots.
+            let topic = std::fs::read_dir(root.join("topics")).expect("topics").next().expect("one");
+            let log = std::fs::read_dir(topic.expect("a name").path()).expect("logs").next().expect("one");
+            let names = std::fs::read_dir(log.expect("a name").path()).expect("files");
+            let mut rotted = 0;
+            for name in names {
+                let path = name.expect("a name").path();
+                let mut bytes = std::fs::read(&path).expect("it can be read");
+                let tail = &last[last.len() - 2_000..];
+                if let Some(at) = bytes.windows(tail.len()).position(|window| window == tail) {
+                    bytes[at] ^= 1;
+                    std::fs::write(&path, &bytes).expect("it can be written");
+                    rotted += 1;
+                }
+            }
+            assert_eq!(rotted, 1);
+            // What each start finds, the second one as if the first had died at once.
+            for start in 0..4 {
+                let rig = Rig::open(&root, 0, -1, false).await;
+                let home =
+                    rig.store.open_partition(identity(0), settings(-1), alone).await.expect("it opens");
+                let unproven = home.report().unproven.map(|(from, _)| from);
+                let doubted = home.report().doubted;
+                let remembered = (alone.is_none() && (1..3).contains(&start)).then_some(4);
+                assert_eq!((unproven, doubted), ((start == 0).then_some(4), remembered), "start {start}");
+                if start == 2 {
+                    home.forget_doubts().await.expect("it is forgotten");
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn segments_roll_and_are_recycled() {
     run(|root| async move {

@@ -194,6 +194,16 @@ impl Checker {
     }
 }
 
+impl Checker {
+    /// I2: in the end every replica has what was committed and nothing else.
+    pub fn is_whole(&mut self, id: TopicPartition, broker: BrokerId, log: &Log) {
+        let truth = self.truth(id);
+        let known = truth.committed.iter().filter(|batch| batch.base >= log.start);
+        let is_same = known.map(Batch::fingerprint).eq(log.batches.iter().map(Batch::fingerprint));
+        assert!(is_same, "I2: in the end {broker} has other batches of {id} than were committed");
+    }
+}
+
 fn has_committed(truth: &Truth, id: TopicPartition, broker: BrokerId, log: &Log, who: &str) {
     let end = truth.end();
     if end == 0 || log.start >= end {

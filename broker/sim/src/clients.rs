@@ -7,7 +7,7 @@
 use crate::disk::Batch;
 use crate::network::NodeIndex;
 use crate::world::{DriverRule, Event, World, broker_of, node_of};
-use logic::ids::{LeaderEpoch, Offset, TopicPartition};
+use logic::ids::{LeaderEpoch, Offset, ShardId, TopicPartition};
 use logic::limits::PRODUCERS_PER_PARTITION_MAX;
 use logic::producer_state::{Admission, Bounds, LogPlace, ProducerBatch, ProducerError};
 use logic::replication;
@@ -44,6 +44,24 @@ pub struct Waiter {
     attempt: u64,
     base: u64,
     end: u64,
+}
+
+/// A consumer.
+#[derive(Clone, Copy, Debug)]
+pub struct Consumer {
+    id: TopicPartition,
+    position: u64,
+    /// The broker that stands in its rack, while that serves.
+    near: Option<NodeIndex>,
+    /// The newest that it has heard of.
+    leader_epoch: LeaderEpoch,
+}
+
+impl Consumer {
+    /// One that has read nothing.
+    pub fn new(id: TopicPartition) -> Self {
+        Self { id, position: 0, near: None, leader_epoch: LeaderEpoch::new(0) }
+    }
 }
 
 /// A producer.
@@ -158,6 +176,9 @@ impl World {
 
     fn admit(&mut self, at: NodeIndex, produce: &Produce) -> Result<Waiter, Reply> {
         let Produce { client, attempt, id, leader_epoch, batch, count, value } = *produce;
+        if !self.is_found(at, id) {
+            return Err(Reply::Again);
+        }
         let node = &mut self.nodes[at];
         let full = node.disk.full;
         let host = node.hosts.get_mut(&id).ok_or(Reply::Again)?;
@@ -259,33 +280,61 @@ impl World {
         }
     }
 
-    /// A consumer asks for what comes next.
+    /// Whether a shard that somebody is connected to finds the shard that has a partition open.
+    fn is_found(&mut self, at: NodeIndex, id: TopicPartition) -> bool {
+        let node = &self.nodes[at];
+        let Some(host) = node.hosts.get(&id) else { return false };
+        let via = ShardId::new(self.random.below(node.shards.len() as u64) as u16);
+        via == host.shard || node.home_as_known_by(via, id) == host.shard
+    }
+
+    /// A consumer asks for what comes next: at the leader, or at the follower that stands in its rack as long as that
+    /// serves.
     pub(crate) fn read(&mut self, at: usize) {
         let pause_us = self.random.between(10, 200) * 1000;
         self.after(pause_us, Event::Read { consumer: at });
-        let (id, position) = self.consumers[at];
-        let Some((leader, _)) = self.leader_as_somebody_knows(id) else { return };
-        // Or at a follower in its rack, wherever that is.
-        let near = self.random.chance(500).then(|| self.random.below(self.nodes.len() as u64) as NodeIndex);
+        let Consumer { id, position, near, leader_epoch } = self.consumers[at];
+        let Some((leader, epoch)) = self.leader_as_somebody_knows(id) else { return };
+        let epoch = epoch.max(leader_epoch);
+        self.consumers[at].leader_epoch = epoch;
+        // It is tried again after a while; and sometimes consumers stand elsewhere.
+        let near =
+            near.or_else(|| self.random.chance(300).then(|| self.random.below(self.nodes.len() as u64) as _));
+        let near = near.filter(|_| !self.random.chance(20));
+        self.consumers[at].near = near;
         let node = &self.nodes[near.unwrap_or(leader)];
-        let Some(host) = node.hosts.get(&id).filter(|_| node.up) else { return };
-        let follows = near.is_some() && host.replica.follows().is_some();
+        let Some(host) = node.hosts.get(&id).filter(|_| node.up && self.paused_until(node.at).is_none())
+        else {
+            self.consumers[at].near = None;
+            return;
+        };
+        let follows = near.is_some() && host.replica.follows() == Some(epoch) && node.is_heard(self.now_us);
+        // Whatever a follower cannot answer, or what does not lead any more: the leader is asked.
         if !follows && host.replica.leads().is_none() {
+            self.consumers[at].near = None;
             return;
         }
-        let visible = host.replica.high_watermark().get();
         let log = node.log(id).expect("it is open");
+        let visible = match self.deleted {
+            Some(DriverRule::FollowersShowCommitted) if follows => log.end(),
+            _ => host.replica.high_watermark().get(),
+        };
         if follows && !(log.start..=log.end()).contains(&position) {
             // The leader says what is out of range.
+            self.consumers[at].near = None;
             return;
         }
         let from = position.max(log.start);
-        let read: Vec<Batch> =
-            log.read(from, 20).iter().take_while(|batch| batch.end() <= visible).copied().collect();
+        let sound = |batch: &&Batch| log.damaged != Some(batch.base);
+        let read = log.read(from, 20).iter().take_while(|batch| batch.end() <= visible).take_while(sound);
+        let read: Vec<Batch> = read.copied().collect();
         let broker = broker_of(node.at);
+        if follows {
+            self.report.followed += read.len() as u64;
+        }
         for batch in &read {
             self.checker.read(id, broker, batch);
         }
-        self.consumers[at].1 = read.last().map_or(from, Batch::end);
+        self.consumers[at].position = read.last().map_or(from, Batch::end);
     }
 }

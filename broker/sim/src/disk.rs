@@ -2,7 +2,8 @@
 //!
 //! A log here is what the real one promises, not how it is laid out: groups, segments and their recovery are tested by
 //! crash images. Faults: a crash loses, or cuts off, anything that is not synced; a batch rots, which recovery or a
-//! scrub notices; the disk is full, slow, replaced.
+//! scrub notices; a tail that was synced is torn, which recovery notices; the last batch is another one, which nothing but
+//! another replica can tell; the disk is full, slow, replaced.
 
 use crate::random::Random;
 use logic::ids::{LeaderEpoch, Offset, ReplicaGeneration, TopicPartition};
@@ -55,6 +56,10 @@ pub struct Log {
     durable_epochs: usize,
     /// The batch that begins here has rotted.
     pub damaged: Option<u64>,
+    /// Something that was synced may be missing from here on, as recovery has seen; noted until it has been repaired.
+    pub torn: Option<u64>,
+    /// Rises whenever it is opened.
+    pub incarnation: u64,
     /// Acknowledged in the opening of now: no crash may take it.
     pub promised: u64,
 }
@@ -111,7 +116,8 @@ impl Log {
 
     /// Durably: nothing is left, and the log begins at `start`.
     pub fn reset(&mut self, start: u64) {
-        *self = Self { start, durable_end: start, promised: start, ..Self::default() };
+        let (incarnation, torn) = (self.incarnation, self.torn);
+        *self = Self { start, durable_end: start, promised: start, incarnation, torn, ..Self::default() };
     }
 
     /// What lies below `start` goes, as far as whole batches do.
@@ -138,6 +144,82 @@ impl Log {
         self.durable_end = end;
         self.durable_epochs = self.epochs.len();
     }
+
+    /// The device loses the last `batches` of what was synced, and recovery sees that something is missing.
+    pub fn tear(&mut self, batches: usize) {
+        let kept = self.batches.len().saturating_sub(batches);
+        self.batches.truncate(kept);
+        let end = self.end();
+        self.epochs.retain(|(_, start)| start.get() <= end);
+        self.durable_epochs = self.epochs.len();
+        self.durable_end = end;
+        self.damaged = self.damaged.filter(|damaged| *damaged < end);
+        self.promised = 0;
+        self.doubt_tail();
+    }
+
+    /// Recovery cannot tell whether what is missing at the end was ever acknowledged.
+    pub fn doubt_tail(&mut self) {
+        self.torn = Some(self.torn.unwrap_or(u64::MAX).min(self.end()));
+    }
+
+    /// The last batch turns into another one, with checksums that hold.
+    pub fn rot_unseen(&mut self) {
+        if let Some(last) = self.batches.last_mut() {
+            last.value ^= 1 << 60;
+        }
+    }
+
+    /// What a checkpoint says of it.
+    pub fn attest(&self, generation: ReplicaGeneration) -> Attested {
+        Attested {
+            generation,
+            incarnation: self.incarnation,
+            start: self.start,
+            end: self.durable_end,
+            epochs: self.epochs.clone(),
+        }
+    }
+
+    /// It is opened without a look at it: it is what is attested, and what is behind that will be overwritten.
+    pub fn believe(&mut self, attested: &Attested) {
+        self.batches.retain(|batch| batch.base >= attested.start && batch.end() <= attested.end);
+        self.start = attested.start;
+        self.durable_end = self.end();
+        self.epochs = attested.epochs.clone();
+        self.durable_epochs = self.epochs.len();
+    }
+}
+
+/// Where a log stood, as a checkpoint or who hands it over says.
+#[derive(Clone, Debug)]
+pub struct Attested {
+    /// Which life of the replica.
+    pub generation: ReplicaGeneration,
+    /// How often it had been opened.
+    pub incarnation: u64,
+    /// Its first offset.
+    pub start: u64,
+    /// Its durable end.
+    pub end: u64,
+    /// Its epochs.
+    pub epochs: Vec<(LeaderEpoch, Offset)>,
+}
+
+impl Attested {
+    /// Of two of the same replica the higher one is the newer.
+    pub fn age(&self) -> (u64, u64, u64) {
+        (self.incarnation, self.end, self.start)
+    }
+}
+
+/// The newest checkpoint of one shard.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// Nothing was written after it.
+    pub clean: bool,
+    /// What it says of each log.
+    pub logs: BTreeMap<TopicPartition, Attested>,
 }
 
 /// All that survives a broker's process.
@@ -149,6 +231,8 @@ pub struct Disk {
     pub logs: BTreeMap<(TopicPartition, ReplicaGeneration), Log>,
     /// The metadata that it had last noted.
     pub image: Arc<Image>,
+    /// By shard, as many as the process had that wrote them.
+    pub checkpoints: Vec<Checkpoint>,
     /// Nothing more fits.
     pub full: bool,
     /// How many times slower than usual.
@@ -158,6 +242,13 @@ pub struct Disk {
 impl Disk {
     /// An empty one.
     pub fn new(uuid: u128) -> Self {
-        Self { uuid, logs: BTreeMap::new(), image: Arc::default(), full: false, slowness: 1 }
+        Self {
+            uuid,
+            logs: BTreeMap::new(),
+            image: Arc::default(),
+            checkpoints: vec![],
+            full: false,
+            slowness: 1,
+        }
     }
 }

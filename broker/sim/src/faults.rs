@@ -1,8 +1,9 @@
 //! What goes wrong, and the repair of all of it.
 
 use crate::network::NodeIndex;
-use crate::world::{Event, World, broker_of};
-use logic::ids::{BrokerId, TopicPartition};
+use crate::node::SHARDS_MAX;
+use crate::world::{Event, World, broker_of, node_of};
+use logic::ids::{BrokerId, ShardId, TopicPartition};
 use logic::metadata::{Command, NewTopic, Reassignment};
 use logic::replication;
 use std::collections::BTreeMap;
@@ -57,11 +58,21 @@ pub enum Fault {
     Retention,
     /// Another broker joins.
     Join,
+    /// A partition moves to another shard of a broker; sometimes several times, and the process dies in the middle.
+    MoveHome,
+    /// A broker comes back with another number of shards.
+    Resize,
+    /// A process dies, and the device has lost the end of what was synced: recovery sees that something is missing.
+    TornTail,
+    /// A broker that counts for nothing comes back, and the last batch of a log is another one: nobody sees it by itself.
+    UnseenRot,
+    /// A replica is taken away and comes back, while its broker hears nothing of metadata.
+    AwayAndBack,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 27] = [
         Self::Crash,
         Self::CrashAll,
         Self::Pause,
@@ -84,6 +95,11 @@ impl Fault {
         Self::MetadataLag,
         Self::Retention,
         Self::Join,
+        Self::MoveHome,
+        Self::Resize,
+        Self::TornTail,
+        Self::UnseenRot,
+        Self::AwayAndBack,
     ];
 }
 
@@ -139,10 +155,18 @@ impl World {
         *self.random.choose(&all).expect("there is one")
     }
 
-    fn crash_and_start(&mut self, node: NodeIndex) {
+    pub(crate) fn crash_and_start(&mut self, node: NodeIndex) {
         self.crash(node);
         let down_us = self.random.between(10, 4_000) * 1000;
         self.after(down_us, Event::Start { node });
+    }
+
+    fn crash_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].up {
+                self.crash_and_start(node);
+            }
+        }
     }
 
     /// Whether it could be done.
@@ -154,13 +178,7 @@ impl World {
                 // The flush that fails is the one under way: the process ends before anything is said of it.
                 self.crash_and_start(node);
             }
-            Fault::CrashAll => {
-                for node in 0..self.nodes.len() {
-                    if self.nodes[node].up {
-                        self.crash_and_start(node);
-                    }
-                }
-            }
+            Fault::CrashAll => self.crash_all(),
             Fault::Pause => {
                 let pause_us = self.random.between(50, 4_000) * 1000;
                 self.nodes[node].paused_until_us = self.now_us + pause_us;
@@ -180,7 +198,12 @@ impl World {
             Fault::HealLinks => self.heal_links(),
             Fault::Break => {
                 let other = self.random.below(self.nodes.len() as u64) as usize;
-                self.disconnect(node, other);
+                let all = self.random.chance(500);
+                for link in self.network.links_of(node) {
+                    if (link.from == other || link.to == other) && (all || self.random.chance(500)) {
+                        self.disconnect(link);
+                    }
+                }
             }
             Fault::FullDisk => self.nodes[node].disk.full ^= true,
             Fault::SlowDisk => {
@@ -226,27 +249,149 @@ impl World {
                 }
                 self.start(last);
             }
+            Fault::MoveHome => return self.move_home(),
+            Fault::Resize => {
+                self.nodes[node].next_shards = self.random.between(1, SHARDS_MAX) as usize;
+                self.crash_and_start(node);
+            }
+            Fault::TornTail => return self.tear(node),
+            Fault::UnseenRot => {
+                // Long enough to be fenced, mostly.
+                self.nodes[node].rots_unseen = true;
+                self.crash(node);
+                let down_us = self.random.between(1_000, 5_000) * 1000;
+                self.after(down_us, Event::Start { node });
+            }
+            Fault::AwayAndBack => return self.take_away(),
         }
         true
+    }
+
+    fn move_home(&mut self) -> bool {
+        let partition = self.any_partition();
+        let Some(entry) = self.consensus.image.partition(partition) else { return false };
+        let brokers: Vec<BrokerId> = entry.brokers().collect();
+        let Some(&broker) = self.random.choose(&brokers) else { return false };
+        let Some(known) = self.consensus.image.broker(broker) else { return false };
+        let shards = known.registration.shards;
+        if shards < 2 {
+            return false;
+        }
+        // By several hands at once.
+        for _ in 0..self.random.between(1, 3) {
+            let shard = ShardId::new(self.random.below(shards.into()) as u16);
+            self.propose(None, Command::MoveHome { partition, broker, shard });
+        }
+        if self.random.chance(300) {
+            let node = node_of(broker);
+            let life = self.nodes[node].life;
+            let dies_us = self.random.between(1, 150) * 1000;
+            self.after(dies_us, Event::Kill { node, life });
+        }
+        true
+    }
+
+    fn tear(&mut self, node: NodeIndex) -> bool {
+        let logs = self.nodes[node].disk.logs.iter().filter(|(_, log)| !log.batches.is_empty());
+        let logs: Vec<_> = logs.map(|(key, _)| *key).collect();
+        let Some(&torn) = self.random.choose(&logs) else { return false };
+        if !self.may_lose_a_disk(node) {
+            return false;
+        }
+        self.crash(node);
+        let batches = self.random.between(1, 4) as usize;
+        self.nodes[node].disk.logs.get_mut(&torn).expect("it was chosen").tear(batches);
+        let down_us = self.random.between(10, 3_000) * 1000;
+        self.after(down_us, Event::Start { node });
+        if self.random.chance(400) {
+            // The power of all of them failed.
+            self.crash_all();
+        }
+        // What recovery sees must not be forgotten if the process dies again, before or after anybody is told.
+        if self.random.chance(400) {
+            let life = self.nodes[node].life + 1;
+            let dies_us = down_us + self.random.between(20, 600) * 1000;
+            self.after(dies_us, Event::Kill { node, life });
+        }
+        true
+    }
+
+    /// Of a broker that starts: the last batch of a log turns into another one, if it is committed and the broker is in no
+    /// set that counts. Where it counts, nobody could tell who is right.
+    pub(crate) fn rot_unseen(&mut self, node: NodeIndex) {
+        let broker = broker_of(node);
+        let image = self.consensus.image.clone();
+        for id in self.partitions() {
+            let Some(entry) = image.partition(id) else { continue };
+            let Some(replica) = entry.replica(broker).copied() else { continue };
+            let key = (id, replica.generation);
+            let counts = entry.is_in_sync(broker) || entry.eligible.contains(&broker);
+            let suspect =
+                image.broker(broker).is_none_or(|known| known.suspect(id, replica.generation).is_some());
+            let Some(log) = self.nodes[node].disk.logs.get(&key) else { continue };
+            let truth = self.checker.truth(id);
+            let is_sound = log.damaged.is_none() && log.torn.is_none();
+            let is_committed = log.batches.last().is_some_and(|last| truth.committed.contains(last));
+            if counts || suspect || !is_sound || !is_committed || !self.may_lose_a_disk(node) {
+                continue;
+            }
+            self.trace(|| format!("the last batch of {id} at {broker} is another one"));
+            self.nodes[node].disk.logs.get_mut(&key).expect("it is there").rot_unseen();
+            return;
+        }
+    }
+
+    fn take_away(&mut self) -> bool {
+        let id = self.any_partition();
+        let image = self.consensus.image.clone();
+        let Some(entry) = image.partition(id).filter(|entry| !entry.is_reassigned()) else { return false };
+        let replicas: Vec<BrokerId> = entry.brokers().collect();
+        let others: Vec<BrokerId> = image
+            .brokers()
+            .filter(|known| !known.draining && !known.fenced)
+            .map(|known| known.registration.broker)
+            .filter(|broker| !replicas.contains(broker))
+            .collect();
+        let followers: Vec<BrokerId> =
+            replicas.iter().copied().filter(|broker| entry.leader != Some(*broker)).collect();
+        let (Some(&goes), Some(&comes)) = (self.random.choose(&followers), self.random.choose(&others))
+        else {
+            return false;
+        };
+        let lag_us = self.random.between(1_500, 5_000) * 1000;
+        self.nodes[node_of(goes)].lags_until_us = self.now_us + lag_us;
+        let next = replicas.iter().map(|broker| if *broker == goes { comes } else { *broker }).collect();
+        let partitions = vec![Reassignment { partition: id, replicas: next }];
+        self.propose(None, Command::ReassignPartitions { partitions });
+        let back_us = self.random.between(100, 1_000) * 1000;
+        self.after(back_us, Event::Back { id, replicas, tries: 20 });
+        true
+    }
+
+    /// The replicas of before, as soon as the reassignment that took one away is complete.
+    pub(crate) fn take_back(&mut self, id: TopicPartition, replicas: Vec<BrokerId>, tries: u32) {
+        let Some(entry) = self.consensus.image.partition(id) else { return };
+        if entry.is_reassigned() && tries > 0 && self.healed_us.is_none() {
+            return self.after(100_000, Event::Back { id, replicas, tries: tries - 1 });
+        }
+        let partitions = vec![Reassignment { partition: id, replicas }];
+        self.propose(None, Command::ReassignPartitions { partitions });
     }
 
     fn cut_links(&mut self, links: &[(NodeIndex, NodeIndex)]) {
         for &(from, to) in links {
             self.network.cut(from, to);
         }
-        for (one, other) in self.network.strained() {
+        for (link, connection) in self.network.strained() {
             let notice_us = self.random.between(200, 2_000) * 1000;
-            let connection = self.network.connection(one, other);
-            self.after(notice_us, Event::Break { one, other, connection });
+            self.after(notice_us, Event::Break { link, connection });
         }
     }
 
     fn heal_links(&mut self) {
         self.network.heal();
-        for ((from, to), waiting) in std::mem::take(&mut self.held) {
-            for (connection, id, message, batches) in waiting {
-                self.after(0, Event::Deliver { from, to, connection, id, message, batches });
-            }
+        for packet in std::mem::take(&mut self.held).into_values().flatten() {
+            self.after(0, Event::Deliver { packet });
         }
     }
 
@@ -268,8 +413,8 @@ impl World {
         let good = |id: TopicPartition| {
             let Some(entry) = image.partition(id) else { return true };
             let Some(replica) = entry.replica(broker) else { return true };
-            let damaged =
-                node.disk.logs.get(&(id, replica.generation)).is_some_and(|log| log.damaged.is_some());
+            let log = node.disk.logs.get(&(id, replica.generation));
+            let damaged = log.is_some_and(|log| log.damaged.is_some() || log.torn.is_some());
             entry.is_in_sync(broker) && known.suspect(id, replica.generation).is_none() && !damaged
         };
         let is_good = node.up
@@ -295,8 +440,7 @@ impl World {
         if !self.may_lose_a_disk(node) {
             return false;
         }
-        let host = &self.nodes[node].hosts[&id];
-        let key = (id, host.generation);
+        let key = (id, self.nodes[node].hosts[&id].generation);
         self.nodes[node].disk.logs.get_mut(&key).expect("it is open").damaged = Some(base);
         if scrubbed {
             let from = logic::ids::Offset::new(base);

@@ -1,7 +1,7 @@
 //! Doubts: seeded runs of whole clusters of the production state machines, in virtual time.
 //!
 //! Each broker has the machines that the real one has (metadata image and reconcile, controller, replicas, the table of
-//! producers) on a disk, a network and a clock that fail as the seed says. A checker compares everything with what was
+//! producers) in one to three shards, on a disk, a network and a clock that fail as the seed says. A checker compares everything with what was
 //! ever committed. A seed reproduces a run exactly, with the same commit.
 //!
 //! Absent on purpose: bytes of segments and their recovery (crash images test those), Raft (a library; here its promise
@@ -11,10 +11,13 @@ mod checker;
 mod clients;
 mod disk;
 mod faults;
+mod homes;
 mod metadata;
 mod network;
 mod node;
 mod random;
+mod replicas;
+mod streams;
 mod world;
 
 pub use faults::{Counts, Fault};

@@ -51,6 +51,8 @@ fn main() -> ExitCode {
         total.cuts += report.cuts;
         total.duplicates += report.duplicates;
         total.commands += report.commands;
+        total.moves += report.moves;
+        total.followed += report.followed;
         for (fault, count) in report.faults {
             *faults.entry(fault).or_default() += count;
         }
@@ -59,7 +61,8 @@ fn main() -> ExitCode {
     let took_hours = began.elapsed().as_secs_f64() / 3600.0;
     println!(
         "{seeds} seeds from {from}: {violations} violations; {} faults, {} events, {hours:.1} simulated hours, {:.0} per \
-         hour; {} batches acknowledged, {} duplicates, {} leaderships, {} logs cut, {} metadata commands",
+         hour; {} batches acknowledged, {} duplicates, {} leaderships, {} logs cut, {} metadata commands, {} moves between \
+         shards, {} batches read at followers",
         faults.values().sum::<u64>(),
         total.events,
         hours / took_hours,
@@ -68,6 +71,8 @@ fn main() -> ExitCode {
         total.leaders,
         total.cuts,
         total.commands,
+        total.moves,
+        total.followed,
     );
     let kinds: Vec<String> = faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
     println!("{}", kinds.join(", "));

@@ -92,6 +92,13 @@ impl World {
             && self.network.is_open(node_of(heartbeat.broker), leader)
         {
             self.control(leader, controller::Event::Heartbeat(heartbeat));
+            let from = node_of(heartbeat.broker);
+            if self.has_majority(leader)
+                && self.network.is_open(leader, from)
+                && self.nodes[from].registered == Some(heartbeat.epoch)
+            {
+                self.nodes[from].heard_us = Some(self.now_us);
+            }
         }
     }
 
@@ -151,7 +158,11 @@ impl World {
             && !self.random.chance(20)
         {
             let delay_us = self.random.delay_us(self.network.delay_us);
-            self.after(delay_us, Event::Answer { node, life, outcome });
+            let suspects = match command {
+                Command::RegisterBroker { suspects, .. } => suspects,
+                _ => Vec::new(),
+            };
+            self.after(delay_us, Event::Answer { node, life, outcome, suspects });
         }
     }
 }

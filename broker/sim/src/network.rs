@@ -1,45 +1,60 @@
 //! Links between brokers: connections that come and go, delays, cuts of one direction or both.
 //!
-//! A connection keeps the order of what is sent in one direction and loses everything on its way when it breaks, as TCP
-//! does. While a direction is cut, what is sent that way waits; after a while the connection breaks.
+//! Each shard that leads has a link to each broker that follows, as the product's do: a live stream, a stream for catching
+//! up, and the answers, each in its order and none in that of another. A link loses everything on its way when it breaks, as
+//! TCP does. While a direction is cut, what is sent that way waits; after a while the link breaks.
 
 use crate::random::Random;
-use std::collections::BTreeSet;
+use logic::ids::ShardId;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A broker's place in the lists of a run.
 pub type NodeIndex = usize;
 
+/// From a shard that leads to a broker that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// Whose shard.
+    pub from: NodeIndex,
+    /// Which of its shards.
+    pub shard: ShardId,
+    /// To which broker.
+    pub to: NodeIndex,
+}
+
+/// What of a link keeps an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// What the leader says, and batches for those who are near.
+    Live,
+    /// Batches for those who are far behind.
+    CatchUp,
+    /// What the follower says.
+    Answers,
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    number: u64,
+    /// When what was sent last arrives, for each [`Lane`].
+    last_us: [u64; 3],
+}
+
 /// All links of a run.
 #[derive(Debug)]
 pub struct Network {
-    nodes: usize,
-    /// The number of the connection between two nodes, at both of its places; 0 = none.
-    connections: Vec<u64>,
-    /// When what was sent last in a direction arrives.
-    last_us: Vec<u64>,
+    connections: BTreeMap<Link, Connection>,
     /// Directions that are cut.
     cuts: BTreeSet<(NodeIndex, NodeIndex)>,
-    next_connection: u64,
+    connected: u64,
     /// A typical delay.
     pub delay_us: u64,
 }
 
 impl Network {
-    /// One between `nodes` nodes, without connections.
-    pub fn new(nodes: usize, delay_us: u64) -> Self {
-        let all = nodes * nodes;
-        Self {
-            nodes,
-            connections: vec![0; all],
-            last_us: vec![0; all],
-            cuts: BTreeSet::new(),
-            next_connection: 1,
-            delay_us,
-        }
-    }
-
-    fn at(&self, from: NodeIndex, to: NodeIndex) -> usize {
-        from * self.nodes + to
+    /// One without connections.
+    pub fn new(delay_us: u64) -> Self {
+        Self { connections: BTreeMap::new(), cuts: BTreeSet::new(), connected: 0, delay_us }
     }
 
     /// Whether anything gets from one to the other.
@@ -62,42 +77,47 @@ impl Network {
         self.cuts.clear();
     }
 
-    /// Pairs with a connection that a cut will break.
-    pub fn strained(&self) -> Vec<(NodeIndex, NodeIndex)> {
-        let connected = |pair: &&(NodeIndex, NodeIndex)| self.connection(pair.0, pair.1) != 0;
-        self.cuts.iter().filter(connected).copied().collect()
+    /// Links that a cut will break, and their connections.
+    pub fn strained(&self) -> Vec<(Link, u64)> {
+        let strained = |link: &Link| !self.is_open_both_ways(link.from, link.to);
+        let all = self.connections.iter().filter(|(link, _)| strained(link));
+        all.map(|(link, connection)| (*link, connection.number)).collect()
     }
 
-    /// The connection between two, 0 if there is none.
-    pub fn connection(&self, from: NodeIndex, to: NodeIndex) -> u64 {
-        self.connections[self.at(from, to)]
+    /// The number of a link's connection; 0 if it has none.
+    pub fn connection(&self, link: Link) -> u64 {
+        self.connections.get(&link).map_or(0, |connection| connection.number)
     }
 
     /// A new connection.
-    pub fn connect(&mut self, one: NodeIndex, other: NodeIndex) {
-        for (from, to) in [(one, other), (other, one)] {
-            let at = self.at(from, to);
-            self.connections[at] = self.next_connection;
-            self.last_us[at] = 0;
-        }
-        self.next_connection += 1;
+    pub fn connect(&mut self, link: Link) {
+        self.connected += 1;
+        self.connections.insert(link, Connection { number: self.connected, last_us: [0; 3] });
     }
 
     /// The connection is gone. False = there was none.
-    pub fn disconnect(&mut self, one: NodeIndex, other: NodeIndex) -> bool {
-        let had = self.connection(one, other) != 0;
-        for (from, to) in [(one, other), (other, one)] {
-            let at = self.at(from, to);
-            self.connections[at] = 0;
-        }
-        had
+    pub fn disconnect(&mut self, link: Link) -> bool {
+        self.connections.remove(&link).is_some()
+    }
+
+    /// Connected links of a broker, to it or from it.
+    pub fn links_of(&self, node: NodeIndex) -> Vec<Link> {
+        let its = |link: &&Link| link.from == node || link.to == node;
+        self.connections.keys().filter(its).copied().collect()
+    }
+
+    /// Brokers that a shard is connected to.
+    pub fn peers_of(&self, node: NodeIndex, shard: ShardId) -> Vec<NodeIndex> {
+        let its = |link: &&Link| (link.from, link.shard) == (node, shard);
+        self.connections.keys().filter(its).map(|link| link.to).collect()
     }
 
     /// When what is sent at `now_us` arrives: after what was sent before it.
-    pub fn arrival_us(&mut self, from: NodeIndex, to: NodeIndex, now_us: u64, random: &mut Random) -> u64 {
+    pub fn arrival_us(&mut self, link: Link, lane: Lane, now_us: u64, random: &mut Random) -> u64 {
         let delay_us = random.delay_us(self.delay_us);
-        let at = self.at(from, to);
-        self.last_us[at] = self.last_us[at].max(now_us + delay_us);
-        self.last_us[at]
+        let Some(connection) = self.connections.get_mut(&link) else { return now_us + delay_us };
+        let last_us = &mut connection.last_us[lane as usize];
+        *last_us = (*last_us).max(now_us + delay_us);
+        *last_us
     }
 }

@@ -6,17 +6,19 @@
 //! [`clients`](crate::clients), faults in [`faults`](crate::faults).
 
 use crate::checker::Checker;
-use crate::clients::{Client, Produce, Reply};
-use crate::disk::Batch;
+use crate::clients::{Client, Consumer, Produce, Reply};
 use crate::faults::Counts;
+use crate::homes::Step;
 use crate::metadata::Consensus;
-use crate::network::{Network, NodeIndex};
+use crate::network::{Link, Network, NodeIndex};
 use crate::node::Node;
 use crate::random::Random;
-use logic::ids::{BrokerId, Offset, PartitionIndex, ReplicaGeneration, TopicId, TopicPartition};
+use crate::replicas::Flush;
+use crate::streams::Packet;
+use logic::ids::{BrokerId, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::metadata::controller::Heartbeat;
-use logic::metadata::{Command, Outcome};
-use logic::replication::message::Message;
+use logic::metadata::{Command, Outcome, Suspect};
+use logic::replication::Stream;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -40,6 +42,8 @@ pub struct Plan {
     pub faults_us: u64,
     /// Microseconds between two faults, typically.
     pub fault_every_us: u64,
+    /// How likely it is that a broker notes on its disk what it knows of metadata, each time that it looks.
+    pub notes_permille: u64,
     /// How likely each kind of fault is, by [`Fault`](crate::faults::Fault).
     pub weights: Vec<u64>,
 }
@@ -62,6 +66,7 @@ impl Plan {
             lag_ms_max: random.between(300, 3_000),
             faults_us: random.between(8, 30) * 1_000_000,
             fault_every_us: random.between(50, 1_500) * 1_000,
+            notes_permille: if random.chance(300) { 10 } else { 300 },
         }
     }
 }
@@ -70,18 +75,11 @@ impl Plan {
 #[derive(Debug)]
 pub enum Event {
     /// A message arrives.
-    Deliver {
-        from: NodeIndex,
-        to: NodeIndex,
-        connection: u64,
-        id: TopicPartition,
-        message: Message,
-        batches: Vec<Batch>,
-    },
-    /// Two nodes try to connect.
-    Connect { one: NodeIndex, other: NodeIndex },
-    /// A connection that was cut breaks, unless the cut is gone.
-    Break { one: NodeIndex, other: NodeIndex, connection: u64 },
+    Deliver { packet: Packet },
+    /// A shard tries to connect.
+    Connect { link: Link },
+    /// A link that was cut breaks, unless the cut is gone.
+    Break { link: Link, connection: u64 },
     /// A node looks for newer metadata.
     Poll { node: NodeIndex, life: u64 },
     /// A node says that it is alive.
@@ -91,25 +89,27 @@ pub enum Event {
     /// A deadline of a node's machines may be over.
     Timer { node: NodeIndex, life: u64 },
     /// A flush round is over.
-    Flush { node: NodeIndex, life: u64, id: TopicPartition, cuts: u64, end: u64 },
-    /// A log was cut or emptied.
-    Cut { node: NodeIndex, life: u64, id: TopicPartition, generation: ReplicaGeneration, work: Cut },
+    Flush { node: NodeIndex, life: u64, flush: Flush },
+    /// A log was cut or emptied, in one of its openings.
+    Cut { node: NodeIndex, life: u64, id: TopicPartition, incarnation: u64, work: Cut },
     /// It is a partition's turn to send to a peer.
-    Push { node: NodeIndex, life: u64, id: TopicPartition, to: BrokerId },
+    Push { node: NodeIndex, life: u64, id: TopicPartition, to: BrokerId, stream: Stream },
     /// A fingerprint was read.
     Fingerprint { node: NodeIndex, life: u64, id: TopicPartition, offset: Offset },
     /// A command arrives where metadata is led.
     Propose { from: Option<(NodeIndex, u64)>, command: Command },
     /// A majority has it, if the leader is the same still.
     Commit { term: u64, from: Option<(NodeIndex, u64)>, command: Command },
-    /// Its outcome gets to who asked.
-    Answer { node: NodeIndex, life: u64, outcome: Outcome },
+    /// Its outcome gets to who asked; of a registration with whom it named.
+    Answer { node: NodeIndex, life: u64, outcome: Outcome, suspects: Vec<Suspect> },
     /// Metadata may need another leader.
     Elect,
     /// A process starts.
     Start { node: NodeIndex },
     /// It has recovered its logs.
     Recovered { node: NodeIndex, life: u64 },
+    /// One of its shards does what is next.
+    Shard { node: NodeIndex, life: u64, shard: ShardId, step: Step },
     /// A client does something.
     Client { client: usize },
     /// Its request arrives.
@@ -120,6 +120,10 @@ pub enum Event {
     Read { consumer: usize },
     /// Something goes wrong.
     Fault,
+    /// A process dies that has got that far.
+    Kill { node: NodeIndex, life: u64 },
+    /// A replica that was taken away comes back.
+    Back { id: TopicPartition, replicas: Vec<BrokerId>, tries: u32 },
     /// Everything is repaired.
     Heal,
     /// Is the cluster whole?
@@ -159,9 +163,6 @@ impl Ord for Due {
     }
 }
 
-/// A message that waits for a cut to end: its connection, and what it says.
-pub type Held = (u64, TopicPartition, Message, Vec<Batch>);
-
 /// What a run did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -181,6 +182,10 @@ pub struct Report {
     pub duplicates: u64,
     /// Metadata commands that had an effect.
     pub commands: u64,
+    /// Partitions that one shard took over from another.
+    pub moves: u64,
+    /// Batches that consumers read at followers.
+    pub followed: u64,
 }
 
 /// Rules of drivers that a test may delete; those of the machines are `logic::replication::rules`.
@@ -194,6 +199,14 @@ pub enum DriverRule {
     ClientsKeepEpochs,
     /// The table of producers follows the log when that is cut.
     TableFollowsLog,
+    /// Who reads at a follower reads what is committed.
+    FollowersShowCommitted,
+    /// A shard asks the others for a partition before it opens it.
+    AskBeforeOpening,
+    /// A shard answers once it has closed what the asker's image takes away.
+    CloseBeforeAnswer,
+    /// A partition that goes is closed when all that it has taken is durable.
+    RestBeforeClose,
 }
 
 /// A run.
@@ -205,10 +218,11 @@ pub struct World {
     pub(crate) plan: Plan,
     pub(crate) nodes: Vec<Node>,
     pub(crate) network: Network,
-    pub(crate) held: BTreeMap<(NodeIndex, NodeIndex), VecDeque<Held>>,
+    /// Messages that wait for a cut to end.
+    pub(crate) held: BTreeMap<(NodeIndex, NodeIndex), VecDeque<Packet>>,
     pub(crate) consensus: Consensus,
     pub(crate) clients: Vec<Client>,
-    pub(crate) consumers: Vec<(TopicPartition, u64)>,
+    pub(crate) consumers: Vec<Consumer>,
     pub(crate) checker: Checker,
     pub(crate) report: Report,
     pub(crate) healed_us: Option<u64>,
@@ -242,7 +256,7 @@ pub fn run(seed: u64, trace: bool, deleted: Option<DriverRule>) -> Report {
         queue: BinaryHeap::new(),
         order: 0,
         nodes: (0..nodes).map(|at| Node::new(at, &mut random)).collect(),
-        network: Network::new(nodes, delay_us),
+        network: Network::new(delay_us),
         held: BTreeMap::new(),
         consensus: Consensus::new(),
         clients: Vec::new(),
@@ -306,21 +320,19 @@ impl World {
             self.after(1_000_000, Event::Client { client });
         }
         for (consumer, id) in self.partitions().enumerate() {
-            self.consumers.push((id, 0));
+            self.consumers.push(Consumer::new(id));
             self.after(1_000_000, Event::Read { consumer });
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Deliver { from, to, connection, id, message, batches } => {
-                self.deliver(from, to, connection, id, message, batches);
-            }
-            Event::Connect { one, other } => self.connect(one, other),
-            Event::Break { one, other, connection } => {
-                let strained = !self.network.is_open_both_ways(one, other);
-                if strained && self.network.connection(one, other) == connection {
-                    self.disconnect(one, other);
+            Event::Deliver { packet } => self.deliver(packet),
+            Event::Connect { link } => self.connect(link),
+            Event::Break { link, connection } => {
+                let strained = !self.network.is_open_both_ways(link.from, link.to);
+                if strained && self.network.connection(link) == connection {
+                    self.disconnect(link);
                 }
             }
             Event::Elect => self.elect(),
@@ -336,6 +348,12 @@ impl World {
             Event::Reply { client, attempt, reply } => self.replied(client, attempt, reply),
             Event::Read { consumer } => self.read(consumer),
             Event::Fault => self.fault(),
+            Event::Kill { node, life } => {
+                if self.nodes[node].life == life {
+                    self.crash_and_start(node);
+                }
+            }
+            Event::Back { id, replicas, tries } => self.take_back(id, replicas, tries),
             Event::Heal => self.heal(),
             Event::Look => self.look(),
             Event::Poll { node, life }
@@ -346,6 +364,7 @@ impl World {
             | Event::Push { node, life, .. }
             | Event::Fingerprint { node, life, .. }
             | Event::Answer { node, life, .. }
+            | Event::Shard { node, life, .. }
             | Event::Recovered { node, life } => {
                 if self.nodes[node].life != life {
                     return;
@@ -363,11 +382,12 @@ impl World {
             Event::Poll { .. } => self.poll(node),
             Event::Beat { .. } => self.beat(node),
             Event::Timer { .. } => self.timer(node),
-            Event::Flush { id, cuts, end, .. } => self.flushed(node, id, cuts, end),
-            Event::Cut { id, generation, work, .. } => self.cut(node, id, generation, work),
-            Event::Push { id, to, .. } => self.push(node, id, to),
+            Event::Flush { flush, .. } => self.flushed(node, flush),
+            Event::Cut { id, incarnation, work, .. } => self.cut(node, id, incarnation, work),
+            Event::Push { id, to, stream, .. } => self.push(node, id, to, stream),
             Event::Fingerprint { id, offset, .. } => self.fingerprint(node, id, offset),
-            Event::Answer { outcome, .. } => self.answered(node, outcome),
+            Event::Answer { outcome, suspects, .. } => self.answered(node, outcome, suspects),
+            Event::Shard { shard, step, .. } => self.shard_step(node, shard, step),
             Event::Recovered { .. } => self.recovered(node),
             other => unreachable!("{other:?} is not a node's"),
         }
@@ -395,7 +415,7 @@ impl World {
                     continue;
                 }
                 match node.disk.logs.get(&key) {
-                    Some(log) if log.damaged.is_some() => {}
+                    Some(log) if log.damaged.is_some() || log.torn.is_some() => {}
                     Some(log) => self.checker.member_has_everything(id, broker, log),
                     None => self.checker.member_has_everything(id, broker, &Default::default()),
                 }
@@ -423,7 +443,8 @@ impl World {
     fn what_is_missing(&mut self) -> Option<String> {
         let image = self.consensus.image.clone();
         if let Some(client) = self.clients.iter().find(|client| !client.is_idle()) {
-            return Some(format!("a client still waits: {client:?}"));
+            let entries: Vec<_> = self.partitions().filter_map(|id| image.partition(id).cloned()).collect();
+            return Some(format!("a client still waits: {client:?}, of {entries:?}"));
         }
         for broker in image.brokers() {
             if broker.fenced {
@@ -444,6 +465,14 @@ impl World {
                     return Some(format!(
                         "{id} at {broker} ends at {own:?}, {hw:?} is visible, the leader has {end:?}"
                     ));
+                }
+            }
+        }
+        // Whole: then every replica has all of it, byte by byte.
+        for id in self.partitions() {
+            for broker in image.partition(id).into_iter().flat_map(|entry| entry.brokers()) {
+                if let Some(log) = self.nodes[node_of(broker)].log(id) {
+                    self.checker.is_whole(id, broker, log);
                 }
             }
         }

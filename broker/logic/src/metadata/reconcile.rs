@@ -21,6 +21,7 @@ use crate::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, PartitionIndex, ReplicaGeneration, ShardId, TopicId,
     TopicPartition,
 };
+use crate::replication::rules::{Rule, holds};
 use crate::replication::{Member, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -320,7 +321,13 @@ struct Steps<'a> {
 impl Steps<'_> {
     /// Whether what is open of `partition` stays open.
     fn belongs(&self, partition: TopicPartition) -> bool {
-        let generation = self.local.open[&partition].generation;
+        let mut generation = self.local.open[&partition].generation;
+        if !holds(Rule::CheckGeneration)
+            && let Some(replica) =
+                self.image.partition(partition).and_then(|entry| entry.replica(self.here.broker))
+        {
+            generation = replica.generation;
+        }
         judge(partition, generation, self.image, self.here) == Judgement::Serve
     }
 
@@ -330,7 +337,10 @@ impl Steps<'_> {
         for (at, entry) in topic.partitions.iter().enumerate() {
             let partition = TopicPartition { topic: topic.id, partition: PartitionIndex::new(at as u32) };
             let Some(replica) = entry.replica(self.here.broker) else { continue };
-            let open = self.local.get(partition).filter(|open| open.generation == replica.generation);
+            let is_meant = |open: &&LocalPartition| {
+                open.generation == replica.generation || !holds(Rule::CheckGeneration)
+            };
+            let open = self.local.get(partition).filter(is_meant);
             if open.is_some_and(|open| !may_differ(open, entry))
                 || home_among(self.here.shards, self.here.broker, partition, Some(entry)) != self.here.shard
             {

@@ -190,3 +190,58 @@ fn a_leader_that_began_anew_is_followed_from_its_first_offset() {
     }
     assert!(effects.contains(&Effect::Append), "{effects:?}");
 }
+
+/// A replica that was suspect in an image of before, and clean in the one that had this broker's new registration, was not
+/// told of that: it answered in its earlier life for ever, and never joined the set. Who drives it asks
+/// [`Replica::is_named`].
+#[test]
+fn a_suspicion_that_has_been_named_does_not_keep_a_replica_in_an_earlier_life() {
+    let me = BrokerId::new(2);
+    let here = Here { broker: me, broker_epoch: BrokerEpoch::new(0), generation: ReplicaGeneration::new(0) };
+    let start = Start {
+        log_start: Offset::new(0),
+        log_end: Offset::new(5),
+        epochs: vec![(LeaderEpoch::new(0), Offset::new(0))],
+        status: Status::Clean,
+        trusted_end: None,
+    };
+    let seen = |partition_epoch, epoch, suspect| {
+        let Event::MetadataChanged(view) = view(partition_epoch, epoch, false) else { unreachable!() };
+        let replicas = view.replicas.iter().map(|known| match known.broker == me {
+            true => Member { suspect, ..*known },
+            false => *known,
+        });
+        Event::MetadataChanged(Arc::new(View { replicas: replicas.collect(), ..View::clone(&view) }))
+    };
+    let mut replica = Replica::new(here, Settings::default(), start);
+    let mut effects = Vec::new();
+    assert!(replica.is_named(), "nothing is held against it");
+    replica.step(0, seen(1, 20, true), &mut effects);
+    assert_eq!((replica.status(), replica.is_named()), (Status::Suspect, true));
+    // What it finds by itself the next registration does not name yet.
+    replica.step(0, Event::Damaged { from: Offset::new(3) }, &mut effects);
+    assert!(!replica.is_named());
+    replica.step(0, Event::Registered(BrokerEpoch::new(30)), &mut effects);
+    replica.step(0, seen(2, 30, true), &mut effects);
+    assert!(replica.is_named());
+    // It has been repaired, and the broker has registered once more.
+    replica.step(0, Event::Registered(BrokerEpoch::new(40)), &mut effects);
+    replica.step(0, seen(3, 40, false), &mut effects);
+    assert_eq!(replica.status(), Status::Clean);
+    effects.clear();
+    let open = FromLeader::Open { generation: ReplicaGeneration::new(0), log_start: Offset::new(0) };
+    let message = Message {
+        leader_epoch: LeaderEpoch::new(1),
+        open_sequence: OpenSequence::new(1),
+        body: Body::FromLeader(open),
+    };
+    replica.step(0, Event::Message { from: BrokerId::new(1), message }, &mut effects);
+    let lives_in = effects.iter().find_map(|effect| match effect {
+        Effect::Send {
+            message: Message { body: Body::FromFollower(FromFollower::Opened(opened)), .. },
+            ..
+        } => Some(opened.broker_epoch),
+        _ => None,
+    });
+    assert_eq!(lives_in, Some(BrokerEpoch::new(40)));
+}

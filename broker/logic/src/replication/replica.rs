@@ -277,6 +277,12 @@ impl Replica {
         self.core.health.status()
     }
 
+    /// Whether metadata may know of everything that is held against the log: a registration has named it, or there is
+    /// nothing.
+    pub fn is_named(&self) -> bool {
+        self.core.health.suspicion.is_none_or(|suspicion| suspicion.named_in.is_some())
+    }
+
     /// What is at this offset and above must be cut away although it may look sound; `None` = nothing must.
     pub fn doubted_from(&self) -> Option<Offset> {
         self.core.health.suspicion.and_then(|suspicion| suspicion.trusted_end)

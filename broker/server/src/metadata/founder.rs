@@ -151,8 +151,7 @@ async fn one_that_may_stand_does() {
     thread.stop();
 }
 
-#[test]
-fn a_founder_without_its_disk_does_not_elect_itself() {
+fn come_back() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let directory = tempfile::tempdir().unwrap();
@@ -182,4 +181,21 @@ fn a_founder_without_its_disk_does_not_elect_itself() {
         let error = alone.map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("start it with --join again"), "{error}");
     });
+}
+
+#[test]
+fn a_founder_without_its_disk_does_not_elect_itself() {
+    come_back();
+}
+
+/// The script shows the moment: without the rule the founder elects itself in it.
+#[cfg(feature = "mutants")]
+#[test]
+fn without_its_rule_it_elects_itself() {
+    rules::delete(Some(Rule::JoinersDoNotStand));
+    let elected = std::panic::catch_unwind(come_back);
+    rules::delete(None);
+    let error = elected.expect_err("nobody notices that the rule is gone");
+    let text = error.downcast_ref::<String>().cloned().unwrap_or_default();
+    assert!(text.starts_with("Quorum"), "it failed of something else: {text:?}");
 }

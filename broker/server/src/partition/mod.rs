@@ -14,6 +14,7 @@
 mod append;
 pub mod chunk_cache;
 mod cut;
+pub mod doubt;
 mod index_files;
 mod leaving;
 pub mod prepare;
@@ -207,6 +208,8 @@ pub struct OpenReport {
     pub lost: Vec<std::ops::Range<u64>>,
     /// Offsets of an unproven tail that was cut: from, and until if known.
     pub unproven: Option<(u64, Option<u64>)>,
+    /// From there on an earlier start has cut such a tail, and it has not been repaired since.
+    pub doubted: Option<u64>,
     /// Bytes that recovery read.
     pub bytes_read: u64,
 }
@@ -273,13 +276,14 @@ impl<D: Disk> Partition<D> {
         checkpoint: Option<PartitionCheckpoint>,
         clean: bool,
     ) -> io::Result<Rc<Self>> {
-        let recovered = recover::recover(&storage, identity, checkpoint, clean).await?;
+        let (recovered, doubted) = recover::recover(&storage, identity, checkpoint, clean).await?;
         let report = OpenReport {
             lost: recovered.lost.clone(),
             unproven: match recovered.tail {
                 Tail::Clean => None,
                 Tail::Unproven { from, until } => Some((from.get(), until.map(Offset::get))),
             },
+            doubted,
             bytes_read: recovered.bytes_read,
         };
         let known_epoch = recovered.start.epochs.last().map_or(LeaderEpoch::new(0), |(epoch, _)| *epoch);
@@ -320,6 +324,13 @@ impl<D: Disk> Partition<D> {
             storage,
         });
         leader_epoch.into_iter().for_each(|epoch| partition.set_leader_epoch(epoch));
+        // Where there are other replicas, they have what may be missing.
+        let doubted = partition.report.unproven.filter(|_| leader_epoch.is_none());
+        while let Some((from, _)) = doubted
+            && let Err(error) = partition.note_doubt(from).await
+        {
+            partition.unless_reserve_helps(Err(error)).await?;
+        }
         match recovered.must_open {
             true => partition.open_incarnation().await?,
             false => partition.announce(),

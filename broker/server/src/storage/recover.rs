@@ -5,6 +5,7 @@
 
 use super::disk::Disk;
 use super::{Storage, partition_directory};
+use crate::partition::doubt;
 use logic::log::recovery::{ReadRequest, Recovered, Recovery, SegmentFile};
 use logic::log::{LogIdentity, SegmentName};
 use schema::checkpoint::PartitionCheckpoint;
@@ -12,7 +13,8 @@ use schema::segment::{SegmentError, SegmentHeader};
 use std::collections::BTreeMap;
 use std::io;
 
-/// Recovers the log `identity`; makes its directory if there is none.
+/// Recovers the log `identity`; makes its directory if there is none. Besides, from which offset on an earlier start has
+/// noted a doubt.
 ///
 /// # Errors
 /// The directory cannot be made, listed or its files opened.
@@ -21,13 +23,12 @@ pub async fn recover<D: Disk>(
     identity: LogIdentity,
     checkpoint: Option<PartitionCheckpoint>,
     clean: bool,
-) -> io::Result<Recovered> {
+) -> io::Result<(Recovered, Option<u64>)> {
     let directory = partition_directory(storage.root(), &identity);
     storage.disk.make_directory(&directory).await?;
-    let mut files: Vec<SegmentFile> = storage
-        .disk
-        .list(&directory)
-        .await?
+    let names = storage.disk.list(&directory).await?;
+    let doubted = names.iter().filter_map(|(name, _)| doubt::parse(name)).min();
+    let mut files: Vec<SegmentFile> = names
         .into_iter()
         .filter_map(|(name, bytes)| Some(SegmentFile { name: SegmentName::parse(&name)?, bytes }))
         .collect();
@@ -74,7 +75,7 @@ pub async fn recover<D: Disk>(
             storage.disk.sync(file).await?;
         }
     }
-    Ok(recovered)
+    Ok((recovered, doubted))
 }
 
 /// A segment that a newer build has written is sound, only not for us: it must not be taken for damage.
