@@ -20,6 +20,7 @@ use crate::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, PartitionIndex, ReplicaGeneration, ShardId, TopicId,
     TopicPartition,
 };
+use crate::replication::rules::{Rule, holds};
 use crate::replication::{Member, View};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -285,9 +286,10 @@ fn is_taken_away(
     image: &Image,
     here: Here,
 ) -> bool {
-    let is_without = |entry: &Partition| {
-        entry.partition_epoch.get() >= generation.get() && !entry.has_replica(here.broker, generation)
+    let is_newer = |entry: &Partition| {
+        entry.partition_epoch.get() >= generation.get() || !holds(Rule::DeleteByNewerMetadata)
     };
+    let is_without = |entry: &Partition| is_newer(entry) && !entry.has_replica(here.broker, generation);
     image.is_deleted(partition.topic) || image.partition(partition).is_some_and(is_without)
 }
 
@@ -367,4 +369,4 @@ fn local_state(
 
 #[cfg(test)]
 #[path = "reconcile_tests.rs"]
-mod tests;
+pub(crate) mod tests;
