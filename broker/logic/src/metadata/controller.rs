@@ -24,6 +24,7 @@ use crate::limits::{
     BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, ELECTIONS_PER_COMMAND_MAX,
     LEADER_REBALANCE_MS_DEFAULT, OFFSETS_TOPIC_REPLICAS_MAX, UNFENCE_LAG_COMMANDS_MAX,
 };
+use crate::replication::rules::{Rule, holds};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -135,7 +136,9 @@ impl Controller {
         match event {
             Event::Leads => {
                 self.leads = true;
-                self.heard.clear();
+                if holds(Rule::WholeSession) {
+                    self.heard.clear();
+                }
                 (self.drained_ms, self.rebalanced_ms) = (now_ms, now_ms);
                 self.grown_ms = None;
             }
@@ -225,10 +228,11 @@ impl Controller {
                 continue;
             }
             let is_gone = now_ms >= heard.at_ms + self.patience_ms(&heard);
-            let may_stop = || heard.stopping && !leads_for_others(&image, broker);
-            let serves = !heard.stopping
-                && heard.version >= epoch.get()
+            let leads = || leads_for_others(&image, broker) && holds(Rule::StopWithoutLeading);
+            let may_stop = || heard.stopping && !leads();
+            let caught_up = heard.version >= epoch.get()
                 && heard.version.saturating_add(UNFENCE_LAG_COMMANDS_MAX) >= image.version();
+            let serves = !heard.stopping && (caught_up || !holds(Rule::UnfenceCaughtUp));
             let command = if !known.fenced && (is_gone || may_stop()) {
                 Command::FenceBroker { broker, epoch }
             } else if known.fenced && !is_gone && serves {
@@ -357,4 +361,4 @@ fn partitions(image: &Image) -> impl Iterator<Item = (TopicPartition, &Partition
 
 #[cfg(test)]
 #[path = "controller_tests.rs"]
-mod tests;
+pub(crate) mod tests;

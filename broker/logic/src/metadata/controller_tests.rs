@@ -127,7 +127,7 @@ fn who_is_silent_is_fenced() {
 }
 
 #[test]
-fn a_new_controller_gives_everybody_a_whole_session() {
+pub(crate) fn a_new_controller_gives_everybody_a_whole_session() {
     let mut bench = Bench::new();
     bench.step(Event::LeadsNot);
     assert_eq!(bench.at(9_000), Vec::<String>::new(), "who does not lead proposes nothing");
@@ -154,7 +154,7 @@ fn a_dead_process_is_fenced_early() {
 }
 
 #[test]
-fn who_has_not_caught_up_waits() {
+pub(crate) fn who_has_not_caught_up_waits() {
     let mut bench = Bench::new();
     for id in 1..=3 {
         bench.beat(id);
@@ -189,7 +189,7 @@ fn who_drains_hands_over() {
 }
 
 #[test]
-fn who_stops_hands_over_and_is_fenced_then() {
+pub(crate) fn who_stops_hands_over_and_is_fenced_then() {
     let mut bench = Bench::new();
     assert_eq!(bench.say(3, true), ["fence 3"], "it leads nothing");
     assert_eq!(bench.say(1, true), Vec::<String>::new());

@@ -303,9 +303,10 @@ fn is_taken_away(
     image: &Image,
     here: Here,
 ) -> bool {
-    let is_without = |entry: &Partition| {
-        entry.partition_epoch.get() >= generation.get() && !entry.has_replica(here.broker, generation)
+    let is_newer = |entry: &Partition| {
+        entry.partition_epoch.get() >= generation.get() || !holds(Rule::DeleteByNewerMetadata)
     };
+    let is_without = |entry: &Partition| is_newer(entry) && !entry.has_replica(here.broker, generation);
     image.is_deleted(partition.topic) || image.partition(partition).is_some_and(is_without)
 }
 
@@ -394,4 +395,4 @@ fn local_state(
 
 #[cfg(test)]
 #[path = "reconcile_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -182,13 +182,14 @@ fn what_failed_comes_again_until_it_works_or_is_not_wanted() {
 }
 
 #[test]
-fn directories_are_judged() {
+pub(crate) fn directories_are_judged() {
     let image = image_of(&[broker(1, 2), create(10, "a", 2), create(11, "b", 1), delete(11)]);
-    let judged = |topic: u128, partition: u32| {
+    let judged_as = |topic: u128, partition: u32, generation: u32| {
         let partition = PartitionIndex::new(partition);
         let id = TopicPartition { topic: TopicId::new(topic), partition };
-        judge(id, ReplicaGeneration::new(0), &image, Here { shards: 2, ..HERE })
+        judge(id, ReplicaGeneration::new(generation), &image, Here { shards: 2, ..HERE })
     };
+    let judged = |topic: u128, partition: u32| judged_as(topic, partition, 0);
     let both = [judged(10, 0), judged(10, 1)];
     assert!(
         both.contains(&Judgement::Serve) && both.contains(&Judgement::ServedBy(ShardId::new(1))),
@@ -197,6 +198,8 @@ fn directories_are_judged() {
     assert_eq!(judged(11, 0), Judgement::Delete);
     assert_eq!(judged(10, 2), Judgement::Unknown);
     assert_eq!(judged(99, 0), Judgement::Unknown);
+    // The image is older than the replica: it says nothing of it.
+    assert_eq!(judged_as(10, 0, 1), Judgement::Unknown);
 }
 
 proptest! {
