@@ -70,7 +70,7 @@ pub struct Throughput {
 }
 
 /// One second of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SecondPoint {
     /// Seconds since the start.
     pub at_s: f64,
@@ -84,6 +84,10 @@ pub struct SecondPoint {
     pub p99_us: f64,
     /// The longest.
     pub max_us: f64,
+    /// How many took how long, so that seconds can be put together: (at most so many microseconds, acknowledgements), in
+    /// classes of 5 %.
+    #[serde(default)]
+    pub counts: Vec<(f64, u64)>,
 }
 
 /// Where the time of the acknowledgements around a quantile went, microseconds.
@@ -239,6 +243,7 @@ impl Report {
                     p50_us: second.latency_ns.value_at_quantile(0.5) as f64 / 1e3,
                     p99_us: second.latency_ns.value_at_quantile(0.99) as f64 / 1e3,
                     max_us: second.latency_ns.max() as f64 / 1e3,
+                    counts: counts(&second.latency_ns),
                 })
                 .collect(),
             search: None,
@@ -250,6 +255,13 @@ impl Report {
     pub fn label(&self) -> String {
         format!("{}, {} ({})", self.driver, self.durability.name(), self.durability_settings)
     }
+}
+
+fn counts(latency_ns: &Histogram<u64>) -> Vec<(f64, u64)> {
+    let classes = latency_ns.iter_log(1_000, 1.05);
+    let classes =
+        classes.map(|class| (class.value_iterated_to() as f64 / 1e3, class.count_since_last_iteration()));
+    classes.filter(|(_, count)| *count > 0).collect()
 }
 
 fn explained(recording: &Recording) -> Vec<Explained> {
@@ -267,6 +279,20 @@ fn explained(recording: &Recording) -> Vec<Explained> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn classes_have_every_acknowledgement_within_five_percent() {
+        let mut latency_ns = Histogram::new(3).expect("three digits");
+        let recorded = [400, 1_000, 1_049, 90_000, 90_000, 2_000_000, 7_000_000_000];
+        recorded.into_iter().for_each(|ns| latency_ns.record(ns).expect("grows"));
+        let counts = counts(&latency_ns);
+        assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), recorded.len() as u64);
+        let mut all = counts.iter().flat_map(|(us, count)| std::iter::repeat_n(us * 1e3, *count as usize));
+        for ns in recorded {
+            let class = all.next().expect("as many");
+            assert!((ns as f64 * 0.99..=(ns as f64 * 1.06).max(1_100.0)).contains(&class), "{ns}: {class}");
+        }
+    }
 
     #[test]
     fn a_curve_goes_as_far_as_there_are_records() {

@@ -1,8 +1,9 @@
 //! Servers of other brokers, started for a comparison or a test: installed binaries on a directory of ours.
 //!
 //! Owner: whoever compares. Lifecycle: a [`ServerPlan`] can be started again where clients expect it; a
-//! [`Server`] is a child process, killed and waited for when dropped, and says where it listens. Its log is `server.log` in the directory. Invariants: loopback only; the settings are those of
-//! `bench/servers/*.conf`, which `bench/servers.sh` uses too.
+//! [`Server`] is a child process, killed and waited for when dropped, and says where it listens. Its log is
+//! `server.log` in the directory. Invariants: loopback only; the settings are those of `bench/servers/*.conf`, which
+//! `bench/servers.sh` uses too.
 //! Absent on purpose: installing (the script does), and removing the directory.
 
 use std::cell::OnceCell;

@@ -244,6 +244,11 @@ impl Cluster {
         }
     }
 
+    /// The broker that was asked last is of no use just now: the next question goes to another.
+    pub(crate) async fn turn_away(&self) {
+        self.bootstrap.turn_away().await;
+    }
+
     /// Makes `metadata` the present; a topic of `asked` that it does not hold is gone.
     fn absorb(&self, metadata: Metadata, asked: &[String]) {
         let learnt_at = Instant::now();

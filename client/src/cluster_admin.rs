@@ -15,15 +15,24 @@ use std::num::NonZeroU64;
 const MOVES_PER_REQUEST: usize = 1_000;
 
 impl Admin {
-    /// Brokers, the metadata's quorum, and the replicas of `topics` (`None` = all).
+    /// Brokers, the metadata's quorum, and the replicas of `topics` (`None` = all). A broker that does not hear from the
+    /// others is asked only if there is no other.
     pub async fn describe_cluster(
         &self,
         topics: Option<&[String]>,
     ) -> Result<ClusterDescription, ClientError> {
         let request = Request::DescribeCluster { topics: topics.map(<[String]>::to_vec) };
-        match self.cluster.ask(request).await? {
-            Reply::Cluster(description) => Ok(*description),
-            _ => Err(ClientError::UnexpectedReply { request: "DescribeCluster" }),
+        let mut others = self.cluster.brokers().len();
+        loop {
+            let description = match self.cluster.ask(request.clone()).await? {
+                Reply::Cluster(description) => *description,
+                _ => return Err(ClientError::UnexpectedReply { request: "DescribeCluster" }),
+            };
+            if !description.behind || others <= 1 {
+                return Ok(description);
+            }
+            others -= 1;
+            self.cluster.turn_away().await;
         }
     }
 

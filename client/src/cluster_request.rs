@@ -156,6 +156,8 @@ pub struct ClusterDescription {
     pub topics: Vec<TopicReplicas>,
     /// What each broker sends at most to replicas that catch up, all together; `None` = no bound.
     pub catch_up_bytes_per_second: Option<NonZeroU64>,
+    /// The broker that answered does not hear from the leader of the metadata: this may be old.
+    pub behind: bool,
 }
 
 impl ClusterDescription {
@@ -316,6 +318,7 @@ pub(crate) fn described(reply: &wire::DescribeClusterResponse<'_>) -> Result<Clu
         brokers: reply.brokers().into_iter().flatten().map(broker).collect(),
         topics,
         catch_up_bytes_per_second: NonZeroU64::new(reply.catch_up_bytes_per_second()),
+        behind: reply.behind(),
     })
 }
 

@@ -16,8 +16,9 @@ use flatbuffers::FlatBufferBuilder;
 use schema::frame::{self, Aligned, Prefix};
 use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -126,6 +127,9 @@ struct Shared {
     address: Arc<str>,
     state: Mutex<State>,
     kill: Notify,
+    opened: Instant,
+    /// When bytes last came, microseconds since it was opened.
+    heard_us: AtomicU64,
 }
 
 #[derive(Default)]
@@ -170,7 +174,13 @@ impl Connection {
         config: &ClientConfig,
     ) -> Result<Self, ConnectionError> {
         let (queue, outgoing) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared { address, state: Mutex::default(), kill: Notify::new() });
+        let shared = Arc::new(Shared {
+            address,
+            state: Mutex::default(),
+            kill: Notify::new(),
+            opened: Instant::now(),
+            heard_us: AtomicU64::new(0),
+        });
         let (read_half, write_half) = stream.into_split();
         let task = Task { shared: shared.clone(), response_bytes_max: config.max_response_bytes };
         tokio::spawn(task.run(read_half, write_half, outgoing));
@@ -220,6 +230,13 @@ impl Connection {
     /// Whether nothing can be sent any more.
     pub fn is_closed(&self) -> bool {
         self.inner.shared.lock().closed.is_some()
+    }
+
+    /// How long ago the last bytes came, whatever they belong to; a reply takes its time on a slow link.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let shared = &self.inner.shared;
+        let heard = Duration::from_micros(shared.heard_us.load(Ordering::Relaxed));
+        shared.opened.elapsed().saturating_sub(heard)
     }
 
     /// Closes the connection: its broker is silent, and not the one to ask any more. What was sent and not answered
@@ -434,7 +451,11 @@ impl Task {
     ) -> Result<(), ConnectionError> {
         match socket.read_buf(buffer).await {
             Ok(0) => Err(self.shared.lost("the broker closed it")),
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                let heard = self.shared.opened.elapsed().as_micros();
+                self.shared.heard_us.store(u64::try_from(heard).unwrap_or(u64::MAX), Ordering::Relaxed);
+                Ok(())
+            }
             Err(error) => Err(self.shared.lost(&describe(&error))),
         }
     }

@@ -22,7 +22,7 @@ use schema::error_code::{Class, ErrorCode};
 use schema::record_batch::{self, BatchError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -417,13 +417,37 @@ impl Shared {
 }
 
 impl Shared {
-    /// While a broker is silent for longer than it may be: learns whether others lead what it was asked for, and leaves it
-    /// where it follows.
-    async fn watch_leaders(shared: &Arc<Self>, home: Home, asked: &[(Key, u64)]) -> Infallible {
+    /// While a broker takes longer to answer than it may: learns whether others lead what it was asked for, and leaves it
+    /// where it follows, once nothing comes from it any more.
+    async fn watch(
+        shared: &Arc<Self>,
+        home: Home,
+        asked: &[(Key, u64)],
+        connection: &OnceLock<Connection>,
+    ) -> Infallible {
         let topics: BTreeSet<Arc<str>> = asked.iter().map(|((topic, _), _)| topic.clone()).collect();
         tokio::time::sleep(shared.config.fetch_max_wait + shared.cluster.config.leader_check_after).await;
+        tokio::select! {
+            never = Self::leave_when_silent(shared, home, connection) => never,
+            never = Self::relearn(shared, &topics) => never,
+        }
+    }
+
+    /// Leaves `home` where it follows as soon as no bytes have come from it for as long as a leader may be silent.
+    async fn leave_when_silent(
+        shared: &Arc<Self>,
+        home: Home,
+        connection: &OnceLock<Connection>,
+    ) -> Infallible {
+        let patience = shared.cluster.config.leader_check_after;
+        // One that takes no connection is silent.
+        while let Some(silent) = connection.get().map(Connection::silent_for)
+            && silent < patience
+        {
+            tokio::time::sleep(patience - silent).await;
+        }
         Self::leave_followers(shared, home);
-        Self::relearn(shared, &topics).await
+        std::future::pending().await
     }
 
     /// Learns again and again where the topics are, at the pace of [`Cluster::relearn`].
@@ -537,6 +561,8 @@ impl Worker {
     async fn fetch(&mut self, plan: Plan) -> Result<(), ClientError> {
         let shared = self.shared.clone();
         let (config, version) = (&shared.cluster.config, plan.version);
+        // Of this request, once it is open.
+        let asked_by = OnceLock::new();
         let answer = async {
             let connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
                 Some(connection) => connection,
@@ -544,6 +570,7 @@ impl Worker {
             };
             let timeout = shared.config.fetch_max_wait + config.request_timeout;
             let reply = connection.send(plan.request, timeout)?;
+            let _ = asked_by.set(connection.clone());
             self.connection = Some(connection);
             Ok::<_, ClientError>(reply.wait().await?)
         };
@@ -552,7 +579,7 @@ impl Worker {
             // The reply to come is out of date in part; what it brings will be asked for again.
             _ = self.version.wait_for(|now| *now != version) => return Ok(()),
             // Tells by a new version, if others lead by now.
-            never = Shared::watch_leaders(&shared, self.home, &plan.asked) => match never {},
+            never = Shared::watch(&shared, self.home, &plan.asked, &asked_by) => match never {},
         };
         self.failing_since = None;
         self.failures = 0;

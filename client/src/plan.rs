@@ -31,7 +31,8 @@ pub enum PlanError {
     UnknownTopic(String),
     /// A partition needs more brokers than there are.
     #[error(
-        "topic '{topic}' partition {partition} is to have {needed} replicas, and {able} brokers can take one; add brokers first"
+        "topic '{topic}' partition {partition} is to have {needed} replicas, and {able} brokers can take one; add brokers \
+         first, or keep fewer copies: ringlog topic alter NAME --replication-factor N"
     )]
     TooFewBrokers {
         /// The topic.
@@ -148,7 +149,8 @@ fn too_few(scales: &Scales<'_>, topic: &str, partition: &PartitionReplicas, need
     PlanError::TooFewBrokers { topic: topic.to_owned(), partition: partition.partition, needed, able }
 }
 
-/// Every replica of `broker` on others.
+/// Every replica of `broker` on others. Of the brokers' own topics there is a copy less where there is no other broker: they
+/// get it back by themselves when there is.
 ///
 /// # Errors
 /// [`PlanError::UnknownBroker`], [`PlanError::TooFewBrokers`].
@@ -169,11 +171,14 @@ pub fn drain(
         let in_set = |id: &u32| replicas.contains(id);
         let free = scales.able.iter().map(|able| able.id).filter(|id| !in_set(id));
         let comes = free.min_by_key(|id| (!scales.is_apart(*id, &others), scales.weight[id], *id));
-        let Some(comes) = comes else {
-            return Err(too_few(&scales, &topic.name, partition, replicas.len()));
-        };
-        replicas[at] = comes;
-        scales.add(comes, weight);
+        match comes {
+            Some(comes) => {
+                replicas[at] = comes;
+                scales.add(comes, weight);
+            }
+            None if topic.internal && !others.is_empty() => replicas = others,
+            None => return Err(too_few(&scales, &topic.name, partition, replicas.len())),
+        }
         moves.push(Reassignment { topic: topic.name.clone(), partition: partition.partition, replicas });
     }
     Ok(moves)

@@ -99,6 +99,13 @@ fn drains() {
         let plan = drain(&cluster(brokers, partitions), broker, &Loads::new()).unwrap();
         assert_eq!(text(&plan), expect, "{brokers}: {partitions:?} without {broker}");
     }
+    // The brokers' own topic makes do with a copy less, but not with none.
+    let mut own = cluster("1 2 3", &["1 2 3", "2 3"]);
+    own.topics[0].internal = true;
+    assert_eq!(text(&drain(&own, 1, &Loads::new()).unwrap()), "0:2 3");
+    let mut last = cluster("1", &["1"]);
+    last.topics[0].internal = true;
+    assert!(matches!(drain(&last, 1, &Loads::new()), Err(PlanError::TooFewBrokers { .. })));
     let few = drain(&cluster("1 2 3", &["1 2 3"]), 1, &Loads::new()).unwrap_err();
     assert!(few.to_string().contains("add brokers"), "{few}");
     assert_eq!(drain(&cluster("1", &["1"]), 9, &Loads::new()), Err(PlanError::UnknownBroker(9)));

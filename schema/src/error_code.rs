@@ -108,7 +108,7 @@ error_codes! {
     /// The epoch is not the partition's.
     FencedLeaderEpoch = 25, "FENCED_LEADER_EPOCH", RefreshAndRetry, "nothing: clients learn the new epoch by themselves";
     /// The metadata store could not commit the change.
-    MetadataUnavailable = 26, "METADATA_UNAVAILABLE", Retry, "see the broker's log; its metadata directory cannot be written";
+    MetadataUnavailable = 26, "METADATA_UNAVAILABLE", Retry, "a majority of the metadata's voters must run, see: ringlog cluster status; else see the broker's log";
     /// The read did not work although the bytes may be sound.
     ReadFailed = 27, "READ_FAILED", Retry, "see the broker's log: the device refused a read";
     /// A batch of a producer's epoch is missing before this one. This one is not in the log, and nothing more of that

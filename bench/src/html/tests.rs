@@ -15,6 +15,7 @@ fn report(driver: &str, durability: Durability, slow: f64) -> Report {
         p50_us: 500.0 * slow,
         p99_us: 2000.0 * slow * (1.0 + f64::from(at % 3)),
         max_us: 9000.0 * slow,
+        counts: Vec::new(),
     };
     let latency = Latency {
         count: 10_000,

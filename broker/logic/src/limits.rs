@@ -93,6 +93,8 @@ pub const BROKER_HEARTBEAT_MS_DEFAULT: u64 = 150;
 pub const BROKER_SESSION_MS_DEFAULT: u64 = 1_000;
 /// How often leaderships go back to the preferred leaders, milliseconds.
 pub const LEADER_REBALANCE_MS_DEFAULT: u64 = 10_000;
+/// Replicas of a topic whose maker does not say how many, where there are so many brokers (`default.replication.factor`).
+pub const REPLICATION_FACTOR_DEFAULT: u32 = 3;
 /// Partitions of one command that moves leaderships: it must fit [`COMMAND_BYTES_MAX`] and not stall the metadata.
 ///
 /// [`COMMAND_BYTES_MAX`]: crate::metadata::command::COMMAND_BYTES_MAX
@@ -339,7 +341,7 @@ pub const FETCH_BYTES_MAX: usize = 16 * MIB;
 
 /// Partitions of the internal offsets topic unless set.
 pub const OFFSETS_TOPIC_PARTITIONS_DEFAULT: u32 = 16;
-/// Its replicas, where there are so many brokers when it is made.
+/// Its replicas, as soon as there are so many brokers.
 pub const OFFSETS_TOPIC_REPLICAS_MAX: u32 = 3;
 /// The longest id of a group, and of a static member's instance, bytes.
 pub const GROUP_ID_BYTES_MAX: usize = 249;
@@ -388,6 +390,10 @@ pub const OFFSETS_SWEPT_MAX: usize = 4096;
 pub const GROUP_BATCH_BYTES_MAX: usize = 512 * KIB;
 /// Requests that wait for one coordinator's records to be durable.
 pub const GROUP_REQUESTS_WAITING_MAX: usize = 16 * KIB;
+
+/// How long a broker that has just started has questions about topics and the cluster wait for what was decided while it
+/// was away, milliseconds since it serves; from then on it refuses those that it cannot answer.
+pub const CATCH_UP_PATIENCE_MS: u64 = 1_500;
 
 /// A task that holds a core for so long without yielding is a stall: counted, and named, milliseconds.
 pub const STALL_MS: u64 = 50;
@@ -447,6 +453,8 @@ const _: () = {
     // A broker is heard several times before its session ends.
     assert!(4 * BROKER_HEARTBEAT_MS_DEFAULT <= BROKER_SESSION_MS_DEFAULT);
     assert!(REPLICAS_PER_PARTITION_MAX <= BROKERS_MAX);
+    assert!(REPLICATION_FACTOR_DEFAULT as usize <= REPLICAS_PER_PARTITION_MAX);
+    assert!(OFFSETS_TOPIC_REPLICAS_MAX as usize <= REPLICAS_PER_PARTITION_MAX);
     // A batch that the broker permits fits a frame, a group and a round.
     assert!(BATCH_BYTES_MAX + FRAME_METADATA_BYTES_MAX + 16 <= FRAME_BYTES_MAX);
     assert!(BATCH_BYTES_MAX + BLOCK_BYTES <= GROUP_BYTES_MAX);

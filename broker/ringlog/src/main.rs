@@ -50,7 +50,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run a broker until SIGINT or SIGTERM
-    Serve(serve::ServeArguments),
+    Serve(Box<serve::ServeArguments>),
     /// Produce, consume and verify a few hundred MB with a broker inside this process
     Demo(demo::DemoArguments),
     /// Create, list, describe, alter and delete topics
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     start_logging(matches!(arguments.command, Command::Serve(_)));
     let done = match arguments.command {
-        Command::Serve(arguments) => serve::run(arguments),
+        Command::Serve(arguments) => serve::run(*arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Topic(arguments) => topic::run(arguments),
         Command::Produce(arguments) => produce::run(arguments),

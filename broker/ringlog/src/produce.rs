@@ -16,6 +16,7 @@ mod tally;
 use crate::client::{BrokersArguments, setting};
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, counted};
+use crate::topic;
 use indicatif::{ProgressBar, ProgressStyle};
 use key::KeyRule;
 use lines::Lines;
@@ -263,10 +264,10 @@ async fn ensure_topic(client: &Client, arguments: &ProduceArguments) -> Result<b
         Err(ClientError::Broker(error)) if error.code == ErrorCode::TopicExists => return Ok(false),
         Err(error) => return Err(error.into()),
     }
-    let partitions = admin.describe_topic(name).await?.partitions.len() as u64;
+    let (made, copies) = topic::made(&admin, name).await?;
     eprintln!(
-        "created topic {name} with {} (to choose: ringlog topic create NAME --partitions N)",
-        counted(partitions, "partition")
+        "created topic {name} with {} (to choose: ringlog topic create NAME --partitions N --replication-factor N)",
+        topic::extent(&made, copies)
     );
     Ok(true)
 }

@@ -8,7 +8,7 @@ use crate::cluster::moves::{MoveArguments, Moves, list as brokers};
 use crate::cluster::refused;
 use crate::failure::Failure;
 use crate::output::{FormatArguments, Output, Table, bytes, counted, grouped};
-use ringlog_client::{Admin, NewTopic, PartitionLog, PartitionReplicas, plan};
+use ringlog_client::{Admin, NewTopic, PartitionLog, PartitionReplicas, TopicReplicas, plan};
 use serde_json::json;
 
 /// `ringlog topic …`
@@ -31,7 +31,8 @@ enum TopicCommand {
         /// How many partitions; without it the broker decides
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         partitions: Option<u32>,
-        /// On how many brokers each partition is kept; without it the broker decides
+        /// On how many brokers each partition is kept [default: 3, or as many as there are; see
+        /// default-replication-factor of ringlog serve]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         replication_factor: Option<u32>,
         /// A setting, as retention.ms=7d; may be repeated. See them with: ringlog topic describe NAME
@@ -151,13 +152,34 @@ pub fn run(arguments: TopicArguments) -> Result<(), Failure> {
 
 async fn create(admin: &Admin, topic: &NewTopic, output: &mut Output) -> Result<(), Failure> {
     admin.create_topic(topic).await?;
-    let made = admin.describe_topic(&topic.name).await?;
-    let partitions = made.partitions.len() as u64;
+    let (made, copies) = made(admin, &topic.name).await?;
     if output.is_json() {
-        return output
-            .json(&json!({ "topic": made.name, "id": made.id.to_string(), "partitions": partitions }));
+        return output.json(&json!({
+            "topic": made.name, "id": made.id.to_string(), "partitions": made.partitions.len(),
+            "replication_factor": copies,
+        }));
     }
-    output.line(&format!("created topic {} with {}", made.name, counted(partitions, "partition")))
+    output.line(&format!("created topic {} with {}", made.name, extent(&made, copies)))
+}
+
+/// A topic that was made just now, and on how many brokers each partition is.
+pub async fn made(admin: &Admin, name: &str) -> Result<(TopicReplicas, usize), Failure> {
+    let mut cluster = admin.describe_cluster(Some(&[name.to_owned()])).await?;
+    let made = cluster.topics.pop().filter(|made| made.error.is_none());
+    let made =
+        made.ok_or_else(|| Failure::operation(format!("topic {name} was created, and deleted meanwhile")))?;
+    let copies = made.partitions.first().map_or(0, |partition| partition.replicas.len());
+    Ok((made, copies))
+}
+
+/// In words, as `3 partitions, on 3 brokers each`.
+pub fn extent(made: &TopicReplicas, copies: usize) -> String {
+    let partitions = counted(made.partitions.len() as u64, "partition");
+    match copies {
+        1 => format!("{partitions}, on one broker"),
+        copies if made.partitions.len() == 1 => format!("{partitions}, on {copies} brokers"),
+        copies => format!("{partitions}, on {copies} brokers each"),
+    }
 }
 
 async fn list(admin: &Admin, output: &mut Output) -> Result<(), Failure> {

@@ -161,11 +161,36 @@ impl Request {
     }
 }
 
+impl Request {
+    /// What the broker itself does it can always tell.
+    fn needs_no_metadata(&self) -> bool {
+        matches!(self, Self::Status { .. })
+    }
+
+    /// Whether an answer from before the broker was away is of use: where brokers are is a hint, and a description says how
+    /// far it can be relied on.
+    fn bears_old_metadata(&self) -> bool {
+        match self {
+            Self::Metadata(Some(names)) => names.is_empty(),
+            Self::Cluster(request) => request.describes(),
+            _ => false,
+        }
+    }
+}
+
 /// Handles a request as a task of its own.
 pub fn handle(shard: &Rc<Shard>, id: u64, request: Request, in_flight: InFlight) {
     let shard = shard.clone();
     stall::spawn("an administrative request", async move {
         let reply = Reply { id, in_flight };
+        if !request.needs_no_metadata() {
+            shard.caught_up().await;
+            if !shard.is_registered() && !request.bears_old_metadata() {
+                let text = "this broker has just started and does not know yet what was decided without it: a majority of \
+                            the metadata's voters must run and reach it";
+                return reply.refuse(ErrorCode::MetadataUnavailable, text);
+            }
+        }
         match request {
             Request::Metadata(names) => {
                 // Whoever names it looks for a coordinator. Not made: the answer says that it is not there.
@@ -282,6 +307,7 @@ pub async fn submit(shard: &Rc<Shard>, command: Command) -> Result<Outcome, Meta
     Ok(outcome)
 }
 
+/// All shards of this broker but this one.
 pub fn other_shards(shard: &Shard) -> impl Iterator<Item = ShardId> {
     let own = shard.identity.shard;
     (0..shard.identity.shards).map(ShardId::new).filter(move |other| *other != own)
@@ -359,10 +385,16 @@ impl Reply {
                 id: new_topic_id(),
                 name: asked.name.clone(),
                 partitions: if asked.partitions == 0 { PARTITIONS_DEFAULT } else { asked.partitions },
-                replication_factor: asked.replication_factor.max(1),
+                replication_factor: asked.replication_factor,
                 configs: asked.configs,
             };
-            let make = |image: &Image| image.create_topic(new.clone());
+            let make = |image: &Image| {
+                let replication_factor = match new.replication_factor {
+                    0 => image.replicas_by_default(shard.identity.replication_factor),
+                    asked => asked,
+                };
+                image.create_topic(NewTopic { replication_factor, ..new.clone() })
+            };
             let result = match validate_only {
                 true => {
                     let image = shard.metadata.image();

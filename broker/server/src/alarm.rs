@@ -17,7 +17,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// The longest that a shard sleeps over a task that could run.
-const SLEEP_MAX: Duration = Duration::from_millis(5);
+const SLEEP_MAX: Duration = Duration::from_millis(20);
 /// Ignored unless somebody handles it, and of no other use to a server.
 const SIGNAL: libc::c_int = libc::SIGURG;
 

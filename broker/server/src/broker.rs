@@ -48,6 +48,8 @@ const LISTEN_BACKLOG: i32 = 1024;
 /// How often retention is looked at, ticks of [`IDLE_FLOOR_MS`].
 const RETENTION_TICKS: u64 = 10;
 
+/// How often the expiry of fetches looks whether the shard stops.
+const EXPIRY_LOOK_MS: u64 = 1_000;
 /// How long a stopping broker waits for its last replies to be taken.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -411,8 +413,8 @@ fn run_shard(setup: Setup) -> Result<(), String> {
 }
 
 /// Time and randomness of the running broker.
-struct System {
-    began: Instant,
+pub(crate) struct System {
+    pub(crate) began: Instant,
 }
 
 impl Environment for System {
@@ -447,6 +449,7 @@ async fn shard_main(setup: Setup) -> Result<(), String> {
         }
     };
     spawn_background(&shard, setup);
+    shard.begin_to_serve();
     let accepting = shard.clone();
     let accept =
         stall::spawn("accepting connections", async move { accept::accept(accepting, listener).await });
@@ -497,6 +500,7 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
         time_outs: setup.config.time_outs,
         capacity: setup.config.capacity,
         groups: setup.config.groups,
+        replication_factor: setup.config.cluster.replication_factor,
         replication: replication::Settings {
             lag_ms_max: setup.config.cluster.replica_lag.as_millis() as u64,
         },
@@ -508,8 +512,15 @@ async fn open_shard(setup: &Setup) -> Result<(Rc<Shard>, TcpListener), String> {
     let at_start = setup.image.clone();
     shard.follow_first(&at_start).await;
     shard.store.begin_service().await.map_err(text)?;
-    let metadata = setup.metadata.clone();
-    leftovers::judge_in_background(&shard.store, at_start, move || metadata.image(), identity.here());
+    let (metadata, registering) = (setup.metadata.clone(), shard.clone());
+    let registered = async move { registering.registered().await };
+    leftovers::judge_in_background(
+        &shard.store,
+        registered,
+        at_start,
+        move || metadata.image(),
+        identity.here(),
+    );
     // Before the first produce: a start on a full disk serves reads only.
     look_at_space(&shard, low_space_bytes(&setup.root)).await;
     let listener = listen(setup.address).map_err(|error| format!("{}: {error}", setup.address))?;
@@ -532,12 +543,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 fn spawn_background(shard: &Rc<Shard>, setup: Setup) {
     let follower = shard.clone();
     let signal = setup.signal;
-    stall::spawn("following the metadata", async move {
-        while signal.recv().await.is_ok() {
-            follower.follow_metadata().await;
-        }
-    })
-    .detach();
+    stall::spawn("following the metadata", async move { follower.keep_following(signal).await }).detach();
     let receiver = shard.clone();
     let mailbox = setup.mailbox;
     stall::spawn("messages of other cores", async move {
@@ -565,8 +571,8 @@ fn low_space_bytes(root: &std::path::Path) -> u64 {
     }
 }
 
-/// What a message from another core asks for.
-fn receive(shard: &Rc<Shard>, message: Message) {
+/// Does what a message from another core asks for.
+pub(crate) fn receive(shard: &Rc<Shard>, message: Message) {
     match message {
         Message::Connection(handed) => {
             let stream = handed.stream.bind_to_executor();
@@ -607,17 +613,17 @@ fn receive(shard: &Rc<Shard>, message: Message) {
             })
             .detach();
         }
-        Message::TakeOver(identity, version, reply) => {
+        Message::TakeOver(log, version, reply) => {
             let shard = shard.clone();
             stall::spawn("handing a partition over", async move {
                 // Who asked ends with the process.
-                let _ = reply.send(homes::answer(&shard, identity, version).await);
+                let _ = reply.send(homes::answer(&shard, log, version).await);
             })
             .detach();
         }
-        Message::Forget(id, version) => homes::forget(shard, id, version),
+        Message::Forget(log, version) => homes::forget(shard, log, version),
         Message::Arrival(id, reply) => {
-            let _ = reply.send(shard.homes.arrival(&id));
+            let _ = reply.send(homes::arrival(shard, &id));
         }
         Message::Status(reply) => {
             let _ = reply.send(shard.report());
@@ -671,10 +677,12 @@ async fn keep_house(shard: &Rc<Shard>, low_bytes: u64) {
     let expiring = shard.clone();
     stall::spawn("the expiry of fetches", async move {
         while !expiring.is_stopping() {
-            glommio::timer::sleep(Duration::from_millis(5)).await;
+            let now_ms = expiring.now_ms();
             let mut woken = Vec::new();
-            expiring.waiters.borrow_mut().expire(expiring.now_ms(), &mut woken);
+            expiring.waiters.borrow_mut().expire(now_ms, &mut woken);
             woken.iter().for_each(|parked| parked.wake());
+            let next_ms = expiring.waiters.borrow().next_deadline().unwrap_or(u64::MAX);
+            expiring.expiry.sleep(now_ms, next_ms.min(now_ms + EXPIRY_LOOK_MS)).await;
         }
     })
     .detach();

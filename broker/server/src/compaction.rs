@@ -46,13 +46,19 @@ impl<D: Disk> Store<D> {
     /// Compacts the log that needs it most; whether there was one.
     pub async fn compact(self: &Rc<Self>) -> bool {
         let now_ms = self.storage.environment.now_ms();
-        let due = self.partitions().into_iter().filter_map(|partition| {
+        let due = self.due(&self.storage.compaction).into_iter().filter_map(|partition| {
             let settings = partition.settings().compaction?;
-            if partition.is_closed() || partition.compaction().retry_after_ms > now_ms {
+            if partition.is_closed() {
                 return None;
             }
             let look = partition.with_log(|log| compaction::look(log, &settings, now_ms));
-            look.is_due(&settings).then_some((partition, settings, look))
+            let (is_due, retry_after_ms) = (look.is_due(&settings), partition.compaction().retry_after_ms);
+            // One that is due stays so until it has been compacted.
+            let next_ms = if is_due { now_ms } else { look.next_ms };
+            if next_ms < i64::MAX {
+                self.storage.compaction.put_down(partition.id(), next_ms.max(retry_after_ms));
+            }
+            (is_due && retry_after_ms <= now_ms).then_some((partition, settings, look))
         });
         let most = due.max_by_key(|(_, _, look)| (look.overdue, look.dirty_millionths()));
         let Some((partition, settings, look)) = most else { return false };

@@ -3,10 +3,11 @@
 //! Opened once, before any shard, and held until the process ends. A directory that is not ours is
 //! refused, with the name of what is in the way: nothing in it is touched.
 
-use crate::storage::checkpoints::{CHECKPOINTS, CheckpointRefusal, shard_directory, usable_checkpoint};
-use logic::ids::{PartitionIndex, TopicId, TopicPartition};
-use schema::checkpoint::{Checkpoint, PartitionCheckpoint};
-use std::collections::BTreeMap;
+use crate::storage::checkpoints::{
+    CHECKPOINTS, CheckpointRefusal, has_strays, merge, shard_directory, usable_checkpoint,
+};
+use logic::ids::TopicPartition;
+use schema::checkpoint::Checkpoint;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -145,10 +146,13 @@ impl DataDirectory {
         };
         // A crash in between is harmless: with either number each shard finds at least its own partitions.
         let found = self.read_checkpoints()?;
-        if as_before && !found.iter().any(|(directory, own)| has_strays(number_of(directory), own, &home)) {
+        let strays = |(directory, own): &(PathBuf, Vec<Checkpoint>)| {
+            has_strays(own, |partition| Some(home(partition)) == number_of(directory))
+        };
+        if as_before && !found.iter().any(strays) {
             return Ok(());
         }
-        if let Some(all) = merge(&found) {
+        if let Some(all) = merge(found.iter().flat_map(|(_, checkpoints)| checkpoints)) {
             for shard in 0..shards {
                 let directory = shard_directory(&self.path, shard);
                 self.replace_checkpoints(&directory, &all).map_err(unusable(&directory))?;
@@ -212,42 +216,6 @@ fn number_of(directory: &Path) -> Option<usize> {
     directory.file_name()?.to_str()?.strip_prefix("shard-")?.parse().ok()
 }
 
-/// Whether the newest of a shard's checkpoints attests a partition that is at home elsewhere.
-fn has_strays(
-    shard: Option<usize>,
-    checkpoints: &[Checkpoint],
-    home: impl Fn(TopicPartition) -> usize,
-) -> bool {
-    let newest = checkpoints.iter().max_by_key(|checkpoint| checkpoint.generation);
-    newest.iter().flat_map(|newest| &newest.partitions).any(|partition| {
-        let (topic, index) = (TopicId::new(partition.topic_id), PartitionIndex::new(partition.partition));
-        Some(home(TopicPartition { topic, partition: index })) != shard
-    })
-}
-
-/// The newest that any checkpoint says of each partition, with a generation above all of theirs; `None` if
-/// there are none.
-fn merge(found: &[(PathBuf, Vec<Checkpoint>)]) -> Option<Checkpoint> {
-    let all = || found.iter().flat_map(|(_, checkpoints)| checkpoints);
-    // Even, as for the first of the two names.
-    let generation = (all().map(|checkpoint| checkpoint.generation).max()? + 1).next_multiple_of(2);
-    let mut newest: BTreeMap<(u128, u32), &PartitionCheckpoint> = BTreeMap::new();
-    for partition in all().flat_map(|checkpoint| &checkpoint.partitions) {
-        // A log's incarnation rises with every start, and its end while it runs.
-        let age = |of: &PartitionCheckpoint| (of.generation, of.incarnation, of.durable_end, of.log_start);
-        newest
-            .entry((partition.topic_id, partition.partition))
-            .and_modify(|known| {
-                if age(known) < age(partition) {
-                    *known = partition;
-                }
-            })
-            .or_insert(partition);
-    }
-    let partitions = newest.into_values().cloned().collect();
-    Some(Checkpoint { generation, clean: false, partitions, ..Checkpoint::default() })
-}
-
 /// Writes a file under another name, and gives it its own when it is on the device.
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
@@ -306,6 +274,7 @@ fn prepare(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schema::checkpoint::PartitionCheckpoint;
 
     #[test]
     fn identity_lock_and_strangers() {

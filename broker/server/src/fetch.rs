@@ -85,8 +85,8 @@ pub struct RemoteWait {
 /// A partition that a fetch waits for.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitedEntry {
-    /// The partition.
-    pub id: TopicPartition,
+    /// What is waited for.
+    pub entry: FetchEntry,
     /// The high watermark that is known.
     pub seen: u64,
     /// New bytes that count.

@@ -10,6 +10,9 @@
 //! most, whatever images shards skip. Who has it open by a newer image says so, and the asker waits for that image. Who
 //! waits follows a newer image than who is waited for, so that nobody waits in a circle.
 //!
+//! Who finds no room on the disk to open what it was handed keeps it, and opens it when there is: it is served by nobody
+//! meanwhile.
+//!
 //! Invariants: nothing of a partition is written by a shard that has not been handed it; at every moment a checkpoint on
 //! the device says where its log stood when it was handed over, of the old shard or of the new one
 //! (`docs/adr/0019-moving-homes.md`). Owned by the shard. Absent on purpose: which partition should move (the client
@@ -32,6 +35,9 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
+
+/// How often a checkpoint that found no room is tried again: it is written anew each time.
+const CONFIRM_AGAIN: Duration = Duration::from_secs(1);
 
 /// A partition on its way from one shard to another.
 #[derive(Clone, Debug)]
@@ -66,21 +72,23 @@ pub struct Arrival {
     pub pause: Duration,
 }
 
-/// A partition that this shard has closed because it is at home elsewhere.
+/// What a shard says of a partition that was to come to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    /// It serves it.
+    Here(Arrival),
+    /// It is to serve it, and finds no room on the disk.
+    NoRoom,
+    /// It has nothing of it, or has had it from the start.
+    Not,
+}
+
+/// A log that this shard has closed because it is at home elsewhere.
 struct Left {
     /// By the image of this version.
     version: u64,
-    /// Which life of the replica.
-    generation: ReplicaGeneration,
     /// For whoever asks first.
     handed: Option<HandedOver>,
-}
-
-impl Left {
-    fn new(version: u64, handed: HandedOver) -> Self {
-        let generation = ReplicaGeneration::new(handed.released.checkpoint.generation);
-        Self { version, generation, handed: Some(handed) }
-    }
 }
 
 /// What a shard knows of partitions that move.
@@ -90,8 +98,11 @@ pub struct Homes {
     closed_until: Cell<u64>,
     /// To be opened by that image, and not yet; those that others may have.
     opening: RefCell<BTreeSet<TopicPartition>>,
-    left: RefCell<BTreeMap<TopicPartition, Left>>,
+    left: RefCell<BTreeMap<LogIdentity, Left>>,
     arrivals: RefCell<BTreeMap<TopicPartition, Arrival>>,
+    /// What has come and stands in no checkpoint of this shard yet, and whose do have it.
+    unconfirmed: RefCell<Vec<(LogIdentity, Vec<(ShardId, u64)>)>>,
+    confirming: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
     taken_over: Cell<u64>,
     handed_over: Cell<u64>,
@@ -100,11 +111,6 @@ pub struct Homes {
 }
 
 impl Homes {
-    /// How a partition of this shard came here; `None` = it was opened at the start, or made here.
-    pub fn arrival(&self, id: &TopicPartition) -> Option<Arrival> {
-        self.arrivals.borrow().get(id).copied()
-    }
-
     /// Counters, by name.
     pub fn report(&self) -> Vec<(&'static str, u64)> {
         vec![
@@ -148,11 +154,27 @@ impl Homes {
         .await;
     }
 
-    /// Keeps what came from another shard for whoever is to have it instead.
-    fn keep(&self, shard: &Shard, id: TopicPartition, version: u64, mut handed: HandedOver) {
-        shard.store.carry(id, handed.released.checkpoint.clone());
-        handed.carriers.push((shard.identity.shard, version));
-        self.left.borrow_mut().insert(id, Left::new(version, handed));
+    /// Takes what is here of a log, to be handed over.
+    fn take(&self, log: &LogIdentity) -> Option<HandedOver> {
+        self.left.borrow_mut().get_mut(log).and_then(|left| left.handed.take())
+    }
+
+    /// Keeps what came from another shard: for whoever is to have it instead, or until there is room to open it.
+    pub fn keep(&self, shard: &Shard, log: LogIdentity, version: u64, mut handed: HandedOver) {
+        let own = shard.identity.shard;
+        shard.store.carry(log.partition, handed.released.checkpoint.clone());
+        handed.carriers.retain(|(carrier, _)| *carrier != own);
+        handed.carriers.push((own, version));
+        self.left.borrow_mut().insert(log, Left { version, handed: Some(handed) });
+    }
+}
+
+/// What has become of a partition that was to come to this shard.
+pub fn arrival(shard: &Shard, id: &TopicPartition) -> Arrived {
+    match shard.homes.arrivals.borrow().get(id) {
+        Some(arrival) => Arrived::Here(*arrival),
+        None if shard.waits_for_room(id) => Arrived::NoRoom,
+        None => Arrived::Not,
     }
 }
 
@@ -176,19 +198,20 @@ pub async fn release(shard: &Rc<Shard>, id: TopicPartition, version: u64) {
     shard.homes.arrivals.borrow_mut().remove(&id);
     let Some(released) = released else { return };
     let from = shard.identity.shard;
+    let log = LogIdentity { partition: id, generation: released.checkpoint.generation };
     let handed = HandedOver { released, doubted_from, from, carriers: vec![(from, version)] };
-    shard.homes.left.borrow_mut().insert(id, Left::new(version, handed));
+    shard.homes.left.borrow_mut().insert(log, Left { version, handed: Some(handed) });
     count(&shard.homes.handed_over, 1);
 }
 
-/// What this shard has of a partition that another one wants to open by the image of `version`.
-pub async fn answer(shard: &Rc<Shard>, identity: LogIdentity, version: u64) -> Answer {
-    let id = identity.partition;
+/// What this shard has of a log that another one wants to open by the image of `version`.
+pub async fn answer(shard: &Rc<Shard>, log: LogIdentity, version: u64) -> Answer {
+    let id = log.partition;
     shard.homes.closed_by(version).await;
     // At least as new as the asker's. What is deleted goes; whoever opened it would find half of it.
-    let generation = ReplicaGeneration::new(identity.generation);
-    let entry = shard.image().partition(id).cloned();
-    let is_ours = entry.is_some_and(|entry| entry.has_replica(shard.identity.broker, generation));
+    let (generation, image) = (ReplicaGeneration::new(log.generation), shard.image());
+    let is_ours =
+        image.partition(id).is_some_and(|entry| entry.has_replica(shard.identity.broker, generation));
     // What a stopping shard has is in its last checkpoint, which says that nothing is written after it.
     if !is_ours
         || shard.is_stopping()
@@ -197,22 +220,16 @@ pub async fn answer(shard: &Rc<Shard>, identity: LogIdentity, version: u64) -> A
     {
         return Answer::Outdated;
     }
-    let mut left = shard.homes.left.borrow_mut();
-    let handed = left.get_mut(&id).and_then(|left| left.handed.take());
-    handed.map_or(Answer::Nothing, |handed| Answer::Given(Box::new(handed)))
+    // Of an earlier replica it says nothing: that is of no use to anybody, and goes with what `tidy` finds.
+    shard.homes.take(&log).map_or(Answer::Nothing, |handed| Answer::Given(Box::new(handed)))
 }
 
-/// Asks the others for a partition that is to be opened here by the image of `version`. `None`: not by this image, because
-/// a newer one says otherwise, or the broker stops. `Some(None)`: nobody has had it open.
-pub async fn take_over(
-    shard: &Rc<Shard>,
-    identity: &LogIdentity,
-    version: u64,
-) -> Option<Option<HandedOver>> {
-    let id = identity.partition;
-    let own = shard.homes.left.borrow_mut().get_mut(&id).and_then(|left| left.handed.take());
+/// Asks the others for a log that is to be opened here by the image of `version`. `None`: not by this image, because a
+/// newer one says otherwise, or the broker stops. `Some(None)`: nobody has had it open.
+pub async fn take_over(shard: &Rc<Shard>, log: &LogIdentity, version: u64) -> Option<Option<HandedOver>> {
+    let own = shard.homes.take(log);
     let asked = admin::other_shards(shard)
-        .map(|other| admin::ask(shard, other, |reply| Message::TakeOver(*identity, version, reply)));
+        .map(|other| admin::ask(shard, other, |reply| Message::TakeOver(*log, version, reply)));
     let mut refused = false;
     let mut found: Vec<HandedOver> = own.into_iter().collect();
     for answer in join_all(asked).await {
@@ -222,8 +239,6 @@ pub async fn take_over(
             Some(Answer::Outdated) | None => refused = true,
         }
     }
-    // An earlier replica's is of no use.
-    found.retain(|handed| handed.released.checkpoint.generation == identity.generation);
     let carriers: Vec<_> = found.iter().flat_map(|handed| handed.carriers.clone()).collect();
     let age = |handed: &HandedOver| {
         let checkpoint = &handed.released.checkpoint;
@@ -232,11 +247,11 @@ pub async fn take_over(
     let newest = found.into_iter().max_by_key(age).map(|newest| HandedOver { carriers, ..newest });
     match (refused, newest) {
         (false, newest) => {
-            shard.homes.left.borrow_mut().remove(&id);
+            shard.homes.left.borrow_mut().remove(log);
             Some(newest)
         }
         (true, Some(newest)) => {
-            shard.homes.keep(shard, id, version, newest);
+            shard.homes.keep(shard, *log, version, newest);
             None
         }
         (true, None) => None,
@@ -259,55 +274,79 @@ pub fn arrived(shard: &Rc<Shard>, id: TopicPartition, handed: &HandedOver) {
         shard.identity.shard,
         handed.from
     );
-    let (shard, carriers) = (shard.clone(), handed.carriers.clone());
-    stall::spawn("a checkpoint of what was taken over", async move {
-        match shard.store.checkpoint_now().await {
-            Ok(true) => {}
-            // The others go on saying where the log stood.
-            Ok(false) => return,
-            Err(error) if is_no_space(&error) => return,
-            Err(error) => shard.store.storage.fail("writing a checkpoint", None, &error),
-        }
-        for (carrier, version) in carriers.into_iter().filter(|(of, _)| *of != shard.identity.shard) {
-            // A shard that stops needs not be told.
-            let _ = shard.mailboxes.send(carrier, Message::Forget(id, version)).await;
-        }
-    })
-    .detach();
+    let log = LogIdentity { partition: id, generation: handed.released.checkpoint.generation };
+    homes.unconfirmed.borrow_mut().push((log, handed.carriers.clone()));
+    if !homes.confirming.replace(true) {
+        let shard = shard.clone();
+        stall::spawn("a checkpoint of what was taken over", async move { confirm(&shard).await }).detach();
+    }
 }
 
-/// Whoever has a partition now has a checkpoint that says so; what was let go at `version` is meant.
-pub fn forget(shard: &Shard, id: TopicPartition, version: u64) {
+/// Brings what has been taken over into a checkpoint, and tells those who have gone on saying where it stood. On a full disk
+/// that waits for room.
+async fn confirm(shard: &Rc<Shard>) {
+    let homes = &shard.homes;
+    loop {
+        let arrived = homes.unconfirmed.take();
+        if arrived.is_empty() {
+            return homes.confirming.set(false);
+        }
+        match shard.store.checkpoint_now().await {
+            Ok(true) => {}
+            // The others go on saying where the logs stood.
+            Ok(false) => return,
+            Err(error) if is_no_space(&error) => {
+                homes.unconfirmed.borrow_mut().extend(arrived);
+                shard.store.storage.environment.sleep(CONFIRM_AGAIN).await;
+                continue;
+            }
+            Err(error) => shard.store.storage.fail("writing a checkpoint", None, &error),
+        }
+        for (log, carriers) in arrived {
+            for (carrier, version) in carriers.into_iter().filter(|(of, _)| *of != shard.identity.shard) {
+                // A shard that stops needs not be told.
+                let _ = shard.mailboxes.send(carrier, Message::Forget(log, version)).await;
+            }
+        }
+    }
+}
+
+/// Whoever has a log now has a checkpoint that says so; what was let go at `version` is meant.
+pub fn forget(shard: &Shard, log: LogIdentity, version: u64) {
     let mut left = shard.homes.left.borrow_mut();
-    if left.get(&id).is_some_and(|left| left.version == version && left.handed.is_none()) {
-        left.remove(&id);
-        shard.store.forget_released(&id);
+    if left.get(&log).is_some_and(|left| left.version == version && left.handed.is_none()) {
+        left.remove(&log);
+        shard.store.forget_released(&log);
     }
 }
 
 /// What was closed here, and opened by nobody since, goes with its topic or its replica.
 pub async fn tidy(shard: &Rc<Shard>, image: &Image) {
-    let gone: Vec<(TopicPartition, Option<HandedOver>)> = {
+    let gone: Vec<(LogIdentity, Option<HandedOver>)> = {
         let mut left = shard.homes.left.borrow_mut();
         let here = shard.identity.here();
-        let is_gone =
-            |id: &TopicPartition, left: &Left| judge(*id, left.generation, image, here) == Judgement::Delete;
-        let ids: Vec<_> = left.iter().filter(|(id, left)| is_gone(id, left)).map(|(id, _)| *id).collect();
-        ids.into_iter().filter_map(|id| Some((id, left.remove(&id)?.handed))).collect()
+        let is_gone = |log: &LogIdentity| {
+            judge(log.partition, ReplicaGeneration::new(log.generation), image, here) == Judgement::Delete
+        };
+        let logs: Vec<_> = left.keys().filter(|log| is_gone(log)).copied().collect();
+        logs.into_iter().filter_map(|log| Some((log, left.remove(&log)?.handed))).collect()
     };
-    for (id, handed) in gone {
-        shard.store.forget_released(&id);
+    for (log, handed) in gone {
+        shard.store.forget_released(&log);
         // Else whoever opened it deletes its files.
-        let Some(handed) = handed else { continue };
+        if handed.is_none() {
+            continue;
+        }
         let storage = &shard.store.storage;
-        let identity = LogIdentity { partition: id, generation: handed.released.checkpoint.generation };
-        let directory = partition_directory(storage.root(), &identity);
-        if let Err(error) = storage.remove_log_directory(&directory).await {
+        if let Err(error) = storage.remove_log_directory(&partition_directory(storage.root(), &log)).await {
             storage.notice(format!(
                 "{} is deleted but its files are not: {error}; restart the broker to have it tried again",
-                storage.label(id)
+                storage.label(log.partition)
             ));
         }
-        storage.remove_topic_directory(id.topic).await;
+        storage.remove_topic_directory(log.partition.topic).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

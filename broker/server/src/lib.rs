@@ -32,6 +32,7 @@ mod stall;
 pub mod storage;
 pub mod store;
 mod time_slice;
+mod timer;
 pub mod traffic;
 
 pub use broker::{Broker, BrokerConfig, ClusterConfig, StartError, StopError};

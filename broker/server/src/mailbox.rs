@@ -9,7 +9,7 @@ use crate::accept::Greeted;
 use crate::fetch::{Found, RemoteFetch, RemoteWait};
 use crate::group::lag;
 use crate::group::{RemoteAnswer, RemoteAsk};
-use crate::homes::{self, Arrival};
+use crate::homes;
 use crate::observe::Timed;
 use crate::peer::{ForwardedAnswers, ForwardedMessages};
 use crate::produce::{EntryResult, RemoteProduce};
@@ -47,12 +47,12 @@ pub enum Message {
     DeleteRecords(Vec<(TopicPartition, Option<Offset>)>, oneshot::Sender<Vec<NewStart>>),
     /// Answer once the image of this version has been followed.
     Settle(u64, oneshot::Sender<()>),
-    /// A partition that the asking shard is to open by the image of this version.
+    /// A log that the asking shard is to open by the image of this version.
     TakeOver(LogIdentity, u64, oneshot::Sender<homes::Answer>),
-    /// A partition that was let go at this version stands in a checkpoint of its new shard.
-    Forget(TopicPartition, u64),
-    /// How a partition came to this shard.
-    Arrival(TopicPartition, oneshot::Sender<Option<Arrival>>),
+    /// A log that was let go at this version stands in a checkpoint of its new shard.
+    Forget(LogIdentity, u64),
+    /// Whether and how a partition came to this shard.
+    Arrival(TopicPartition, oneshot::Sender<homes::Arrived>),
     /// Coordinators of groups on this shard.
     Groups(RemoteAsk, oneshot::Sender<RemoteAnswer>),
     /// This shard's counters and notices.

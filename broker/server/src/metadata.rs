@@ -40,7 +40,7 @@ use async_channel::{Receiver, Sender};
 use logic::ids::{BrokerEpoch, BrokerId, TopicId, TopicPartition};
 use logic::limits::{
     BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, METADATA_ELECTION_MS_DEFAULT, METADATA_QUEUE_MAX,
-    METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX, REPLICA_LAG_MS_DEFAULT,
+    METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX, REPLICA_LAG_MS_DEFAULT, REPLICATION_FACTOR_DEFAULT,
 };
 use logic::metadata::command::{COMMAND_BYTES_MAX, Suspect};
 use logic::metadata::{BrokerRegistration, Command, CommandError, Image, Outcome, controller};
@@ -129,6 +129,9 @@ pub struct ClusterConfig {
     pub election: Duration,
     /// A member of an in-sync set that is behind for longer is taken out of it (`replica.lag.time.max.ms`).
     pub replica_lag: Duration,
+    /// Replicas of topics that are made without saying how many, if there are as many brokers
+    /// (`default.replication.factor`).
+    pub replication_factor: u32,
 }
 
 impl Default for ClusterConfig {
@@ -142,6 +145,7 @@ impl Default for ClusterConfig {
             session: Duration::from_millis(BROKER_SESSION_MS_DEFAULT),
             election: Duration::from_millis(METADATA_ELECTION_MS_DEFAULT),
             replica_lag: Duration::from_millis(REPLICA_LAG_MS_DEFAULT),
+            replication_factor: REPLICATION_FACTOR_DEFAULT,
         }
     }
 }
@@ -379,6 +383,14 @@ impl MetadataHandle {
         let life = &self.life;
         let heard_ms = life.heard_ms.load(Ordering::Relaxed);
         heard_ms > 0 && life.began.elapsed() < Duration::from_millis(heard_ms) + life.heard_for
+    }
+
+    /// Whether what its image says is what the cluster has decided, as far as this broker `me` can know: it is alone, has
+    /// lately been answered as [`Self::is_heard`] says, or leads others that have yet to register.
+    pub fn is_current(&self, me: BrokerId) -> bool {
+        let quorum = self.quorum.read().unwrap_or_else(PoisonError::into_inner);
+        let leads_itself = quorum.leader == Some(me) && self.image().brokers().count() < 2;
+        quorum.alone || leads_itself || self.is_heard()
     }
 
     /// A replica of this broker may lack something: the next registration names it, and that is at once if the broker

@@ -21,7 +21,8 @@ use crate::stall;
 use crate::storage::count;
 use crate::storage::ring::RingDisk;
 use crate::store::ReplicatedLogs;
-use futures_util::future::{LocalBoxFuture, select};
+use crate::timer::Timer;
+use futures_util::future::LocalBoxFuture;
 use logic::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, ReplicaGeneration, ShardId, TopicPartition,
 };
@@ -31,13 +32,9 @@ use logic::replication::message::{Body, FromFollower, Message, Nack, Status};
 use logic::replication::{Alter, AppendHead, Effect, Effects, Event, Here, Replica, Settings, Start, Stream};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::future::poll_fn;
 use std::num::NonZeroU64;
-use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Poll, Waker};
-use std::time::Duration;
 
 /// How often logs are asked whether retention has moved their start.
 const LOOK_AT_STARTS_MS: u64 = 1000;
@@ -100,7 +97,7 @@ pub struct Replicas {
     deadlines: RefCell<BTreeSet<(u64, TopicPartition)>>,
     registration: Cell<BrokerEpoch>,
     spare: RefCell<Vec<Effects>>,
-    timer: RefCell<Option<Waker>>,
+    timer: Timer,
 }
 
 impl Replicas {
@@ -117,7 +114,7 @@ impl Replicas {
             deadlines: RefCell::default(),
             registration: Cell::default(),
             spare: RefCell::default(),
-            timer: RefCell::default(),
+            timer: Timer::default(),
         })
     }
 
@@ -360,6 +357,8 @@ impl Replicas {
             }
             Effect::BecameLeader { epoch, .. } => {
                 partition.set_leader_epoch(epoch);
+                // Who waits believes in an earlier one.
+                shard.disturb_fetches(id);
                 if shard.groups.is_internal(id.topic) {
                     group::follow(shard, &shard.metadata.image());
                 }
@@ -589,12 +588,8 @@ impl Replicas {
         let mut deadlines = self.deadlines.borrow_mut();
         deadlines.remove(&(before, id));
         if next < u64::MAX && !hosted.partition.is_closed() && !hosted.partition.has_stopped() {
-            let sooner = deadlines.first().is_none_or(|(first, _)| next < *first);
             deadlines.insert((next, id));
-            drop(deadlines);
-            if sooner && let Some(timer) = self.timer.take() {
-                timer.wake();
-            }
+            self.timer.due(next);
         }
     }
 
@@ -616,17 +611,8 @@ impl Replicas {
             own.tick(now_ms);
             let first = own.deadlines.borrow().first().map_or(u64::MAX, |(deadline_ms, _)| *deadline_ms);
             let until_ms = first.min(looked_ms + LOOK_AT_STARTS_MS);
-            let wait = Duration::from_millis(until_ms.saturating_sub(now_ms).max(1));
             drop(shard);
-            let mut asked = false;
-            let sooner = poll_fn(|context| {
-                if std::mem::replace(&mut asked, true) && own.timer.borrow().is_none() {
-                    return Poll::Ready(());
-                }
-                *own.timer.borrow_mut() = Some(context.waker().clone());
-                Poll::Pending
-            });
-            select(pin!(glommio::timer::sleep(wait)), pin!(sooner)).await;
+            own.timer.sleep(now_ms, until_ms).await;
         }
     }
 

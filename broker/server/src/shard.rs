@@ -19,16 +19,21 @@ use crate::replication::Replicas;
 use crate::reply_budget::ReplyBudget;
 use crate::socket::Sockets;
 use crate::stall;
+use crate::storage::is_no_space;
 use crate::storage::ring::RingDisk;
+use crate::storage::room::{FULL_DISK_RETRY, NoRoom};
 use crate::store::Store;
+use crate::timer::Timer;
+use async_channel::Receiver;
 use flatbuffers::FlatBufferBuilder;
 use futures_util::StreamExt;
+use futures_util::future::{Either, select};
 use logic::fetch_waiters::FetchWaiters;
 use logic::ids::{BrokerEpoch, BrokerId, ShardId, TopicPartition};
 use logic::limits::{
-    CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS,
-    IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS, RECEIVE_SCRATCH_BYTES,
-    REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
+    CATCH_UP_PATIENCE_MS, CONNECTIONS_PER_SHARD_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TIMEOUT_MS,
+    HELLO_TIMEOUT_MS, IN_FLIGHT_BYTES_PER_SHARD_MAX, PARTITIONS_OPENING_MAX, PEER_PROBE_AFTER_MS,
+    RECEIVE_SCRATCH_BYTES, REPLY_BYTES_PER_SHARD_MAX, WRITE_TIMEOUT_MS,
 };
 use logic::log::compaction::{self, CompactionSettings};
 use logic::log::retention::RetentionSettings;
@@ -43,10 +48,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::num::NonZeroU64;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
+
+/// Between two looks whether the broker has caught up.
+const CATCH_UP_LOOK: Duration = Duration::from_millis(5);
 
 /// A partition of the running broker.
 pub type Partition = partition::Partition<RingDisk>;
@@ -148,6 +157,8 @@ pub struct Identity {
     pub capacity: Capacity,
     /// Coordinators of consumer groups.
     pub groups: GroupSettings,
+    /// Replicas of topics whose makers do not say how many.
+    pub replication_factor: u32,
     /// Times of replication.
     pub replication: replication::Settings,
 }
@@ -157,6 +168,16 @@ impl Identity {
     pub fn here(&self) -> Here {
         Here { broker: self.broker, shard: self.shard, shards: self.shards }
     }
+}
+
+/// What has come of an action.
+enum Performed {
+    /// It is done.
+    Done,
+    /// A newer image says otherwise.
+    NotByThisImage,
+    /// There is no room on the disk to open this: it comes again.
+    NoRoom(TopicPartition),
 }
 
 /// A core's share of the broker.
@@ -183,6 +204,8 @@ pub struct Shard {
     pub fetch_times: Histogram,
     /// Fetches that wait for bytes.
     pub waiters: RefCell<FetchWaiters<Rc<ParkedFetch>>>,
+    /// When the first of them does not wait any longer.
+    pub expiry: Timer,
     /// One receive buffer for all connections: what it holds is used up before the next await.
     pub scratch: RefCell<Vec<u8>>,
     /// Aligned room for metadata of frames.
@@ -203,6 +226,8 @@ pub struct Shard {
     pub producer_ids: ProducerIds,
     image: RefCell<Arc<Image>>,
     local: RefCell<LocalPartitions>,
+    /// Something is not open that should be.
+    no_room: RefCell<Option<NoRoom<RingDisk>>>,
     in_flight_bytes: Cell<usize>,
     /// Of those, bytes of frames that are not complete.
     partial_bytes: Cell<usize>,
@@ -210,6 +235,8 @@ pub struct Shard {
     settling: RefCell<Vec<Waker>>,
     next_connection: Cell<u64>,
     started: Instant,
+    /// Until then questions about the metadata wait, if this broker has still to learn what was decided without it.
+    catches_up_until: Cell<Instant>,
     stopping: Cell<bool>,
 }
 
@@ -237,6 +264,7 @@ impl Shard {
             produce_times: Histogram::default(),
             fetch_times: Histogram::default(),
             waiters: RefCell::new(FetchWaiters::new(Default::default())),
+            expiry: Timer::default(),
             scratch: RefCell::new(vec![0; RECEIVE_SCRATCH_BYTES]),
             aligned: RefCell::default(),
             builder: RefCell::new(FlatBufferBuilder::new()),
@@ -245,6 +273,7 @@ impl Shard {
             connections: RefCell::default(),
             producer_ids: ProducerIds::default(),
             local: RefCell::default(),
+            no_room: RefCell::new(None),
             in_flight_bytes: Cell::new(0),
             partial_bytes: Cell::new(0),
             replies: ReplyBudget::new(identity.capacity.reply_bytes_max.min(REPLY_BYTES_PER_SHARD_MAX)),
@@ -253,6 +282,7 @@ impl Shard {
             settling: RefCell::default(),
             next_connection: Cell::new(0),
             started,
+            catches_up_until: Cell::new(started),
             stopping: Cell::new(false),
         });
         shard.replicas.begin(&shard);
@@ -288,6 +318,38 @@ impl Shard {
         self.stopping.set(true);
     }
 
+    /// Clients come from now on.
+    pub fn begin_to_serve(&self) {
+        let patience = Duration::from_millis(CATCH_UP_PATIENCE_MS);
+        self.catches_up_until.set(Instant::now() + patience);
+    }
+
+    /// Whether the image has everything that was decided before this life of the broker: its registration is in it.
+    pub fn is_registered(&self) -> bool {
+        let registration = self.metadata.registration().get();
+        registration > 0 && self.image.borrow().version() >= registration
+    }
+
+    /// Waits until everything that was decided before this life of the broker has been done on this shard.
+    pub async fn registered(&self) {
+        poll_fn(|context| {
+            if self.is_registered() && self.local.borrow().version() >= self.metadata.registration().get() {
+                return Poll::Ready(());
+            }
+            self.settling.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Waits until this broker knows what was decided while it was away, but not for ever: the others may be away by now.
+    pub async fn caught_up(&self) {
+        let is_so = || self.is_registered() && self.metadata.is_current(self.identity.broker);
+        while Instant::now() < self.catches_up_until.get() && !is_so() && !self.is_stopping() {
+            glommio::timer::sleep(CATCH_UP_LOOK).await;
+        }
+    }
+
     /// Waits until everything that the image of `version` asks of this shard has been done.
     pub async fn settled(&self, version: u64) {
         poll_fn(|context| {
@@ -303,6 +365,28 @@ impl Shard {
     /// Follows the image that all shards of the broker start from. Nobody has anything open, so nobody is asked.
     pub async fn follow_first(self: &Rc<Self>, image: &Arc<Image>) {
         self.follow(self.metadata.registration(), image, false).await;
+    }
+
+    /// Follows every image that `signal` tells of, until nobody can send any more; what found no room to be opened is tried
+    /// again now and then.
+    pub async fn keep_following(self: &Rc<Self>, signal: Receiver<()>) {
+        loop {
+            let waits_for_room = self.no_room.borrow().is_some();
+            let again = async {
+                match waits_for_room {
+                    true => glommio::timer::sleep(FULL_DISK_RETRY).await,
+                    false => std::future::pending().await,
+                }
+            };
+            let told = match select(pin!(signal.recv()), pin!(again)).await {
+                Either::Left((told, _)) => told.is_ok(),
+                Either::Right(_) => true,
+            };
+            if !told {
+                return;
+            }
+            self.follow_metadata().await;
+        }
     }
 
     /// Follows the newest image. Run by one task only.
@@ -331,8 +415,10 @@ impl Shard {
         let closes = |action: &Action| matches!(action, Action::ClosePartition { .. });
         let (closes, others) = actions.split_at(actions.partition_point(closes));
         let each = |action| async move {
-            if self.perform(action, image.version(), asks).await {
-                self.local.borrow_mut().record(action);
+            match self.perform(action, image.version(), asks).await {
+                Performed::Done => self.local.borrow_mut().record(action),
+                Performed::NotByThisImage => {}
+                Performed::NoRoom(partition) => self.local.borrow_mut().failed(partition),
             }
             // Long lists of partitions must not keep requests from being served.
             glommio::yield_if_needed().await;
@@ -344,16 +430,20 @@ impl Shard {
         // Before anybody is told that the change is in force.
         group::follow(self, image);
         self.local.borrow_mut().finish(image);
+        self.wait_for_room();
         self.metadata.note_followed(self.identity.shard.get().into(), image.version());
         std::mem::take(&mut *self.settling.borrow_mut()).into_iter().for_each(Waker::wake);
     }
 
-    /// One step towards the image of `version`; `false` = not by this image.
-    async fn perform(self: &Rc<Self>, action: &Action, version: u64, asks: bool) -> bool {
+    /// One step towards the image of `version`.
+    async fn perform(self: &Rc<Self>, action: &Action, version: u64, asks: bool) -> Performed {
         match action {
             Action::OpenPartition { partition, state } => {
                 let opened = self.open(*partition, state, version, asks).await;
-                self.homes.opened(partition);
+                // What waits for room is still to be opened by this image.
+                if !matches!(opened, Performed::NoRoom(_)) {
+                    self.homes.opened(partition);
+                }
                 return opened;
             }
             Action::Reconfigure { partition, state } => self.reconfigure(partition, state),
@@ -372,7 +462,7 @@ impl Shard {
                 }
             }
         }
-        true
+        Performed::Done
     }
 
     async fn open(
@@ -381,39 +471,73 @@ impl Shard {
         state: &LocalPartition,
         version: u64,
         asks: bool,
-    ) -> bool {
-        let identity = LogIdentity { partition, generation: state.generation.get() };
+    ) -> Performed {
+        let log = LogIdentity { partition, generation: state.generation.get() };
         let settings = partition_settings(&state.config);
-        self.store.storage.name_topic(partition.topic, state.topic_name.clone());
+        let storage = &self.store.storage;
+        storage.name_topic(partition.topic, state.topic_name.clone());
         // Where there are other replicas, only who is made leader by its replica learns of an epoch.
         let epoch = (state.replicas.len() < 2).then_some(state.leader_epoch);
         let handed = match asks && homes::may_be_elsewhere(state) {
-            true => match homes::take_over(self, &identity, version).await {
+            true => match homes::take_over(self, &log, version).await {
                 Some(handed) => handed,
-                None => return false,
+                None => return Performed::NotByThisImage,
             },
             false => None,
         };
         let opened = match &handed {
-            Some(handed) => self.store.take_over(identity, settings, epoch, &handed.released).await,
-            None => self.store.open_partition(identity, settings, epoch).await,
+            Some(handed) => self.store.take_over(log, settings, epoch, &handed.released).await,
+            None => self.store.open_partition(log, settings, epoch).await,
         };
-        let opened = opened.unwrap_or_else(|error| {
-            self.store.storage.fail("opening its directory", Some(partition), &error)
-        });
+        let opened = match opened {
+            Ok(opened) => opened,
+            // A start has the reserve for this, and nobody to tell.
+            Err(error) if is_no_space(&error) && asks => {
+                handed.into_iter().for_each(|handed| self.homes.keep(self, log, version, handed));
+                if !self.waits_for_room(&partition) {
+                    let label = storage.label(partition);
+                    storage.notice(format!(
+                        "{label} cannot be opened: the disk is full. It is not served until there is room"
+                    ));
+                }
+                return Performed::NoRoom(partition);
+            }
+            Err(error) => storage.fail("opening its directory", Some(partition), &error),
+        };
         self.replicas.follow(&opened, state, true);
         if let Some(handed) = &handed {
             handed.doubted_from.into_iter().for_each(|from| self.replicas.doubt(&partition, from));
             homes::arrived(self, partition, handed);
         }
-        true
+        Performed::Done
+    }
+
+    /// Whether a partition of this shard could not be opened because the disk is full.
+    pub fn waits_for_room(&self, id: &TopicPartition) -> bool {
+        self.local.borrow().unopened().contains(id)
+    }
+
+    /// As long as something waits for room to be opened, the disk counts as full.
+    fn wait_for_room(&self) {
+        let waits = !self.local.borrow().unopened().is_empty();
+        let mut no_room = self.no_room.borrow_mut();
+        match (waits, no_room.is_some()) {
+            (true, false) => *no_room = Some(self.store.storage.wait_for_room()),
+            (false, true) => *no_room = None,
+            _ => {}
+        }
     }
 
     fn reconfigure(&self, id: &TopicPartition, state: &LocalPartition) {
         if let Some(partition) = self.store.partition(id) {
             partition.set_settings(partition_settings(&state.config));
             if !partition.is_replicated() && state.replicas.len() < 2 {
+                let before = partition.leader_epoch();
                 partition.set_leader_epoch(state.leader_epoch);
+                if partition.leader_epoch() != before {
+                    // Who waits believes in an earlier one.
+                    self.disturb_fetches(*id);
+                }
             }
             self.replicas.follow(&partition, state, false);
         }
@@ -450,7 +574,11 @@ impl Shard {
             return Location::Here(partition);
         }
         let image = self.image.borrow();
-        let Some(topic) = image.topic(id.topic) else { return Location::Nowhere(ErrorCode::UnknownTopic) };
+        let Some(topic) = image.topic(id.topic) else {
+            // Who has yet to learn of it leads nothing of it.
+            let known = self.is_registered();
+            return Location::Nowhere(if known { ErrorCode::UnknownTopic } else { ErrorCode::NotLeader });
+        };
         let Some(placed) = topic.partitions.get(id.partition.get() as usize) else {
             return Location::Nowhere(ErrorCode::UnknownPartition);
         };

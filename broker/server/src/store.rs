@@ -11,7 +11,9 @@
 use crate::partition::chunk_cache::ChunkCache;
 use crate::partition::{Advance, Blocked, Partition, PartitionSettings, RoundWrites, SealOutcome};
 use crate::stall;
+use crate::storage::agenda::Agenda;
 use crate::storage::disk::{Disk, Failed, Write};
+use crate::storage::room::FULL_DISK_RETRY;
 use crate::storage::{Storage, count, is_no_space};
 use crate::traffic::Amounts;
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
@@ -30,8 +32,6 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// How often a full disk is tried again.
-const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
 /// How long a partition that is released may take to bring what it has taken to the device: longer only where a disk is
 /// full, and then nobody has been told that it is there.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
@@ -204,6 +204,9 @@ impl<D: Disk> Store<D> {
 
     /// Opens a partition: recovery, then service. `leader_epoch`: in which this broker leads; `None` = whatever the log
     /// has, until it is told.
+    ///
+    /// # Errors
+    /// What the disk refused. Where that is for want of room nothing has happened, and it can be opened again.
     pub async fn open_partition(
         self: &Rc<Self>,
         identity: LogIdentity,
@@ -211,11 +214,16 @@ impl<D: Disk> Store<D> {
         leader_epoch: impl Into<Option<LeaderEpoch>>,
     ) -> io::Result<Rc<Partition<D>>> {
         let checkpoint = self.checkpointed.borrow().get(&identity.partition).cloned();
-        let clean = self.clean.get();
-        self.open_from(identity, settings, leader_epoch.into(), checkpoint, clean).await
+        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.generation == identity.generation);
+        let (storage, epoch, clean) = (self.storage.clone(), leader_epoch.into(), self.clean.get());
+        let partition = Partition::open(storage, identity, settings, epoch, checkpoint, clean).await?;
+        partition.remove_leftovers().await?;
+        self.serve(&partition);
+        Ok(partition)
     }
 
-    /// Opens a partition that another shard has released, from where that left it.
+    /// Opens a partition that another shard has released, from where that left it. No checkpoint on the device has to say
+    /// where that is: dropped segments that only an older one tells of stay until one does.
     ///
     /// # Errors
     /// As [`Store::open_partition`].
@@ -226,32 +234,23 @@ impl<D: Disk> Store<D> {
         leader_epoch: impl Into<Option<LeaderEpoch>>,
         released: &Released,
     ) -> io::Result<Rc<Partition<D>>> {
-        let checkpoint = Some(released.checkpoint.clone());
+        let (storage, epoch, checkpoint) =
+            (self.storage.clone(), leader_epoch.into(), Some(released.checkpoint.clone()));
         let partition =
-            self.open_from(identity, settings, leader_epoch.into(), checkpoint, released.at_rest).await?;
+            Partition::open(storage, identity, settings, epoch, checkpoint, released.at_rest).await?;
         partition.remember_damage(&released.damaged);
         partition.traffic.go_on_from(released.amounts);
+        self.serve(&partition);
         Ok(partition)
     }
 
-    async fn open_from(
-        self: &Rc<Self>,
-        identity: LogIdentity,
-        settings: PartitionSettings,
-        leader_epoch: Option<LeaderEpoch>,
-        checkpoint: Option<PartitionCheckpoint>,
-        clean: bool,
-    ) -> io::Result<Rc<Partition<D>>> {
-        let id = identity.partition;
-        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.generation == identity.generation);
-        let storage = self.storage.clone();
-        let partition = Partition::open(storage, identity, settings, leader_epoch, checkpoint, clean).await?;
+    fn serve(&self, partition: &Rc<Partition<D>>) {
         // Until here a checkpoint repeats what the last one said of it.
-        self.checkpointed.borrow_mut().remove(&id);
+        self.checkpointed.borrow_mut().remove(&partition.id());
+        partition.is_to_be_looked_at();
         let mut partitions = self.partitions.borrow_mut();
-        partitions.insert(id, partition.clone());
+        partitions.insert(partition.id(), partition.clone());
         self.storage.partitions.set(partitions.len());
-        Ok(partition)
     }
 
     /// After all partitions of the start have been opened: from now on the next start must recover.
@@ -290,6 +289,8 @@ impl<D: Disk> Store<D> {
         let partition = self.partitions.borrow_mut().remove(id)?;
         self.storage.partitions.set(self.partitions.borrow().len());
         self.active.borrow_mut().remove(id);
+        self.storage.retention.strike_out(id);
+        self.storage.compaction.strike_out(id);
         let bytes = partition.tail_bytes();
         self.tail_order.borrow_mut().retain(|other| other != id);
         self.tail_bytes.set(self.tail_bytes.get() - bytes);
@@ -306,8 +307,6 @@ impl<D: Disk> Store<D> {
     /// there is one that does at every moment. `None`: it is not open.
     pub async fn release(self: &Rc<Self>, id: &TopicPartition, stopped: impl FnOnce()) -> Option<Released> {
         let partition = self.partition(id)?;
-        // What can go goes now: whoever opens the log next would have to see to it first. What cannot stays for that.
-        let _ = partition.enforce_retention().await;
         partition.wind_down(RELEASE_PATIENCE).await;
         let stopped_ns = self.storage.environment.monotonic_ns();
         partition.stop_taking();
@@ -334,9 +333,13 @@ impl<D: Disk> Store<D> {
         self.checkpointed.borrow_mut().insert(id, checkpoint);
     }
 
-    /// A checkpoint of the shard that has taken a partition over says where its log stands.
-    pub fn forget_released(&self, id: &TopicPartition) {
-        self.checkpointed.borrow_mut().remove(id);
+    /// A checkpoint of the shard that has taken a log over says where it stands, or the log is of no use any more.
+    pub fn forget_released(&self, log: &LogIdentity) {
+        let mut checkpointed = self.checkpointed.borrow_mut();
+        // It may keep a later replica's by now.
+        if checkpointed.get(&log.partition).is_some_and(|kept| kept.generation == log.generation) {
+            checkpointed.remove(&log.partition);
+        }
     }
 
     /// Discards what a partition's log has at `to` and above, durably; where it ends now: there, or below.
@@ -458,6 +461,7 @@ impl<D: Disk> Store<D> {
         let store = self.clone();
         stall::spawn("a flush round", async move {
             let mut result = submitted.await;
+            let mut no_room = None;
             while let Err(error) = result {
                 if !is_no_space(&error) {
                     let owner = Failed::of(&error).map(|failed| failed.index);
@@ -465,12 +469,11 @@ impl<D: Disk> Store<D> {
                     store.storage.fail("writing a flush round", owner.map(|(_, owner)| owner.id()), &error);
                 }
                 // Nothing of the round is acknowledged; the same bytes go to the same places again.
-                store.storage.set_full(true);
-                store.storage.environment.sleep(FULL_DISK_RETRY).await;
+                no_room.get_or_insert_with(|| store.storage.wait_for_room()).look_again().await;
                 give_up_closed(&mut again, &mut owners);
                 result = store.storage.disk.write(again.clone()).await;
             }
-            store.storage.set_full(false);
+            drop(no_room);
             owners.iter().for_each(|(_, owner)| owner.round_has_written());
             store.rounds.borrow_mut().writes_done(round);
             store.flush_and_finish(began_ns).await;
@@ -586,20 +589,18 @@ impl<D: Disk> Store<D> {
         self.unblocking.borrow_mut().insert(id);
         let (store, partition) = (self.clone(), partition.clone());
         stall::spawn("a partition that waits for its file", async move {
+            let mut no_room = None;
             loop {
                 match partition.unblock(blocked).await {
                     Ok(()) => break,
                     Err(error) if is_no_space(&error) => {
-                        store.storage.set_full(true);
-                        store.storage.environment.sleep(FULL_DISK_RETRY).await;
+                        no_room.get_or_insert_with(|| store.storage.wait_for_room()).look_again().await;
                     }
                     Err(_) if partition.is_closed() => break,
                     Err(error) => store.storage.fail("opening a segment", Some(id), &error),
                 }
             }
-            if !partition.is_closed() {
-                store.storage.set_full(false);
-            }
+            drop(no_room);
             store.unblocking.borrow_mut().remove(&id);
             store.queue(id);
         })
@@ -678,6 +679,7 @@ impl<D: Disk> Store<D> {
             } else if partition.is_quiet(now_ms - 10_000) {
                 self.active.borrow_mut().remove(&id);
                 partition.close_idle_files();
+                partition.is_to_be_looked_at();
             }
             if let Err(error) = partition.write_footers().await {
                 self.storage.notice(format!(
@@ -701,10 +703,10 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Applies retention to every partition; the number of segments that went.
+    /// Applies retention to every partition where something can be due; the number of segments that went.
     pub async fn enforce_retention(&self) -> u64 {
         let mut dropped = 0;
-        for partition in self.partitions() {
+        for partition in self.due(&self.storage.retention) {
             match partition.enforce_retention().await {
                 Ok(segments) => dropped += segments,
                 Err(_) if partition.is_closed() => {}
@@ -713,8 +715,20 @@ impl<D: Disk> Store<D> {
                     self.storage.label(partition.id())
                 )),
             }
+            if !partition.is_closed()
+                && let Some(next_ms) = partition.next_retention_ms()
+            {
+                self.storage.retention.put_down(partition.id(), next_ms);
+            }
         }
         dropped
+    }
+
+    /// Which partitions an agenda's housekeeping is to look at: those in use, and those that are due, which are taken out.
+    pub(crate) fn due(&self, agenda: &Agenda) -> Vec<Rc<Partition<D>>> {
+        let mut ids = self.active.borrow().clone();
+        agenda.take_due(self.storage.environment.now_ms(), &mut ids);
+        ids.iter().filter_map(|id| self.partition(id)).collect()
     }
 
     /// Writes a checkpoint of all partitions. One at a time: they share a temporary file, and the last one
@@ -766,10 +780,12 @@ impl<D: Disk> Store<D> {
         self.checkpoints_begun.set(number);
         self.bytes_since_checkpoint.set(0);
         self.last_checkpoint_ms.set(self.storage.environment.now_ms());
-        // What was given up may have been written to since by who took it over.
-        let clean = clean && self.checkpointed.borrow().is_empty();
-        let mut checkpoint = Checkpoint { clean, ..Checkpoint::default() };
         let partitions = self.partitions();
+        // What was given up, or is about to be, may be written to by who takes it over.
+        let clean = clean
+            && self.checkpointed.borrow().is_empty()
+            && !partitions.iter().any(|partition| partition.winds_down());
+        let mut checkpoint = Checkpoint { clean, ..Checkpoint::default() };
         checkpoint.partitions.extend(partitions.iter().map(|partition| partition.checkpoint()));
         // Those that have not been opened yet keep what the last checkpoint said, and those that have been released what
         // was said then.

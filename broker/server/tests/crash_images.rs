@@ -8,9 +8,10 @@ mod crash;
 
 use crash::image::Image;
 use crash::ledger::Tally;
-use crash::life::root;
+use crash::life::{Plan, root};
 use crash::scripts::{self, Script};
 use logic::limits::PREWRITE_BYTES_PER_SECOND;
+use logic::producer_state::Admission;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -95,6 +96,26 @@ fn cuts_and_appends_of_a_follower() {
         tally.images, tally.lost, tally.misjudged
     ));
     assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
+}
+
+/// Partitions move between two stores meanwhile: see `crash::homes`.
+#[test]
+fn partitions_move_into_power_cuts() {
+    let moving = |seed| crash::life::run_plan(seed, &Plan::draw_moving(seed));
+    let tally = run_lives("partitions_move_into_power_cuts", 3_000_001, 8_000, moving);
+    let count = |event| tally.events.get(event).copied().unwrap_or(0);
+    print(&format!(
+        "crash images of moves: {} checked, {} moves, {} with records under way, {} waited for room, {} acknowledged \
+         lost, {} misjudged",
+        tally.images,
+        count("partitions moved"),
+        count("partitions that were not at rest"),
+        count("partitions that waited for room"),
+        tally.lost,
+        tally.misjudged
+    ));
+    assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
+    assert!(number("RINGLOG_CRASH_SEED").is_some() || count("partitions moved") > 0);
 }
 
 /// Seeds of compaction under crashes, in virtual time: see `crash::compaction`.
@@ -206,9 +227,34 @@ fn a_partition_is_deleted_on_a_full_disk() {
             let rounds = if segment_ms == 0 { 0 } else { 1 };
             assert_eq!(script.waits(), (rounds, true), "segment.ms {segment_ms}: nothing waits for space");
             assert!(script.delete().await, "segment.ms {segment_ms}: the deletion does not end");
-            assert_eq!(script.waits().0, 0, "segment.ms {segment_ms}");
+            // Nobody waits any more, so nobody else is refused.
+            assert_eq!(script.waits(), (0, false), "segment.ms {segment_ms}");
             script.end().await;
         }
+    });
+}
+
+/// What a dropped segment alone tells of stays on the device until a checkpoint says it, also when the partition moves.
+#[test]
+fn a_dropped_segment_outlives_a_move_until_a_checkpoint() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), 0).await.expect("it starts");
+        let (image, header) = script.hand_over_a_dropped_segment().await;
+        script.end().await;
+        let script = Script::start(&image, 0).await.expect("it starts");
+        let again = script.partition.admit_producer(&header);
+        assert!(matches!(again, Ok(Admission::Duplicate(_))), "the producer is forgotten: {again:?}");
+        script.end().await;
+    });
+}
+
+/// Whoever takes the partition over writes after that checkpoint.
+#[test]
+fn an_end_in_the_middle_of_a_release_is_no_clean_one() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert!(!script.end_while_it_is_released().await);
+        script.end().await;
     });
 }
 

@@ -11,7 +11,7 @@ use logic::log::{LogIdentity, LogSettings};
 use schema::record_batch::{self, BatchBuilder};
 use schema::segment::GROUP_HEADER_BYTES;
 use server::partition::reader::ReadError;
-use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
+use server::partition::{DurabilityWaiter, Partition, PartitionSettings, Standing};
 use server::storage::disk::{Disk, Failed, Write};
 use server::storage::ring::RingDisk;
 use server::storage::{DiskPolicy, Environment, Storage};
@@ -27,15 +27,16 @@ use std::time::{Duration, Instant};
 const UUID: u128 = 77;
 const TOPIC: TopicId = TopicId::new(0xf00d);
 
-/// Real time and nonces that do not repeat within a test.
+/// Real time, which a test may let pass faster, and nonces that do not repeat within a test.
 struct Host {
     began: Instant,
+    ahead_ms: Cell<i64>,
     nonce: Cell<u64>,
 }
 
 impl Environment for Host {
     fn now_ms(&self) -> i64 {
-        1_700_000_000_000 + self.began.elapsed().as_millis() as i64
+        1_700_000_000_000 + self.began.elapsed().as_millis() as i64 + self.ahead_ms.get()
     }
     fn monotonic_ns(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
@@ -89,6 +90,7 @@ impl DurabilityWaiter for Acks {
 
 /// A store, what was appended to it, and what was acknowledged.
 struct Rig {
+    host: Rc<Host>,
     store: Rc<Store<RingDisk>>,
     acks: Rc<Acks>,
     expected: u64,
@@ -142,10 +144,12 @@ impl Rig {
         }
         let disk = RingDisk::new(true, false).expect("a ring");
         let nonce = u64::from(std::process::id()) + (u64::from(shard) << 40);
-        let host = Rc::new(Host { began: Instant::now(), nonce: Cell::new(nonce) });
+        let host = Rc::new(Host { began: Instant::now(), ahead_ms: Cell::new(0), nonce: Cell::new(nonce) });
         let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
         let (storage, checkpoint) =
-            Storage::open(disk, host, policy, root, ShardId::new(shard), UUID).await.expect("storage opens");
+            Storage::open(disk, host.clone(), policy, root, ShardId::new(shard), UUID)
+                .await
+                .expect("storage opens");
         let store = Store::new(storage, checkpoint, 2);
         let appended = vec![Vec::new(); partitions.end as usize];
         for partition in partitions {
@@ -157,7 +161,7 @@ impl Rig {
         if service {
             store.begin_service().await.expect("the first checkpoint");
         }
-        Self { store, acks: Rc::default(), expected: 0, appended }
+        Self { host, store, acks: Rc::default(), expected: 0, appended }
     }
 
     fn partition(&self, partition: u32) -> Rc<Partition<RingDisk>> {
@@ -363,6 +367,74 @@ fn segments_roll_and_are_recycled() {
     });
 }
 
+const HOUR_MS: i64 = 3_600_000;
+
+impl Rig {
+    /// Nothing is appended for an hour: what becomes of the logs, each the number of its segments.
+    async fn an_hour_passes(&self) -> Vec<usize> {
+        self.host.ahead_ms.set(self.host.ahead_ms.get() + HOUR_MS);
+        self.store.tick().await;
+        self.store.enforce_retention().await;
+        self.segments()
+    }
+
+    fn segments(&self) -> Vec<usize> {
+        let partitions = self.store.partitions();
+        partitions.iter().map(|home| home.with_log(|log| log.segments().len())).collect()
+    }
+}
+
+#[test]
+fn retention_finds_what_falls_due_in_logs_that_nobody_appends_to() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 4, -1, true).await;
+        for _ in 0..12 {
+            (0..4).for_each(|partition| rig.append(partition, 1, 300_000, true));
+            rig.settle().await;
+            rig.store.tick().await;
+        }
+        let all = rig.segments();
+        assert!(all.iter().all(|segments| *segments > 2), "{all:?}");
+        let keeps = |retention_ms| {
+            let retention = RetentionSettings { retention_ms, retention_bytes: -1 };
+            PartitionSettings { retention, ..settings(-1) }
+        };
+        let [by_time, by_setting, deleted, committed] =
+            [0, 1, 2, 3].map(|partition| rig.partition(partition));
+        by_time.set_settings(keeps(3 * HOUR_MS + HOUR_MS / 2));
+        by_setting.set_settings(keeps(10 * HOUR_MS));
+        for _ in 0..3 {
+            assert_eq!(rig.an_hour_passes().await, all);
+        }
+        assert_eq!(rig.an_hour_passes().await, [1, all[1], all[2], all[3]], "its time has come");
+        by_setting.set_settings(keeps(HOUR_MS));
+        rig.store.enforce_retention().await;
+        assert_eq!(rig.segments(), [1, 1, all[2], all[3]], "it keeps less from now on");
+        deleted.delete_before(None).expect("up to the end");
+        assert_eq!(rig.segments(), [1, 1, 1, all[3]], "somebody wants it gone");
+        let files = |partition: &Partition<RingDisk>| {
+            let log = format!("{}.1", partition.id().partition);
+            std::fs::read_dir(root.join("topics").join(TOPIC.to_string()).join(log))
+                .expect("its directory")
+                .count()
+        };
+        assert!(files(&deleted) > 2);
+        rig.store.enforce_retention().await;
+        assert!(files(&deleted) <= 2, "the active one, and perhaps the next");
+        // It comes back with replicas that may not have it: what is committed is found out later.
+        drop((by_time, by_setting, deleted, committed, rig));
+        let rig = Rig::open(&root, 4, -1, true).await;
+        let committed = rig.partition(3);
+        committed.replicate(true);
+        committed.set_settings(keeps(HOUR_MS));
+        committed.set_standing(Standing { leads: true, applied: true, follows: None, refusal: None });
+        assert_eq!(rig.an_hour_passes().await[3], all[3], "above the high watermark");
+        committed.set_high_watermark(committed.with_log(|log| log.log_end()));
+        rig.store.enforce_retention().await;
+        assert_eq!(rig.segments()[3], 1);
+    });
+}
+
 #[test]
 fn time_stamps_are_found_and_offsets_out_of_range_refused() {
     run(|root| async move {
@@ -456,7 +528,7 @@ fn a_partition_is_handed_from_shard_to_shard() {
             // Whatever is written of checkpoints now, one of them says where the log stood.
             rigs[from].store.checkpoint(false).await.expect("a checkpoint");
             rigs[to].store.checkpoint(false).await.expect("a checkpoint");
-            rigs[from].store.forget_released(&id);
+            rigs[from].store.forget_released(&identity(0));
             rigs[from].store.checkpoint(false).await.expect("a checkpoint");
         }
         let appended = rigs[0].appended[0].clone();

@@ -52,10 +52,20 @@ fn every_rule_of_the_drivers_is_needed() {
     report(killed.to_vec());
 }
 
+/// Runs seeds without `rule` until one fails.
+#[cfg(feature = "mutants")]
+fn kill(rule: &logic::replication::rules::Rule, most: u64) -> (String, Option<u64>) {
+    use logic::replication::rules::delete;
+    delete(Some(*rule));
+    let seeds = seeds_to_notice(None, most);
+    delete(None);
+    (format!("{rule:?}"), seeds)
+}
+
 #[cfg(feature = "mutants")]
 #[test]
 fn every_rule_of_the_machines_is_needed() {
-    use logic::replication::rules::{Rule, delete};
+    use logic::replication::rules::Rule;
     panic::set_hook(Box::new(|_| ()));
     let rules = [
         Rule::CutByEpochs,
@@ -76,18 +86,62 @@ fn every_rule_of_the_machines_is_needed() {
         Rule::CheckBrokerEpoch,
         Rule::ElectEligible,
     ];
-    let kill = |rule: &Rule, most| {
-        delete(Some(*rule));
-        let seeds = seeds_to_notice(None, most);
-        delete(None);
-        (format!("{rule:?}"), seeds)
-    };
     let killed = rules.iter().map(|rule| kill(rule, 3000)).collect();
     // Links keep their order, and a follower that is opened anew has nothing to take back of what it said before: whole
     // clusters do not meet what this one stands against (`docs/TESTING.md`), tables do. With RINGLOG_SIM_RARE_SEEDS=N it is
     // looked for all the same.
     let rare = std::env::var("RINGLOG_SIM_RARE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     for (rule, seeds) in [Rule::MatchOpenings].iter().filter(|_| rare > 0).map(|rule| kill(rule, rare)) {
+        println!("{rule}: {seeds:?} of {rare} seeds");
+    }
+    drop(panic::take_hook());
+    report(killed);
+}
+
+/// Rules of metadata that whole clusters meet; the others are left to the simulation of replication and to tables, by
+/// name in `broker/logic/src/replication/mutants.rs`. With RINGLOG_SIM_RARE_SEEDS=N they are looked for all the same.
+#[cfg(feature = "mutants")]
+#[test]
+fn every_rule_of_metadata_is_needed() {
+    use logic::replication::rules::Rule;
+    panic::set_hook(Box::new(|_| ()));
+    let rules = [
+        Rule::RefusalsCount,
+        Rule::RegisteringEndsLife,
+        Rule::OtherDiskHasNothing,
+        Rule::NewLeaderNewEpoch,
+        Rule::ChangesRaiseEpoch,
+        Rule::KeepEligible,
+        Rule::ForgetEligible,
+        Rule::ElectServing,
+        Rule::ElectClean,
+        Rule::NewGeneration,
+        Rule::DeleteByNewerMetadata,
+    ];
+    let killed = rules.iter().map(|rule| kill(rule, 3000)).collect();
+    let rare = std::env::var("RINGLOG_SIM_RARE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let rarely = [
+        Rule::ChangeAsLeader,
+        Rule::ChangeKnownState,
+        Rule::LeaderInSet,
+        Rule::HeirInSet,
+        Rule::RefuseFenced,
+        Rule::RefuseDraining,
+        Rule::RefuseSuspect,
+        Rule::RefuseOtherGeneration,
+        Rule::CheckLife,
+        Rule::DoubtsOutliveLives,
+        Rule::FencedLeaveSets,
+        Rule::CleanInThisEpoch,
+        Rule::HearAllSuspects,
+        Rule::CompleteWithAdded,
+        Rule::CompleteWithMinimum,
+        Rule::CompletionIsNewEpoch,
+        Rule::WholeSession,
+        Rule::UnfenceCaughtUp,
+        Rule::StopWithoutLeading,
+    ];
+    for (rule, seeds) in rarely.iter().filter(|_| rare > 0).map(|rule| kill(rule, rare)) {
         println!("{rule}: {seeds:?} of {rare} seeds");
     }
     drop(panic::take_hook());

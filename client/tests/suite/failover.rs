@@ -429,3 +429,52 @@ async fn a_consumer_reads_at_a_follower_of_its_rack_and_goes_on_at_the_leader() 
         }
     }
 }
+
+/// A reply that takes longer than a broker may be silent is no silence while its bytes come.
+#[tokio::test]
+async fn a_consumer_stays_with_a_follower_whose_link_is_slow() {
+    let brokers = FakeBroker::cluster(2, 1).await;
+    let leader_check_after = Duration::from_millis(300);
+    let client = ClientConfig { leader_check_after, ..config_of(&brokers) };
+    let client = Client::connect(client).await.unwrap();
+    let config = ConsumerConfig {
+        fetch_max_wait: Duration::from_millis(100),
+        rack: Some("here".to_owned()),
+        ..ConsumerConfig::default()
+    };
+    let mut consumer = client.consumer(config);
+    let follower = FIRST + 1;
+    let append = |end: u64| {
+        brokers[0].append(0, &["a", "b"]);
+        brokers[0].topic("t", |topic| topic.partitions[0].follower = Some((follower, end)));
+    };
+    append(2);
+    // 800 ms for each of its replies.
+    brokers[0].hook(move |call| match call.broker == follower && is_fetch(call) {
+        true => Do::Drip(20, Duration::from_millis(40)),
+        false => Do::Serve,
+    });
+    consumer.assign_all("t", StartFrom::Earliest).await.unwrap();
+    let mut next = 0;
+    let mut read = async |until: u64| {
+        while next < until {
+            assert_eq!(consumer.next().await.unwrap().unwrap().offset, next);
+            next += 1;
+        }
+    };
+    read(2).await;
+    let fetches =
+        |calls: &[Call], at: u32| calls.iter().filter(|call| call.broker == at && is_fetch(call)).count();
+    // Who is held up for longer than the follower may be silent leaves it, and is tried again.
+    for attempt in 1u64.. {
+        let before = if attempt == 1 { 0 } else { fetches(&brokers[0].calls(), follower) };
+        brokers[0].until(|calls| fetches(calls, follower) > before).await;
+        let at_the_leader = fetches(&brokers[0].calls(), FIRST);
+        append(2 + 2 * attempt);
+        read(2 + 2 * attempt).await;
+        if fetches(&brokers[0].calls(), FIRST) == at_the_leader {
+            break;
+        }
+        assert!(attempt < 3, "it reads at the leader although the follower sends");
+    }
+}

@@ -50,6 +50,8 @@ pub enum Do {
     ServeAndHangUp,
     /// Send these bytes instead of a reply.
     Bytes(Vec<u8>),
+    /// Serve, over a link so slow that the reply comes in as many pieces, with this time before each.
+    Drip(usize, Duration),
 }
 
 pub type Hook = Box<dyn FnMut(&Call) -> Do + Send>;
@@ -390,6 +392,14 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>, changed: Arc<Notify>
             Do::ServeAndHangUp => {
                 answer(&call, &state, &changed).await;
                 break;
+            }
+            Do::Drip(pieces, pause) => {
+                let Some(frame) = answer(&call, &state, &changed).await else { continue };
+                for piece in frame.chunks(frame.len().div_ceil(pieces)) {
+                    // The link is what is planted; nothing is awaited.
+                    tokio::time::sleep(pause).await;
+                    let _ = out.send(Some(piece.to_vec()));
+                }
             }
             // A produce is appended in the order of arrival.
             Do::Serve if matches!(call.request, Request::Fetch { .. }) => {

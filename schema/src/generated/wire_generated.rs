@@ -17200,6 +17200,7 @@ impl<'a> DescribeClusterResponse<'a> {
   pub const VT_BROKERS: ::flatbuffers::VOffsetT = 18;
   pub const VT_TOPICS: ::flatbuffers::VOffsetT = 20;
   pub const VT_CATCH_UP_BYTES_PER_SECOND: ::flatbuffers::VOffsetT = 22;
+  pub const VT_BEHIND: ::flatbuffers::VOffsetT = 24;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -17221,6 +17222,7 @@ impl<'a> DescribeClusterResponse<'a> {
     if let Some(x) = args.quorum { builder.add_quorum(x); }
     builder.add_answered_by(args.answered_by);
     if let Some(x) = args.cluster { builder.add_cluster(x); }
+    builder.add_behind(args.behind);
     builder.finish()
   }
 
@@ -17295,6 +17297,13 @@ impl<'a> DescribeClusterResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(DescribeClusterResponse::VT_CATCH_UP_BYTES_PER_SECOND, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn behind(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(DescribeClusterResponse::VT_BEHIND, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for DescribeClusterResponse<'_> {
@@ -17313,6 +17322,7 @@ impl ::flatbuffers::Verifiable for DescribeClusterResponse<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<BrokerDescription>>>>("brokers", Self::VT_BROKERS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicReplicas>>>>("topics", Self::VT_TOPICS, false)?
      .visit_field::<u64>("catch_up_bytes_per_second", Self::VT_CATCH_UP_BYTES_PER_SECOND, false)?
+     .visit_field::<bool>("behind", Self::VT_BEHIND, false)?
      .finish();
     Ok(())
   }
@@ -17328,6 +17338,7 @@ pub struct DescribeClusterResponseArgs<'a> {
     pub brokers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<BrokerDescription<'a>>>>>,
     pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicReplicas<'a>>>>>,
     pub catch_up_bytes_per_second: u64,
+    pub behind: bool,
 }
 impl<'a> Default for DescribeClusterResponseArgs<'a> {
   #[inline]
@@ -17343,6 +17354,7 @@ impl<'a> Default for DescribeClusterResponseArgs<'a> {
       brokers: None,
       topics: None,
       catch_up_bytes_per_second: 0,
+      behind: false,
     }
   }
 }
@@ -17393,6 +17405,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribeClusterResponseBuilde
     self.fbb_.push_slot::<u64>(DescribeClusterResponse::VT_CATCH_UP_BYTES_PER_SECOND, catch_up_bytes_per_second, 0);
   }
   #[inline]
+  pub fn add_behind(&mut self, behind: bool) {
+    self.fbb_.push_slot::<bool>(DescribeClusterResponse::VT_BEHIND, behind, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DescribeClusterResponseBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     DescribeClusterResponseBuilder {
@@ -17420,6 +17436,7 @@ impl ::core::fmt::Debug for DescribeClusterResponse<'_> {
       ds.field("brokers", &self.brokers());
       ds.field("topics", &self.topics());
       ds.field("catch_up_bytes_per_second", &self.catch_up_bytes_per_second());
+      ds.field("behind", &self.behind());
       ds.finish()
   }
 }

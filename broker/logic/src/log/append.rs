@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 /// Which log this is, in every header it writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogIdentity {
     /// Topic and partition.
     pub partition: TopicPartition,

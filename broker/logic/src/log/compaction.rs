@@ -49,6 +49,8 @@ pub struct Look {
     pub end: Offset,
     /// Something dirty is older than `max.compaction.lag.ms`.
     pub overdue: bool,
+    /// When the next look can find more although nothing is appended, milliseconds since 1970; `i64::MAX` = never.
+    pub next_ms: i64,
 }
 
 impl Look {
@@ -69,12 +71,20 @@ impl Look {
 /// record is always left above them, so that the log never ends in a gap.
 pub fn look(log: &Log, settings: &CompactionSettings, now_ms: i64) -> Look {
     let start = log.segments().front().map_or(log.log_start(), |segment| segment.base);
-    let mut found = Look { first_dirty: start, end: start, ..Look::default() };
+    let mut found = Look { first_dirty: start, end: start, next_ms: i64::MAX, ..Look::default() };
     let mut clean = true;
     for (segment, next) in log.segments().iter().zip(log.segments().iter().skip(1)) {
         let young =
             settings.min_lag_ms > 0 && now_ms.saturating_sub(segment.max_timestamp_ms) < settings.min_lag_ms;
-        if next.base >= log.high_watermark() || next.sequence > log.durable_position().0 || young {
+        if next.base >= log.high_watermark() || next.sequence > log.durable_position().0 {
+            // What is committed, and durable, grows without an append.
+            if log.high_watermark() < log.log_end() {
+                found.next_ms = now_ms;
+            }
+            break;
+        }
+        if young {
+            found.next_ms = found.next_ms.min(segment.max_timestamp_ms.saturating_add(settings.min_lag_ms));
             break;
         }
         found.end = next.base;
@@ -89,6 +99,8 @@ pub fn look(log: &Log, settings: &CompactionSettings, now_ms: i64) -> Look {
         }
         found.dirty_bytes += segment.end_position;
         found.overdue |= now_ms.saturating_sub(segment.opened_ms) > settings.max_lag_ms;
+        let late_ms = segment.opened_ms.saturating_add(settings.max_lag_ms).saturating_add(1);
+        found.next_ms = found.next_ms.min(late_ms);
     }
     found
 }

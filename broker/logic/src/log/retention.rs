@@ -4,7 +4,7 @@
 //! function of the log; the driver moves the start and reclaims the files.
 
 use crate::ids::Offset;
-use crate::log::append::Log;
+use crate::log::append::{Log, Segment};
 use crate::rules::{Rule, holds};
 
 /// What a topic keeps.
@@ -26,11 +26,9 @@ pub fn new_log_start(log: &Log, settings: RetentionSettings, now_ms: i64) -> Opt
         if next.base > log.high_watermark() {
             break;
         }
-        // A segment without timestamps counts from when it was opened.
-        let newest_ms = segment.max_timestamp_ms.max(segment.opened_ms.min(next.opened_ms));
-        let newest_ms = if segment.max_timestamp_ms >= 0 { segment.max_timestamp_ms } else { newest_ms };
         let expired = settings.retention_ms >= 0
-            && (now_ms.saturating_sub(newest_ms) > settings.retention_ms || !holds(Rule::KeepTime));
+            && (now_ms.saturating_sub(newest_ms(segment, next)) > settings.retention_ms
+                || !holds(Rule::KeepTime));
         // What remains without this segment must still reach the bound.
         let left = if holds(Rule::KeepBytes) { bytes.saturating_sub(segment.end_position) } else { bytes };
         let oversize = settings.retention_bytes >= 0 && left >= settings.retention_bytes as u64;
@@ -41,6 +39,26 @@ pub fn new_log_start(log: &Log, settings: RetentionSettings, now_ms: i64) -> Opt
         start = Some(next.base);
     }
     start.filter(|start| *start > log.log_start())
+}
+
+/// When [`new_log_start`], which has just been followed, can find more although nothing is appended, milliseconds since 1970;
+/// `None` = never.
+pub fn next_look_ms(log: &Log, settings: RetentionSettings, now_ms: i64) -> Option<i64> {
+    let (segment, next) = log.segments().front().zip(log.segments().get(1))?;
+    // What is committed grows without an append.
+    if next.base > log.high_watermark() {
+        return Some(now_ms);
+    }
+    (settings.retention_ms >= 0)
+        .then(|| newest_ms(segment, next).saturating_add(settings.retention_ms).saturating_add(1))
+}
+
+/// How young the youngest record is. A segment without timestamps counts from when it was opened.
+fn newest_ms(segment: &Segment, next: &Segment) -> i64 {
+    match segment.max_timestamp_ms {
+        stamped @ 0.. => stamped,
+        none => none.max(segment.opened_ms.min(next.opened_ms)),
+    }
 }
 
 #[cfg(test)]
@@ -104,8 +122,25 @@ mod tests {
         ];
         for (n, (segments, retention_ms, retention_bytes, now_ms, start)) in rows.into_iter().enumerate() {
             let settings = RetentionSettings { retention_ms, retention_bytes };
-            let found = new_log_start(&log(segments), settings, now_ms).map(Offset::get);
-            assert_eq!(found, start, "row {n}");
+            let mut log = log(segments);
+            let found = new_log_start(&log, settings, now_ms);
+            assert_eq!(found.map(Offset::get), start, "row {n}");
+            found.map(|found| log.advance_start(found));
+            // Nothing before the time that is said to be the next, something then.
+            let next_ms = next_look_ms(&log, settings, now_ms);
+            let before_ms = next_ms.map_or(i64::MAX, |next_ms| next_ms - 1);
+            assert_eq!(new_log_start(&log, settings, before_ms), None, "row {n}");
+            if let Some(next_ms) = next_ms {
+                assert!(next_ms > now_ms && new_log_start(&log, settings, next_ms).is_some(), "row {n}");
+            }
         }
+    }
+
+    #[test]
+    fn what_is_not_committed_is_looked_at_again() {
+        let mut log = log(&[(100, 10, 0), (100, 20, 10)]);
+        log.replicate(Offset::new(0));
+        let settings = RetentionSettings { retention_ms: 5, retention_bytes: -1 };
+        assert_eq!((new_log_start(&log, settings, 50), next_look_ms(&log, settings, 50)), (None, Some(50)));
     }
 }

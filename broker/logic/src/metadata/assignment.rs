@@ -47,8 +47,9 @@ impl Image {
     pub(super) fn apply_alter_partition(&mut self, alter: &AlterPartition) -> Result<Outcome, CommandError> {
         let id = alter.partition;
         let (topic, before) = self.existing(id)?;
-        let asked = (Some(alter.sender), alter.leader_epoch, alter.partition_epoch);
-        if asked != (before.leader, before.leader_epoch, before.partition_epoch) {
+        let leads = (Some(alter.sender), alter.leader_epoch) == (before.leader, before.leader_epoch);
+        let knows = alter.partition_epoch == before.partition_epoch;
+        if (!leads && holds(Rule::ChangeAsLeader)) || (!knows && holds(Rule::ChangeKnownState)) {
             return Err(CommandError::Stale(format!(
                 "{id}: the in-sync set was to change from leader epoch {} and partition epoch {}, and these are \
                  {} and {}",
@@ -57,9 +58,16 @@ impl Image {
         }
         let mut change = Change::new(id, &before);
         let refusal = self.refuse_in_sync(&before, alter);
-        if refusal.is_none() {
-            change.next.in_sync = alter.in_sync.iter().map(|member| member.broker).collect();
-            change.next.leader = alter.transfer_to.or(before.leader);
+        match refusal {
+            None => {
+                change.next.in_sync = alter.in_sync.iter().map(|member| member.broker).collect();
+                change.next.leader = alter.transfer_to.or(before.leader);
+            }
+            Some(_) if holds(Rule::RefusalsCount) => {}
+            Some(refusal) => {
+                let partition_epoch = before.partition_epoch;
+                return Ok(Outcome::PartitionAlterRefused { partition: id, partition_epoch, refusal });
+            }
         }
         let settled = change.settle(Brokers(&self.brokers), &topic.config);
         // The same set as before is an answer as well.
@@ -75,7 +83,7 @@ impl Image {
     fn refuse_in_sync(&self, before: &Partition, alter: &AlterPartition) -> Option<AlterRefusal> {
         let members = &alter.in_sync;
         let has = |broker: BrokerId| members.iter().any(|member| member.broker == broker);
-        if !has(alter.sender) {
+        if !has(alter.sender) && holds(Rule::LeaderInSet) {
             return Some(AlterRefusal::WithoutLeader);
         }
         let mut seen = BTreeSet::new();
@@ -86,19 +94,22 @@ impl Image {
             };
             let Some(known) = self.broker(broker) else { return Some(AlterRefusal::NotReplica(broker)) };
             let is_new = !before.is_in_sync(broker);
-            if replica.generation != member.generation {
+            if replica.generation != member.generation && holds(Rule::RefuseOtherGeneration) {
                 return Some(AlterRefusal::StaleGeneration(broker));
             } else if known.epoch != member.epoch && holds(Rule::CheckBrokerEpoch) {
                 return Some(AlterRefusal::StaleBroker(broker));
-            } else if known.fenced {
+            } else if known.fenced && holds(Rule::RefuseFenced) {
                 return Some(AlterRefusal::Fenced(broker));
-            } else if known.draining && is_new {
+            } else if known.draining && is_new && holds(Rule::RefuseDraining) {
                 return Some(AlterRefusal::Draining(broker));
-            } else if known.suspect(alter.partition, member.generation).is_some() {
+            } else if known.suspect(alter.partition, member.generation).is_some()
+                && holds(Rule::RefuseSuspect)
+            {
                 return Some(AlterRefusal::Suspect(broker));
             }
         }
-        alter.transfer_to.filter(|to| !has(*to)).map(AlterRefusal::NotInSync)
+        let heir = alter.transfer_to.filter(|_| holds(Rule::HeirInSet));
+        heir.filter(|to| !has(*to)).map(AlterRefusal::NotInSync)
     }
 
     pub(super) fn apply_mark_clean(
@@ -111,7 +122,8 @@ impl Image {
     ) -> Result<Outcome, CommandError> {
         let (topic, before) = self.existing(id)?;
         let known = self.current_broker(broker, broker_epoch)?;
-        if !before.has_replica(broker, generation) || before.leader_epoch != leader_epoch {
+        let is_now = before.leader_epoch == leader_epoch || !holds(Rule::CleanInThisEpoch);
+        if !before.has_replica(broker, generation) || !is_now {
             return Err(CommandError::Stale(format!(
                 "{id}: generation {generation} of broker {broker} followed in leader epoch {leader_epoch}, and that \
                  is {} now",
@@ -173,7 +185,8 @@ impl Image {
             ));
         }
         let mut change = Change::new(id, before);
-        let generation = ReplicaGeneration::new(before.partition_epoch.get().saturating_add(1));
+        let raised = before.partition_epoch.get().saturating_add(1);
+        let generation = ReplicaGeneration::new(if holds(Rule::NewGeneration) { raised } else { 0 });
         let mut next = Vec::with_capacity(replicas.len() + before.replicas.len());
         let mut adding = Vec::new();
         for &broker in replicas {
@@ -196,7 +209,7 @@ impl Image {
         change.next.removing = removing.iter().map(|replica| replica.broker).collect();
         // Who was alone with it has led without a thought for others. Those that come are led in an epoch that begins with
         // them, so that nobody who was alone, whatever its restarts, can be taken for their leader.
-        change.new_epoch = before.replicas.len() == 1 && !adding.is_empty();
+        change.new_epoch = before.replicas.len() == 1 && !adding.is_empty() && holds(Rule::LeadNewcomersAnew);
         change.next.adding = adding.into();
         next.extend(removing);
         change.next.replicas = next.into();
@@ -230,7 +243,8 @@ impl Image {
                 change.next.eligible = Arc::default();
                 change.had_all.clear();
                 self.mark_clean(broker, id);
-                for other in before.replicas.iter().filter(|other| other.broker != broker) {
+                let doubts = |other: &&Replica| other.broker != broker && holds(Rule::UncleanDoubtsOthers);
+                for other in before.replicas.iter().filter(doubts) {
                     let suspect = Suspect {
                         partition: id,
                         generation: other.generation,
@@ -281,7 +295,7 @@ impl Image {
         change.next.homes = homes.into();
         // Whoever leads or follows on the new shard knows nothing of what was said on the old one, and clients are to
         // learn where it is now: both see it by the epoch.
-        change.new_epoch = true;
+        change.new_epoch = holds(Rule::HomesMeetAnew);
         let settled = change.settle(Brokers(&self.brokers), &topic.config);
         self.put_partitions(&topic, settled.map(|settled| (id.partition, settled)).into_iter().collect())?;
         Ok(Outcome::HomeMoved { partition: id, broker, shard })
@@ -335,4 +349,4 @@ fn invalid(partition: TopicPartition, problem: impl Into<String>) -> CommandErro
 
 #[cfg(test)]
 #[path = "cluster_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -9,6 +9,7 @@ use super::image::{Broker, CommandError, HOST_BYTES_MAX, Image, Outcome, RACK_BY
 use super::partition::{Brokers, Change, Partition};
 use crate::ids::{BrokerEpoch, BrokerId, PartitionIndex, ReplicaGeneration, TopicPartition};
 use crate::limits::BROKERS_MAX;
+use crate::replication::rules::{Rule, holds};
 use std::sync::Arc;
 
 impl Broker {
@@ -47,7 +48,7 @@ impl Image {
         }
         let epoch = BrokerEpoch::new(self.version);
         let doubted = match &before {
-            Some(before) if !lost_disk => &before.suspects[..],
+            Some(before) if !lost_disk && holds(Rule::DoubtsOutliveLives) => &before.suspects[..],
             _ => &[],
         };
         let entry = Broker {
@@ -59,10 +60,11 @@ impl Image {
             version: self.version,
         };
         self.brokers.insert(broker, Arc::new(entry));
-        if starts_fenced && before.is_some() {
+        if starts_fenced && before.is_some() && holds(Rule::RegisteringEndsLife) {
+            let has_nothing = lost_disk && holds(Rule::OtherDiskHasNothing);
             self.change_partitions(
                 |entry| entry.is_replica(broker),
-                |change| change.without(broker, lost_disk),
+                |change| change.without(broker, has_nothing),
             )?;
         }
         if before.is_some_and(|before| before.registration.shards != registration.shards) {
@@ -94,7 +96,8 @@ impl Image {
             return Err(invalid(broker, "it is fenced already"));
         }
         self.put_broker(Broker { fenced: true, ..known });
-        self.change_partitions(|entry| entry.is_in_sync(broker), |change| change.without(broker, false))?;
+        let concerns = |entry: &Partition| entry.is_in_sync(broker) && holds(Rule::FencedLeaveSets);
+        self.change_partitions(concerns, |change| change.without(broker, false))?;
         Ok(Outcome::BrokerFenced { broker })
     }
 
@@ -146,7 +149,7 @@ impl Image {
         epoch: BrokerEpoch,
     ) -> Result<Broker, CommandError> {
         let known = self.brokers.get(&broker).ok_or_else(|| invalid(broker, "it is not registered"))?;
-        if known.epoch != epoch {
+        if known.epoch != epoch && holds(Rule::CheckLife) {
             let problem = format!("its epoch is {}, and {epoch} was meant", known.epoch);
             return Err(CommandError::Stale(format!("broker {broker}: {problem}")));
         }

@@ -165,7 +165,7 @@ fn check_refused(script: &str, problem: &str) {
 }
 
 #[test]
-fn in_sync_sets() {
+pub(crate) fn in_sync_sets() {
     check("", "1 e0 pe0 isr 1,2,3 of 1,2,3");
     check("alter 1 1,2", "1 e0 pe1 isr 1,2 of 1,2,3");
     check("alter 1 1", "1 e0 pe1 isr 1 of 1,2,3 elr 2,3");
@@ -176,7 +176,7 @@ fn in_sync_sets() {
 }
 
 #[test]
-fn refusals_are_committed() {
+pub(crate) fn refusals_are_committed() {
     // Each raises the partition's epoch and changes nothing else.
     check("alter 1 2,3", "1 e0 pe1 isr 1,2,3 of 1,2,3");
     check("alter 1 1,4", "1 e0 pe1 isr 1,2,3 of 1,2,3");
@@ -190,7 +190,7 @@ fn refusals_are_committed() {
 }
 
 #[test]
-fn a_set_from_an_earlier_life_is_refused() {
+pub(crate) fn a_set_from_an_earlier_life_is_refused() {
     let image = run(run(Image::default(), START), "alter 1 1,2");
     let early = command(&image, "alter 1 1,2,3");
     // Broker 3 starts again; it was in no in-sync set, so the partition's epoch is the same.
@@ -221,7 +221,7 @@ fn a_set_from_an_earlier_life_is_refused() {
 }
 
 #[test]
-fn brokers_come_and_go() {
+pub(crate) fn brokers_come_and_go() {
     check("fence 1", "2 e1 pe1 isr 2,3 of 1,2,3");
     check("fence 1; unfence 1", "2 e1 pe1 isr 2,3 of 1,2,3");
     // Registering ends the earlier life at once.
@@ -247,7 +247,7 @@ fn brokers_come_and_go() {
 }
 
 #[test]
-fn suspects() {
+pub(crate) fn suspects() {
     check("register 3 suspect 0:9", "1 e0 pe1 isr 1,2 of 1,2,3 suspect 3");
     check("register 3 suspect 0:9; unfence 3; clean 3", "1 e0 pe2 isr 1,2 of 1,2,3");
     check("register 3 suspect 0:9; unfence 3; clean 3; alter 1 1,2,3", "1 e0 pe3 isr 1,2,3 of 1,2,3");
@@ -269,7 +269,7 @@ fn suspects() {
 }
 
 #[test]
-fn reassignments() {
+pub(crate) fn reassignments() {
     check("reassign 4,2,3", "1 e0 pe1 isr 2,3,1 of 4.1,2,3,1 adding 4 removing 1");
     check("reassign 4,2,3; alter 1 1,2,3,4", "4 e1 pe2 isr 4,2,3 of 4.1,2,3");
     check("reassign 4,2,3; call off", "1 e1 pe2 isr 2,3,1 of 2,3,1");
@@ -303,7 +303,7 @@ fn one_replica_grows_to_three_while_it_serves() {
 }
 
 #[test]
-fn leaders_by_wish_and_by_force() {
+pub(crate) fn leaders_by_wish_and_by_force() {
     check("elect 2", "1 e0 pe1 isr 1,2,3 of 1,2,3 to 2");
     check("elect 2; alter 1 1,2,3 to 2", "2 e1 pe2 isr 1,2,3 of 1,2,3");
     check("elect 2; alter 1 1,3", "1 e0 pe2 isr 1,3 of 1,2,3");
@@ -319,7 +319,7 @@ fn leaders_by_wish_and_by_force() {
 }
 
 #[test]
-fn homes() {
+pub(crate) fn homes() {
     let image = run(Image::default(), START);
     let home = |image: &Image| image.home_of(BrokerId::new(2), ID, image.partition(ID)).unwrap().get();
     let other = (home(&image) + 1) % 4;

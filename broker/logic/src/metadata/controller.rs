@@ -1,4 +1,5 @@
-//! What the leader of the metadata proposes by itself: who is fenced and unfenced, and who hands leaderships over.
+//! What the leader of the metadata proposes by itself: who is fenced and unfenced, who hands leaderships over, and more
+//! copies of the brokers' own topics when brokers have come.
 //!
 //! One [`Controller`] runs beside the metadata on every broker that votes, on the metadata thread; it does
 //! something only while that broker leads the metadata. It is told what is heard from brokers and which image is in
@@ -8,20 +9,22 @@
 //!
 //! Invariants: only a broker that was silent for the whole session timeout, whose process is gone, or that stops, is
 //! fenced. A leader that has just been elected knows nothing of the silence before and gives everybody a whole
-//! timeout. Leaderships move by wish only, to members of the in-sync set that serve and stay.
+//! timeout. Leaderships move by wish only, to members of the in-sync set that serve and stay. Copies are added and never
+//! taken away.
 //!
 //! Absent on purpose: elections, in-sync sets and the end of reassignments are rules of
 //! [`partition`](super::partition), in force the moment that their cause is. An unclean election is only ever asked
 //! for by a person.
 
-use super::command::Command;
+use super::command::{Command, Reassignment};
 use super::image::{Broker, Image};
 use super::partition::Partition;
 use crate::ids::{BrokerEpoch, BrokerId, PartitionIndex, TopicPartition};
 use crate::limits::{
     BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, ELECTIONS_PER_COMMAND_MAX,
-    LEADER_REBALANCE_MS_DEFAULT, UNFENCE_LAG_COMMANDS_MAX,
+    LEADER_REBALANCE_MS_DEFAULT, OFFSETS_TOPIC_REPLICAS_MAX, UNFENCE_LAG_COMMANDS_MAX,
 };
+use crate::replication::rules::{Rule, holds};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -110,12 +113,22 @@ pub struct Controller {
     drained_ms: u64,
     /// … and for the preferred leaders.
     rebalanced_ms: u64,
+    /// When more copies were proposed last.
+    grown_ms: Option<u64>,
 }
 
 impl Controller {
     /// One that does not lead.
     pub fn new(settings: Settings, image: Arc<Image>) -> Self {
-        Self { settings, image, leads: false, heard: BTreeMap::new(), drained_ms: 0, rebalanced_ms: 0 }
+        Self {
+            settings,
+            image,
+            leads: false,
+            heard: BTreeMap::new(),
+            drained_ms: 0,
+            rebalanced_ms: 0,
+            grown_ms: None,
+        }
     }
 
     /// Takes one event at `now_ms`, of a clock that does not go back.
@@ -123,8 +136,11 @@ impl Controller {
         match event {
             Event::Leads => {
                 self.leads = true;
-                self.heard.clear();
+                if holds(Rule::WholeSession) {
+                    self.heard.clear();
+                }
                 (self.drained_ms, self.rebalanced_ms) = (now_ms, now_ms);
+                self.grown_ms = None;
             }
             Event::LeadsNot => self.leads = false,
             Event::Image(image) => self.follow(image),
@@ -139,6 +155,7 @@ impl Controller {
         if self.leads {
             self.judge(now_ms, effects);
             self.move_leaderships(now_ms, effects);
+            self.grow(now_ms, effects);
         }
     }
 
@@ -159,7 +176,8 @@ impl Controller {
         let rebalance = self.settings.rebalance_ms;
         let rebalance = (rebalance > 0).then(|| self.rebalanced_ms + rebalance);
         let drain = self.anybody_leaves().then(|| self.drained_ms + self.settings.retry_ms);
-        silence.chain(rebalance).chain(drain).min()
+        let grow = self.grown_ms.map(|grown_ms| grown_ms + self.settings.retry_ms);
+        silence.chain(rebalance).chain(drain).chain(grow).min()
     }
 
     fn patience_ms(&self, heard: &Heard) -> u64 {
@@ -210,10 +228,11 @@ impl Controller {
                 continue;
             }
             let is_gone = now_ms >= heard.at_ms + self.patience_ms(&heard);
-            let may_stop = || heard.stopping && !leads_for_others(&image, broker);
-            let serves = !heard.stopping
-                && heard.version >= epoch.get()
+            let leads = || leads_for_others(&image, broker) && holds(Rule::StopWithoutLeading);
+            let may_stop = || heard.stopping && !leads();
+            let caught_up = heard.version >= epoch.get()
                 && heard.version.saturating_add(UNFENCE_LAG_COMMANDS_MAX) >= image.version();
+            let serves = !heard.stopping && (caught_up || !holds(Rule::UnfenceCaughtUp));
             let command = if !known.fenced && (is_gone || may_stop()) {
                 Command::FenceBroker { broker, epoch }
             } else if known.fenced && !is_gone && serves {
@@ -276,6 +295,54 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// Asks for the copies that the brokers' own topic has too few of for the brokers of now.
+    fn grow(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        if self.grown_ms.is_some_and(|grown_ms| now_ms < grown_ms + self.settings.retry_ms) {
+            return;
+        }
+        let partitions = more_copies(&self.image);
+        self.grown_ms = (!partitions.is_empty()).then_some(now_ms);
+        if !partitions.is_empty() {
+            effects.push(Effect::Propose(Command::ReassignPartitions { partitions }));
+        }
+    }
+}
+
+/// Partitions of the offsets topic that more brokers could keep, and those that are to keep them: who has them already, and
+/// others. Nothing that moves, lacks a leader, or is on a broker that is being emptied.
+fn more_copies(image: &Image) -> Vec<Reassignment> {
+    let Some(topic) = image.topic_by_name(schema::OFFSETS_TOPIC) else { return Vec::new() };
+    let wanted = image.replicas_at_most(OFFSETS_TOPIC_REPLICAS_MAX);
+    let leaves = |broker: BrokerId| image.broker(broker).is_none_or(|known| known.draining);
+    let has_too_few = |entry: &Partition| {
+        entry.replicas.len() < wanted as usize
+            && entry.leader.is_some()
+            && !entry.is_reassigned()
+            && !entry.brokers().any(leaves)
+    };
+    if !topic.partitions.iter().any(has_too_few) {
+        return Vec::new();
+    }
+    // As a topic that is made now: preferred leaders are on all brokers.
+    let Ok(placement) = image.place(topic.id, 0..topic.partitions.len() as u32, wanted) else {
+        return Vec::new();
+    };
+    let sets = topic.partitions.iter().zip(placement.replica_sets()).enumerate();
+    let short = sets.filter(|(_, (entry, _))| has_too_few(entry)).take(ELECTIONS_PER_COMMAND_MAX);
+    let grown = short.map(|(at, (entry, placed))| {
+        let mut replicas = placed.to_vec();
+        if !entry.brokers().all(|broker| placed.contains(&broker)) {
+            replicas = entry.brokers().collect();
+            let others = placed.iter().filter(|broker| !entry.is_replica(**broker));
+            replicas.extend(others.take(wanted as usize - entry.replicas.len()));
+        }
+        let partition = TopicPartition { topic: topic.id, partition: PartitionIndex::new(at as u32) };
+        Reassignment { partition, replicas }
+    });
+    grown.collect()
+}
+
 /// Whether `broker` leads a partition that a member of its in-sync set could lead.
 fn leads_for_others(image: &Image, broker: BrokerId) -> bool {
     let serves = |heir: &BrokerId| {
@@ -294,4 +361,4 @@ fn partitions(image: &Image) -> impl Iterator<Item = (TopicPartition, &Partition
 
 #[cfg(test)]
 #[path = "controller_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -26,7 +26,11 @@ impl Bench {
         let placement = Placement { replication_factor: 3, brokers };
         let create =
             Command::CreateTopic { id: TopicId::new(7), name: "t".into(), placement, configs: vec![] };
-        let image = Arc::new(image.apply(&create).unwrap().0);
+        Self::of(image.apply(&create).unwrap().0)
+    }
+
+    fn of(image: Image) -> Self {
+        let image = Arc::new(image);
         let mut bench = Self { controller: Controller::new(SETTINGS, image.clone()), image, now_ms: 10_000 };
         assert_eq!(bench.step(Event::Leads), Vec::<String>::new());
         bench
@@ -60,6 +64,12 @@ impl Bench {
         self.step(Event::Image(image))
     }
 
+    fn unfence(&mut self, id: u32) -> Vec<String> {
+        let broker = BrokerId::new(id);
+        let epoch = self.image.broker(broker).unwrap().epoch;
+        self.apply(&Command::UnfenceBroker { broker, epoch })
+    }
+
     fn fence(&mut self, id: u32) {
         let broker = BrokerId::new(id);
         let epoch = self.image.broker(broker).unwrap().epoch;
@@ -87,6 +97,13 @@ fn text(command: &Command) -> String {
             let one = |(id, leader): &(TopicPartition, BrokerId)| format!("{}->{leader}", id.partition);
             format!("elect {}", elections.iter().map(one).collect::<Vec<_>>().join(" "))
         }
+        Command::ReassignPartitions { partitions } => {
+            let one = |one: &Reassignment| {
+                let replicas: Vec<String> = one.replicas.iter().map(BrokerId::to_string).collect();
+                format!("{}:{}", one.partition.partition, replicas.join(","))
+            };
+            format!("keep {}", partitions.iter().map(one).collect::<Vec<_>>().join(" "))
+        }
         other => format!("{other:?}"),
     }
 }
@@ -110,7 +127,7 @@ fn who_is_silent_is_fenced() {
 }
 
 #[test]
-fn a_new_controller_gives_everybody_a_whole_session() {
+pub(crate) fn a_new_controller_gives_everybody_a_whole_session() {
     let mut bench = Bench::new();
     bench.step(Event::LeadsNot);
     assert_eq!(bench.at(9_000), Vec::<String>::new(), "who does not lead proposes nothing");
@@ -137,7 +154,7 @@ fn a_dead_process_is_fenced_early() {
 }
 
 #[test]
-fn who_has_not_caught_up_waits() {
+pub(crate) fn who_has_not_caught_up_waits() {
     let mut bench = Bench::new();
     for id in 1..=3 {
         bench.beat(id);
@@ -172,7 +189,7 @@ fn who_drains_hands_over() {
 }
 
 #[test]
-fn who_stops_hands_over_and_is_fenced_then() {
+pub(crate) fn who_stops_hands_over_and_is_fenced_then() {
     let mut bench = Bench::new();
     assert_eq!(bench.say(3, true), ["fence 3"], "it leads nothing");
     assert_eq!(bench.say(1, true), Vec::<String>::new());
@@ -238,4 +255,62 @@ fn leaderships_go_back_to_the_preferred() {
         bench.beat(id);
     }
     assert_eq!(bench.at(10_000), ["elect 0->1"]);
+}
+
+/// The offsets topic of `partitions` on broker 1, which is alone.
+fn offsets_of_one(partitions: u32) -> Image {
+    let mut image = Image::default().apply(&register(1)).unwrap().0;
+    let broker = BrokerId::new(1);
+    let epoch = image.broker(broker).unwrap().epoch;
+    image = image.apply(&Command::UnfenceBroker { broker, epoch }).unwrap().0;
+    let placement = Placement::single(broker, partitions);
+    let name = schema::OFFSETS_TOPIC.into();
+    let create = Command::CreateTopic { id: TopicId::new(7), name, placement, configs: vec![] };
+    image.apply(&create).unwrap().0
+}
+
+#[test]
+fn the_offsets_topic_gets_more_copies_when_brokers_come() {
+    let nothing = Vec::<String>::new();
+    let mut bench = Bench::of(offsets_of_one(2));
+    assert_eq!(bench.apply(&register(2)), nothing, "it does not serve yet");
+    assert_eq!(bench.unfence(2), ["keep 0:2,1 1:1,2"]);
+    assert_eq!(bench.at(499), nothing, "it waits for the answer");
+    assert_eq!(bench.controller.next_deadline_ms(), Some(10_500));
+    assert_eq!(bench.at(500), ["keep 0:2,1 1:1,2"], "and asks again");
+    let one = |partition, replicas: &[u32]| Reassignment {
+        partition: TopicPartition { topic: TopicId::new(7), partition: PartitionIndex::new(partition) },
+        replicas: replicas.iter().copied().map(BrokerId::new).collect(),
+    };
+    let partitions = vec![one(0, &[2, 1]), one(1, &[1, 2])];
+    assert_eq!(bench.apply(&Command::ReassignPartitions { partitions }), nothing);
+    // What moves is left alone until it is done.
+    bench.apply(&register(3));
+    assert_eq!(bench.unfence(3), nothing);
+    for id in 1..=3 {
+        bench.beat(id);
+    }
+    assert_eq!(bench.at(1000), nothing);
+}
+
+#[test]
+fn the_offsets_topic_has_three_copies_at_most_and_none_for_who_leaves() {
+    let mut image = offsets_of_one(3);
+    for id in 2..=4 {
+        image = image.apply(&register(id)).unwrap().0;
+        let broker = BrokerId::new(id);
+        let epoch = image.broker(broker).unwrap().epoch;
+        image = image.apply(&Command::UnfenceBroker { broker, epoch }).unwrap().0;
+    }
+    let grown = more_copies(&image);
+    assert_eq!(grown.len(), 3);
+    for one in &grown {
+        assert!(one.replicas.len() == 3 && one.replicas.contains(&BrokerId::new(1)), "{one:?}");
+    }
+    // Copies are for brokers that stay, and of partitions that do not move away.
+    let drain = |id: u32| Command::DrainBroker { broker: BrokerId::new(id), draining: true };
+    let without = image.apply(&drain(4)).unwrap().0;
+    let grown = more_copies(&without);
+    assert!(grown.iter().all(|one| !one.replicas.contains(&BrokerId::new(4))), "{grown:?}");
+    assert_eq!(more_copies(&image.apply(&drain(1)).unwrap().0), []);
 }

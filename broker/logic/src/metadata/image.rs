@@ -278,11 +278,14 @@ pub enum CommandError {
         added: usize,
     },
     /// Fewer brokers than replicas, or zero replicas.
-    #[error("{replication_factor} replicas asked for, {brokers} brokers are registered")]
+    #[error(
+        "{replication_factor} copies of each partition need as many brokers, and {brokers} of this cluster serve and do \
+         not drain: bring brokers back, or ask for fewer copies"
+    )]
     InvalidReplicationFactor {
         /// Replicas per partition.
         replication_factor: u32,
-        /// Registered brokers.
+        /// Brokers that can take one.
         brokers: usize,
     },
     /// Replica sets of different sizes, an unregistered broker, or one broker twice.
@@ -469,8 +472,14 @@ impl Image {
         Some((broker, self.home_of(broker, id, Some(entry))?))
     }
 
-    /// Replicas for a topic whose maker does not say how many, at most `most`: as many as there are brokers to keep
-    /// them.
+    /// Replicas for a topic whose maker does not say how many: `default`, or as many as there are brokers that stay. One that
+    /// is away for a moment counts: with a copy less by chance, the topic would be less safe than others for ever.
+    pub fn replicas_by_default(&self, default: u32) -> u32 {
+        let stay = self.brokers().filter(|broker| !broker.draining).count();
+        default.min(stay as u32).max(1)
+    }
+
+    /// Replicas for a topic that gets more later, at most `most`: as many as there are brokers to keep them.
     pub fn replicas_at_most(&self, most: u32) -> u32 {
         let able = self.brokers().filter(|broker| !broker.fenced && !broker.draining).count();
         most.min(able as u32).max(1)

@@ -191,10 +191,12 @@ impl<'a> Change<'a> {
         if next == *before && !new_epoch {
             return None;
         }
-        if !leads_on || new_epoch {
+        if (!leads_on && holds(Rule::NewLeaderNewEpoch)) || new_epoch {
             next.leader_epoch = LeaderEpoch::new(rise(before.leader_epoch.get()));
         }
-        next.partition_epoch = PartitionEpoch::new(rise(before.partition_epoch.get()));
+        if holds(Rule::ChangesRaiseEpoch) {
+            next.partition_epoch = PartitionEpoch::new(rise(before.partition_epoch.get()));
+        }
         Some(Settled { partition: next, cleaned })
     }
 
@@ -205,14 +207,18 @@ impl<'a> Change<'a> {
         let staying = next.replicas.iter().filter(|replica| stays(&replica.broker)).count();
         let in_sync: Arc<[BrokerId]> = next.in_sync.iter().copied().filter(stays).collect();
         let added = next.adding.iter().all(|broker| in_sync.contains(broker));
-        if !next.is_reassigned() || !added || in_sync.len() < config.min_in_sync(staying) {
+        let enough = in_sync.len() >= config.min_in_sync(staying);
+        if !next.is_reassigned()
+            || (!added && holds(Rule::CompleteWithAdded))
+            || (!enough && holds(Rule::CompleteWithMinimum))
+        {
             return;
         }
         next.replicas = next.replicas.iter().copied().filter(|replica| stays(&replica.broker)).collect();
         next.in_sync = in_sync;
         next.adding = Arc::default();
         next.removing = Arc::default();
-        self.new_epoch = true;
+        self.new_epoch |= holds(Rule::CompletionIsNewEpoch);
     }
 
     /// The sets are of replicas, in their order. Who had everything stays eligible while the in-sync set is too small
@@ -227,7 +233,8 @@ impl<'a> Change<'a> {
         };
         let in_sync = in_order(&|broker| next.in_sync.contains(broker));
         let had_all = |broker: &BrokerId| next.eligible.contains(broker) || self.had_all.contains(broker);
-        let eligible = if in_sync.len() >= next.min_in_sync(config) {
+        let can_commit = in_sync.len() >= next.min_in_sync(config);
+        let eligible = if (can_commit && holds(Rule::ForgetEligible)) || !holds(Rule::KeepEligible) {
             Arc::default()
         } else {
             in_order(&|broker| had_all(broker) && !in_sync.contains(broker))
@@ -250,7 +257,8 @@ impl<'a> Change<'a> {
         }
         // Who drains leads only if nobody else can.
         let choose = |candidates: &[BrokerId], may: &dyn Fn(BrokerId) -> bool| {
-            let able = || candidates.iter().copied().filter(|broker| brokers.serves(*broker) && may(*broker));
+            let serves = |broker| brokers.serves(broker) || !holds(Rule::ElectServing);
+            let able = || candidates.iter().copied().filter(|broker| serves(*broker) && may(*broker));
             able().find(|broker| !brokers.drains(*broker)).or_else(|| able().next())
         };
         next.leader = choose(&next.in_sync, &|_| true);
@@ -263,18 +271,16 @@ impl<'a> Change<'a> {
         };
         let candidates =
             if holds(Rule::ElectEligible) { next.eligible.clone() } else { next.brokers().collect() };
-        let clean = choose(&candidates, &|broker| suspicion(broker).is_none());
+        let clean = choose(&candidates, &|broker| suspicion(broker).is_none() || !holds(Rule::ElectClean));
         // Each of them may be the one that has everything, so all must be heard before the best is taken.
-        let doubted: Option<Vec<(LeaderEpoch, Offset, BrokerId)>> = next
-            .eligible
-            .iter()
-            .map(|&broker| {
-                let suspect = suspicion(broker).filter(|_| brokers.serves(broker))?;
-                Some((suspect.last_epoch, suspect.end, broker))
-            })
-            .collect();
+        let heard = |&broker: &BrokerId| {
+            let suspect = suspicion(broker).filter(|_| brokers.serves(broker))?;
+            Some((suspect.last_epoch, suspect.end, broker))
+        };
+        let doubted: Vec<(LeaderEpoch, Offset, BrokerId)> = next.eligible.iter().filter_map(heard).collect();
+        let all = doubted.len() == next.eligible.len() || !holds(Rule::HearAllSuspects);
         // The first of equals: the one preferred.
-        let best = doubted.into_iter().flatten().rev().max_by_key(|(epoch, end, _)| (*epoch, *end));
+        let best = doubted.into_iter().filter(|_| all).rev().max_by_key(|(epoch, end, _)| (*epoch, *end));
         let best = best.map(|(_, _, broker)| broker);
         next.leader = clean.or(best);
         if let Some(leader) = next.leader {
@@ -290,4 +296,4 @@ fn rise(epoch: u32) -> u32 {
 
 #[cfg(test)]
 #[path = "partition_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -103,7 +103,7 @@ fn check_fence(min: u32, before: Partition, fenced: &'static [u32], broker: u32,
 }
 
 #[test]
-fn fencing() {
+pub(crate) fn fencing() {
     let full = || partition(&[1, 2, 3], &[1, 2, 3], &[], Some(1));
     let two = || partition(&[1, 2, 3], &[1, 2], &[], Some(1));
     let one = || partition(&[1, 2, 3], &[1], &[2], Some(1));
@@ -175,7 +175,7 @@ fn check_election(cluster: Cluster, eligible: &[u32], expect: &str, cleaned: Opt
 }
 
 #[test]
-fn elections_among_the_eligible() {
+pub(crate) fn elections_among_the_eligible() {
     let cluster = Cluster::default;
     check_election(cluster(), &[2, 3], "leader 2 e+1 pe+1 isr [2] elr [3]", None);
     check_election(cluster(), &[], "nothing", None);
@@ -232,7 +232,7 @@ fn another_minimum_forgets_the_eligible_or_not() {
 }
 
 #[test]
-fn reassignments_complete() {
+pub(crate) fn reassignments_complete() {
     type Set = &'static [u32];
     let rows: [(Set, Set, Set, Set, &str, Set); 7] = [
         // replicas, adding, removing, in sync, expect, replicas then

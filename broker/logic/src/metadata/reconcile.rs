@@ -2,7 +2,8 @@
 //!
 //! Each shard owns one [`LocalPartitions`]. When an image arrives, [`reconcile`] lists the actions; the
 //! shard performs them at its own pace, records each one that worked, and says [`LocalPartitions::finish`]
-//! after the last. An action that failed is not recorded and comes again with the next reconcile.
+//! after the last. One that failed for now ([`LocalPartitions::failed`]) comes again with every reconcile until it works or
+//! an image says otherwise. One that is neither recorded nor failed is left to the image that follows.
 //!
 //! Invariants: after all actions are recorded and finished, reconciling the same image gives none. Closing
 //! comes before opening. Data is deleted only when a command deleted the topic or took the replica, in that
@@ -22,7 +23,7 @@ use crate::ids::{
 };
 use crate::replication::rules::{Rule, holds};
 use crate::replication::{Member, View};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Which shard reconciles.
@@ -158,8 +159,11 @@ pub enum Judgement {
 #[derive(Clone, Debug, Default)]
 pub struct LocalPartitions {
     open: BTreeMap<TopicPartition, LocalPartition>,
-    /// The last image that was reached completely.
+    /// The last image that was reached, but for what failed.
     version: u64,
+    /// What failed on the way there, and comes again; and on the way to the image that is followed now.
+    failed: BTreeSet<TopicPartition>,
+    failing: BTreeSet<TopicPartition>,
 }
 
 impl LocalPartitions {
@@ -200,9 +204,20 @@ impl LocalPartitions {
         }
     }
 
-    /// Every action towards `image` was performed.
+    /// A partition could not be opened, and may be later.
+    pub fn failed(&mut self, partition: TopicPartition) {
+        self.failing.insert(partition);
+    }
+
+    /// What could not be opened on the way to the last image.
+    pub fn unopened(&self) -> &BTreeSet<TopicPartition> {
+        &self.failed
+    }
+
+    /// Every action towards `image` was performed, or has failed.
     pub fn finish(&mut self, image: &Image) {
         self.version = image.version();
+        self.failed = std::mem::take(&mut self.failing);
     }
 
     fn of_topic(&self, id: TopicId) -> impl Iterator<Item = TopicPartition> {
@@ -244,8 +259,10 @@ pub fn reconcile(local: &LocalPartitions, image: &Image, here: Here) -> Vec<Acti
                     || is_touched(entry)
             });
         }
-        if !changed.is_empty() {
-            for topic in image.topics().filter(|topic| topic.version <= since) {
+        let unopened: BTreeSet<TopicId> = local.failed.iter().map(|partition| partition.topic).collect();
+        if !changed.is_empty() || !unopened.is_empty() {
+            let looks_at = |topic: &Topic| !changed.is_empty() || unopened.contains(&topic.id);
+            for topic in image.topics().filter(|topic| topic.version <= since && looks_at(topic)) {
                 steps.topic(topic, |_, entry| is_touched(entry));
             }
         }
@@ -286,9 +303,10 @@ fn is_taken_away(
     image: &Image,
     here: Here,
 ) -> bool {
-    let is_without = |entry: &Partition| {
-        entry.partition_epoch.get() >= generation.get() && !entry.has_replica(here.broker, generation)
+    let is_newer = |entry: &Partition| {
+        entry.partition_epoch.get() >= generation.get() || !holds(Rule::DeleteByNewerMetadata)
     };
+    let is_without = |entry: &Partition| is_newer(entry) && !entry.has_replica(here.broker, generation);
     image.is_deleted(partition.topic) || image.partition(partition).is_some_and(is_without)
 }
 
@@ -377,4 +395,4 @@ fn local_state(
 
 #[cfg(test)]
 #[path = "reconcile_tests.rs"]
-mod tests;
+pub(crate) mod tests;

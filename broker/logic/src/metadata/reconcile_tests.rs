@@ -144,13 +144,52 @@ fn a_failed_action_comes_again() {
 }
 
 #[test]
-fn directories_are_judged() {
+fn what_failed_comes_again_until_it_works_or_is_not_wanted() {
+    let image = image_of(&[broker(1, 1), create(10, "a", 2), create(11, "b", 1)]);
+    let failed = |local: &mut LocalPartitions, image: &Image| {
+        let actions = reconcile(local, image, HERE);
+        for action in &actions {
+            match action {
+                Action::OpenPartition { partition, .. } => local.failed(*partition),
+                action => local.record(action),
+            }
+        }
+        local.finish(image);
+        text(&actions)
+    };
+    let all = ["open 10/0 a epoch 0", "open 10/1 a epoch 0", "open 11/0 b epoch 0"];
+    let mut local = LocalPartitions::default();
+    assert_eq!(failed(&mut local, &image), all);
+    assert_eq!(
+        (local.version(), local.unopened().len()),
+        (image.version(), 3),
+        "it is followed all the same"
+    );
+    assert_eq!(failed(&mut local, &image), all, "nothing has changed since");
+    // Others may change meanwhile, and so may a broker: each comes once.
+    let other = image.apply(&create(12, "c", 1)).unwrap().0;
+    let [first, second, third] = all;
+    let with_c = [first, second, third, "open 12/0 c epoch 0"];
+    let mut seen = failed(&mut local, &other);
+    seen.sort();
+    assert_eq!(seen, with_c);
+    let touched = other.apply(&broker(2, 1)).unwrap().0;
+    assert_eq!(failed(&mut local, &touched), with_c);
+    let deleted = touched.apply(&delete(10)).unwrap().0;
+    assert_eq!(failed(&mut local, &deleted), [third, "open 12/0 c epoch 0"]);
+    assert_eq!(perform(&mut local, &deleted, HERE).len(), 2);
+    assert!(local.unopened().is_empty());
+}
+
+#[test]
+pub(crate) fn directories_are_judged() {
     let image = image_of(&[broker(1, 2), create(10, "a", 2), create(11, "b", 1), delete(11)]);
-    let judged = |topic: u128, partition: u32| {
+    let judged_as = |topic: u128, partition: u32, generation: u32| {
         let partition = PartitionIndex::new(partition);
         let id = TopicPartition { topic: TopicId::new(topic), partition };
-        judge(id, ReplicaGeneration::new(0), &image, Here { shards: 2, ..HERE })
+        judge(id, ReplicaGeneration::new(generation), &image, Here { shards: 2, ..HERE })
     };
+    let judged = |topic: u128, partition: u32| judged_as(topic, partition, 0);
     let both = [judged(10, 0), judged(10, 1)];
     assert!(
         both.contains(&Judgement::Serve) && both.contains(&Judgement::ServedBy(ShardId::new(1))),
@@ -159,6 +198,8 @@ fn directories_are_judged() {
     assert_eq!(judged(11, 0), Judgement::Delete);
     assert_eq!(judged(10, 2), Judgement::Unknown);
     assert_eq!(judged(99, 0), Judgement::Unknown);
+    // The image is older than the replica: it says nothing of it.
+    assert_eq!(judged_as(10, 0, 1), Judgement::Unknown);
 }
 
 proptest! {

@@ -38,6 +38,8 @@ pub mod rules;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod mutants;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

@@ -244,7 +244,8 @@ impl Replica {
     /// Whether this broker leads and everything that earlier leaders committed is visible: only then it tells what
     /// is latest, and coordinates groups.
     pub fn is_applied(&self) -> bool {
-        matches!(&self.role, Role::Leader(leader) if self.core.position.high_watermark >= leader.start())
+        let Role::Leader(leader) = &self.role else { return false };
+        self.core.position.high_watermark >= leader.start() || !holds(Rule::AppliedAboveEpochStart)
     }
 
     /// Everything below is committed, as far as this replica knows.

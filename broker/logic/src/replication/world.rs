@@ -4,6 +4,11 @@
 //! What happens next is an [`Action`]; who chooses it is a seeded walk ([`super::simulation`]) or a model checker
 //! ([`super::model`]). After every action [`World::judge`] checks the invariants of the protocol by their numbers.
 
+mod judge;
+mod producer;
+
+pub use judge::{Ledger, quietly};
+
 use super::message::{Body, FromFollower, FromLeader, Message, Status};
 use super::rules;
 use super::{Alter, Effect, Event, Here, Member, Replica, Settings, Start, Stream, View};
@@ -12,10 +17,9 @@ use crate::metadata::command::{
     AlterPartition, BrokerRegistration, Command, InSyncMember, Placement, Reassignment, Suspect,
 };
 use crate::metadata::{self, Image};
-use std::cell::Cell;
+use crate::producer_state::ProducerTable;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 pub const TOPIC: TopicId = TopicId::new(7);
@@ -66,7 +70,7 @@ pub enum Task {
     Fingerprint(Offset),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub struct Node {
     pub up: bool,
     /// What must be told with the next registration; `None` = it is registered as it is.
@@ -75,6 +79,8 @@ pub struct Node {
     pub uuid: u128,
     pub disk: Option<Disk>,
     pub replica: Option<Replica>,
+    /// What of its log is whose: it follows from the disk (I9), and distinguishes no two worlds.
+    pub producers: ProducerTable,
     /// The image that it has seen.
     pub seen: usize,
     pub tasks: Vec<Task>,
@@ -130,21 +136,6 @@ pub enum Action {
     Damage(u32, u64),
 }
 
-/// What was promised to anybody.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Ledger {
-    /// What a leader has shown at each offset.
-    pub committed: Vec<Record>,
-    /// In which leader epoch each was shown first.
-    pub shown_in: Vec<LeaderEpoch>,
-    pub acked: BTreeSet<u32>,
-    /// What is below was deleted: nobody needs it.
-    pub log_start: u64,
-    /// `(broker, generation, epoch)` that answered an opening.
-    pub opened: BTreeSet<(BrokerId, ReplicaGeneration, LeaderEpoch)>,
-    pub led: BTreeMap<LeaderEpoch, BrokerId>,
-}
-
 #[derive(Clone, Debug)]
 pub struct World {
     /// `None` = there is no clock: whatever can be due is.
@@ -189,6 +180,7 @@ impl World {
                 uuid: u128::from(broker) + 1,
                 disk: None,
                 replica: None,
+                producers: ProducerTable::default(),
                 seen: 0,
                 tasks: Vec::new(),
                 waiters: Vec::new(),
@@ -218,43 +210,15 @@ impl World {
         self.images.last().expect("there is always one")
     }
 
-    pub fn true_high_watermark(&self) -> u64 {
-        self.ledger.committed.len() as u64
-    }
-
     fn now(&self) -> u64 {
         self.now_ms.unwrap_or(0)
-    }
-
-    fn complain(&mut self, what: String) {
-        self.broken.get_or_insert(what);
     }
 
     /// The image after `command`, if metadata takes it.
     fn command(&mut self, command: Command) {
         if let Ok((image, _)) = self.image().apply(&command) {
-            self.check_epochs(&image);
+            self.judge_metadata(&image);
             self.images.push(Arc::new(image));
-        }
-    }
-
-    fn check_epochs(&mut self, next: &Image) {
-        let known = self.image().clone();
-        let (Some(before), Some(after)) = (known.partition(ID), next.partition(ID)) else { return };
-        if after.leader_epoch < before.leader_epoch || after.partition_epoch < before.partition_epoch {
-            self.complain("I1: an epoch went back".into());
-        }
-        let joined = after.in_sync.iter().filter(|broker| !before.in_sync.contains(broker));
-        let mut missing = Vec::new();
-        for broker in joined {
-            let generation = after.replica(*broker).map(|replica| replica.generation).unwrap_or_default();
-            let elected = after.leader == Some(*broker);
-            if !elected && !self.ledger.opened.contains(&(*broker, generation, before.leader_epoch)) {
-                missing.push(*broker);
-            }
-        }
-        for broker in missing {
-            self.complain(format!("I11: broker {broker} joined without having opened in the epoch"));
         }
     }
 
@@ -422,8 +386,14 @@ impl World {
             Effect::Send { to, message } => self.send(broker, to.get(), Stream::Live, message, Vec::new()),
             Effect::Push { to, stream } => node.tasks.push(Task::Push(to, stream)),
             Effect::Append => self.append(broker, records),
-            Effect::Truncate { to } => node.tasks.push(Task::Truncate(to)),
-            Effect::Reset { log_start } => node.tasks.push(Task::Reset(log_start)),
+            Effect::Truncate { to } => {
+                node.tasks.push(Task::Truncate(to));
+                self.judge_cut(broker, to);
+            }
+            Effect::Reset { log_start } => {
+                node.tasks.push(Task::Reset(log_start));
+                self.judge_cut(broker, log_start);
+            }
             Effect::ReadFingerprint { offset } => node.tasks.push(Task::Fingerprint(offset)),
             Effect::SetLogStart(log_start) => {
                 node.disk.as_mut().expect("a replica has one").log_start = log_start.get();
@@ -515,6 +485,7 @@ impl World {
                 disk.epochs.push((record.epoch, base));
             }
             disk.records.push(Some(*record));
+            producer::note(&mut self.nodes[broker as usize].producers, base.get(), record);
             let event = Event::Appended { base, end: base.advance(1), epoch: record.epoch };
             self.step(broker, event);
         }
@@ -543,6 +514,7 @@ impl World {
             Task::Truncate(to) => {
                 disk.truncate(to.get() as usize);
                 node.promised = node.promised.min(to.get());
+                producer::cut(&mut node.producers, Some(to));
                 self.step(broker, Event::Truncated { end: to });
             }
             Task::Reset(log_start) => {
@@ -551,89 +523,13 @@ impl World {
                 (disk.synced, disk.log_start) = (start, log_start.get());
                 disk.epochs.clear();
                 node.promised = 0;
+                producer::cut(&mut node.producers, None);
                 self.step(broker, Event::ResetDone);
             }
             Task::Fingerprint(offset) => {
                 let value = disk.fingerprint(offset.get());
                 self.step(broker, Event::Fingerprint { offset, value });
             }
-        }
-    }
-
-    /// The producer asks a broker to append a sequence, for the first time or again.
-    fn produce(&mut self, broker: u32, sequence: u32) {
-        let node = &mut self.nodes[broker as usize];
-        let (Some(replica), Some(disk)) = (&node.replica, &node.disk) else { return };
-        let Ok(epoch) = replica.admit() else { return };
-        // The table of producers is a fold of the log.
-        let find = |sequence| {
-            let is_it = |record: &Option<Record>| record.is_some_and(|record| record.sequence == sequence);
-            disk.records.iter().position(is_it)
-        };
-        if let Some(at) = find(sequence) {
-            let covered = replica.high_watermark().get() > at as u64;
-            if covered || !holds_duplicates() {
-                self.ledger.acked.insert(sequence);
-            } else {
-                node.waiters.push((at as u64 + 1, sequence));
-            }
-            return;
-        }
-        let missing = disk.records.iter().filter(|record| record.is_none()).count() as u32;
-        if sequence > 0 && missing == 0 && find(sequence - 1).is_none() {
-            return;
-        }
-        if self.unique {
-            self.next_nonce += 1;
-        }
-        let record = Record { epoch, sequence, nonce: self.next_nonce };
-        let end = disk.records.len() as u64 + 1;
-        node.waiters.push((end, sequence));
-        self.next_sequence = self.next_sequence.max(sequence + 1);
-        self.append(broker, &[record]);
-    }
-
-    /// The high watermark of a replica moved: a leader shows what is below, and answers.
-    fn committed(&mut self, broker: u32, to: u64) {
-        let node = &mut self.nodes[broker as usize];
-        let Some(disk) = &node.disk else { return };
-        let led = node.replica.as_ref().and_then(Replica::leads);
-        let leads = led.is_some();
-        let mut wrong = None;
-        for offset in disk.log_start.max(self.ledger.log_start)..to {
-            let Some(record) = disk.records.get(offset as usize).copied().flatten() else {
-                wrong = wrong
-                    .or(Some(format!("I6: broker {broker} shows offset {offset} and has nothing there")));
-                continue;
-            };
-            match self.ledger.committed.get(offset as usize) {
-                Some(known) if *known != record => {
-                    wrong = wrong.or(Some(format!(
-                        "I6: offset {offset} was {known:?}, broker {broker} has {record:?}"
-                    )));
-                }
-                Some(_) => {}
-                None if leads && self.ledger.committed.len() as u64 == offset => {
-                    if self.ledger.committed.iter().any(|known| known.sequence == record.sequence) {
-                        wrong = wrong.or(Some(format!("I8: {record:?} is there twice")));
-                    }
-                    self.ledger.committed.push(record);
-                    self.ledger.shown_in.extend(led);
-                }
-                None => wrong = wrong.or(Some(format!("I6: broker {broker} shows {offset} before a leader"))),
-            }
-        }
-        if leads {
-            let acked = &mut self.ledger.acked;
-            node.waiters.retain(|(end, sequence)| {
-                if *end <= to {
-                    acked.insert(*sequence);
-                }
-                *end > to
-            });
-        }
-        if let Some(wrong) = wrong {
-            self.complain(wrong);
         }
     }
 
@@ -692,6 +588,7 @@ impl World {
                     .map(|at| Offset::new(disk.log_start + at as u64)),
             };
             disk.synced = disk.records.len();
+            node.producers = producer::fold(disk);
             node.replica = Some(Replica::new(here, Settings::default(), start));
             for peer in 0..self.nodes.len() as u32 {
                 if peer != broker && self.connected(broker, peer) {
@@ -807,140 +704,6 @@ impl World {
         let reads = |node: &Node| matches!(node.tasks.first(), Some(Task::Push(..) | Task::Fingerprint(_)));
         self.nodes.iter().position(reads).map(|broker| broker as u32)
     }
-
-    // ---- Judgement -----------------------------------------------------------------------------------
-
-    /// Whether a broker's disk durably has everything that was ever shown.
-    pub fn is_whole(&self, broker: u32) -> bool {
-        let Some(disk) = &self.nodes[broker as usize].disk else { return self.ledger.committed.is_empty() };
-        let has = |(offset, known): (usize, &Record)| {
-            offset < disk.log_start.max(self.ledger.log_start) as usize
-                || disk.records.get(offset) == Some(&Some(*known))
-        };
-        disk.synced >= self.ledger.committed.len() && self.ledger.committed.iter().enumerate().all(has)
-    }
-
-    /// Whether metadata counts it among those that may have everything.
-    pub fn counts(&self, broker: u32) -> bool {
-        let partition = self.image().partition(ID).expect("it is there");
-        partition.in_sync.contains(&id(broker)) || partition.eligible.contains(&id(broker))
-    }
-
-    /// Whether a disk may lose what it had synced: one at a time, and only while a clean replica that may lead has
-    /// everything. More than that no protocol survives.
-    pub fn may_lose(&self, broker: u32) -> bool {
-        let partition = self.image().partition(ID).expect("it is there");
-        let config = &self.image().topic(TOPIC).expect("it is there").config;
-        let brokers = || 0..self.nodes.len() as u32;
-        let sound = |other: u32| {
-            other != broker && self.counts(other) && self.is_whole(other) && !self.is_suspect(other)
-        };
-        partition.min_in_sync(config) > 1
-            && self.nodes.iter().all(|node| !node.lost)
-            && !brokers().any(|other| self.is_suspect(other))
-            && brokers().any(sound)
-    }
-
-    pub fn is_suspect(&self, broker: u32) -> bool {
-        let image = self.image();
-        let generation = image.partition(ID).and_then(|entry| entry.replica(id(broker)).copied());
-        let known = image.broker(id(broker));
-        generation.zip(known).is_some_and(|(replica, known)| known.suspect(ID, replica.generation).is_some())
-    }
-
-    pub fn judge(&mut self) {
-        let image = self.image().clone();
-        let Some(partition) = image.partition(ID) else { return };
-        for broker in 0..self.nodes.len() as u32 {
-            let node = &self.nodes[broker as usize];
-            if node.lost && self.is_whole(broker) && !self.is_suspect(broker) && !node.register {
-                self.nodes[broker as usize].lost = false;
-            }
-            let node = &self.nodes[broker as usize];
-            let Some(disk) = node.disk.clone() else { continue };
-            if !node.lost && (disk.synced as u64) < node.promised {
-                let (synced, promised) = (disk.synced, node.promised);
-                self.complain(format!("I5: broker {broker} acknowledged {promised} and has {synced}"));
-            }
-            let node = &self.nodes[broker as usize];
-            let Some(replica) = &node.replica else { continue };
-            let high_watermark = replica.high_watermark().get();
-            let mut wrong = None;
-            if high_watermark > self.true_high_watermark() {
-                wrong = Some(format!("I6: broker {broker} shows {high_watermark}, which no leader has"));
-            }
-            if let Some(epoch) = replica.leads() {
-                let counts: BTreeSet<BrokerId> =
-                    replica.peers().filter(|peer| peer.counts).map(|peer| peer.broker).collect();
-                let missing = partition.in_sync.iter().chain(partition.eligible.iter()).find(|member| {
-                    **member != id(broker) && !counts.contains(member) && !self.is_suspect(member.get())
-                });
-                let view_in_sync = 1 + replica.peers().filter(|peer| peer.in_sync).count();
-                let config = &image.topic(TOPIC).expect("it is there").config;
-                if (partition.leader, partition.leader_epoch) == (Some(id(broker)), epoch)
-                    && view_in_sync >= partition.min_in_sync(config)
-                    && let Some(missing) = missing
-                {
-                    wrong = wrong.or(Some(format!("I4: leader {broker} does not count {missing}")));
-                }
-                if replica.is_applied() && !node.lost {
-                    let known = self.ledger.committed.iter().enumerate();
-                    let mut lost = known.filter(|(offset, known)| {
-                        self.ledger.shown_in[*offset] <= epoch
-                            && *offset >= disk.log_start as usize
-                            && disk.records.get(*offset) != Some(&Some(**known))
-                    });
-                    if let Some((offset, known)) = lost.next_back() {
-                        wrong = wrong.or(Some(format!("I8: leader {broker} lacks {known:?} at {offset}")));
-                    }
-                }
-            }
-            if let Some(wrong) = wrong {
-                self.complain(wrong);
-            }
-        }
-        for member in partition.in_sync.iter().chain(partition.eligible.iter()) {
-            let broker = member.get();
-            if !self.nodes[broker as usize].lost && !self.is_suspect(broker) && !self.is_whole(broker) {
-                self.complain(format!("I3: broker {broker} may lead and has not everything"));
-            }
-        }
-        let acked = &self.ledger.acked;
-        let shown: BTreeSet<u32> = self.ledger.committed.iter().map(|record| record.sequence).collect();
-        if let Some(lost) = acked.iter().find(|sequence| !shown.contains(sequence)) {
-            let lost = *lost;
-            self.complain(format!("I8: {lost} was acknowledged and never committed"));
-        }
-        self.judge_bytes();
-    }
-
-    /// I2: one offset and one epoch are one record everywhere.
-    fn judge_bytes(&mut self) {
-        let disks: Vec<&Disk> =
-            self.nodes.iter().filter(|node| !node.lost).filter_map(|node| node.disk.as_ref()).collect();
-        let mut wrong = None;
-        for (at, one) in disks.iter().enumerate() {
-            for other in &disks[at + 1..] {
-                let kept = self.ledger.log_start as usize;
-                for (offset, (a, b)) in one.records.iter().zip(&other.records).enumerate().skip(kept) {
-                    if let (Some(a), Some(b)) = (a, b)
-                        && a.epoch == b.epoch
-                        && a != b
-                    {
-                        wrong = Some(format!("I2: offset {offset} is {a:?} and {b:?}"));
-                    }
-                }
-            }
-        }
-        if let Some(wrong) = wrong {
-            self.complain(wrong);
-        }
-    }
-}
-
-/// Whether duplicates wait: a rule of who answers the producer, deleted like those of the machines.
-fn holds_duplicates() -> bool {
-    rules::holds(rules::Rule::DuplicatesWait)
 }
 
 impl Hash for World {
@@ -966,28 +729,4 @@ impl Hash for World {
             command.encode().hash(state);
         }
     }
-}
-
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// A panic of a machine is a violation, which whoever runs the world reports itself.
-pub fn quietly<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: std::sync::Once = std::sync::Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                before(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(run));
-    QUIET.set(false);
-    result.map_err(|payload| {
-        let text = payload.downcast_ref::<String>().cloned();
-        text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
-    })
 }

@@ -220,6 +220,7 @@ fn head(cluster: &ClusterDescription, rot: &BTreeMap<u32, Rot>, output: &mut Out
         output.json(&json!({
             "kind": "cluster", "id": id, "version": cluster.version, "controller": cluster.controller,
             "term": cluster.term, "committed": cluster.committed, "answered_by": cluster.answered_by,
+            "behind": cluster.behind,
             "health": health, "catch_up_bytes_per_second": cluster.catch_up_bytes_per_second,
         }))?;
         return cluster.brokers.iter().try_for_each(|broker| {
@@ -252,6 +253,12 @@ fn head(cluster: &ClusterDescription, rot: &BTreeMap<u32, Rot>, output: &mut Out
         cluster.version,
     ))?;
     output.line(&health.words())?;
+    if cluster.behind {
+        output.line(&format!(
+            "broker {} answers, and does not hear from a majority of the metadata's voters: this may be old",
+            cluster.answered_by
+        ))?;
+    }
     if cluster.catch_up_bytes_per_second.is_some() {
         limit(cluster.catch_up_bytes_per_second, output)?;
     }

@@ -6,7 +6,7 @@
 use crate::disk_profile::ProfileSource;
 use crate::failure::Failure;
 use logic::ids::BrokerId;
-use logic::limits::{METADATA_VOTERS_MAX, SCRUB_INTERVAL_MS_DEFAULT};
+use logic::limits::{METADATA_VOTERS_MAX, REPLICAS_PER_PARTITION_MAX, SCRUB_INTERVAL_MS_DEFAULT};
 use serde::Deserialize;
 use server::{ClusterConfig, GroupSettings};
 use std::net::SocketAddr;
@@ -91,6 +91,10 @@ pub struct ServeArguments {
     /// milliseconds (replica.lag.time.max.ms) [default: 10000]
     #[arg(long, value_name = "N")]
     replica_lag_ms: Option<u64>,
+    /// On how many brokers each partition of a topic is kept that is made without saying so, if there are as many
+    /// (default.replication.factor); the same for all brokers of a cluster [default: 3]
+    #[arg(long, value_name = "N")]
+    default_replication_factor: Option<u32>,
     /// A producer that has been silent for so long is forgotten, milliseconds (producer.id.expiration.ms)
     /// [default: 86400000, a day]
     #[arg(long, value_name = "N")]
@@ -187,6 +191,7 @@ struct File {
     session_ms: Option<u64>,
     election_ms: Option<u64>,
     replica_lag_ms: Option<u64>,
+    default_replication_factor: Option<u32>,
     offsets_partitions: Option<u32>,
     offsets_retention_minutes: Option<u64>,
     producer_id_expiration_ms: Option<u64>,
@@ -305,7 +310,17 @@ impl ServeArguments {
             session: ms(self.session_ms.or(file.session_ms), default.session),
             election: ms(self.election_ms.or(file.election_ms), default.election),
             replica_lag: ms(self.replica_lag_ms.or(file.replica_lag_ms), default.replica_lag),
+            replication_factor: self
+                .default_replication_factor
+                .or(file.default_replication_factor)
+                .unwrap_or(default.replication_factor),
         };
+        if !(1..=REPLICAS_PER_PARTITION_MAX).contains(&(cluster.replication_factor as usize)) {
+            let found = cluster.replication_factor;
+            return Err(Failure::usage(format!(
+                "default-replication-factor is 1 to {REPLICAS_PER_PARTITION_MAX}, not {found}"
+            )));
+        }
         if cluster.replica_lag < REPLICA_LAG_MIN {
             return Err(Failure::usage(format!(
                 "replica-lag-ms is at least {}",
@@ -439,7 +454,8 @@ mod tests {
         let file = "data = '/f'\nlisten = '127.0.0.1:1'\nhttp = '127.0.0.1:3'\npoll-us = 7\nrounds-in-flight = 3\n\
                     dsync-writes = 5\ndisk-profile = 'none'\nadvertise = 'f'\noffsets-partitions = 5\n\
                     offsets-retention-minutes = 6\nbroker-id = 4\njoin = ['a:1', 'b:2']\nrack = 'r'\n\
-                    metadata-voters = 5\nheartbeat-ms = 20\nsession-ms = 50\nelection-ms = 60\nreplica-lag-ms = 700\nscrub-interval-s = 0";
+                    metadata-voters = 5\nheartbeat-ms = 20\nsession-ms = 50\nelection-ms = 60\nreplica-lag-ms = 700\nscrub-interval-s = 0\n\
+                    default-replication-factor = 2";
         let defaults = settings("", "", &[0]).unwrap();
         assert_eq!((defaults.listen.to_string().as_str(), defaults.http), ("127.0.0.1:9644", None));
         assert_eq!((defaults.poll, defaults.rounds_in_flight), (Duration::ZERO, None));
@@ -465,6 +481,7 @@ mod tests {
                 session: Duration::from_millis(50),
                 election: Duration::from_millis(60),
                 replica_lag: Duration::from_millis(700),
+                replication_factor: 2,
             },
             groups: GroupSettings { partitions: 5, offsets_retention_minutes: 6 },
             producer_id_expiration: PRODUCER_ID_EXPIRATION_DEFAULT,
@@ -473,7 +490,8 @@ mod tests {
         assert_eq!(from_file, expect);
         let line = "--data /a --listen 127.0.0.1:2 --http --poll-us 8 --rounds-in-flight 4 --dsync-writes 0 \
                     --disk-profile /p --advertise a --broker-id 5 --join c:3 --rack s --metadata-voters 1 \
-                    --heartbeat-ms 30 --session-ms 70 --election-ms 80 --replica-lag-ms 800 --scrub-interval-s 9";
+                    --heartbeat-ms 30 --session-ms 70 --election-ms 80 --replica-lag-ms 800 --scrub-interval-s 9 \
+                    --default-replication-factor 5";
         let from_line = settings(line, file, &[0]).unwrap();
         let expect = Settings {
             data: "/a".into(),
@@ -493,6 +511,7 @@ mod tests {
                 session: Duration::from_millis(70),
                 election: Duration::from_millis(80),
                 replica_lag: Duration::from_millis(800),
+                replication_factor: 5,
             },
             scrub_interval: Duration::from_secs(9),
             ..expect
@@ -514,6 +533,8 @@ mod tests {
             ("--session-ms 299", "", "at least twice"),
             ("--election-ms 299", "", "at least twice"),
             ("--replica-lag-ms 99", "", "at least 100"),
+            ("--default-replication-factor 0", "", "1 to 16"),
+            ("--default-replication-factor 17", "", "1 to 16"),
             ("--join here", "", "HOST:PORT"),
             ("--listen here", "", "invalid"),
             ("--http here", "", "invalid"),

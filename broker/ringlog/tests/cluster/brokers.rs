@@ -1,13 +1,16 @@
 //! Brokers of one cluster as processes on this host: started one after the other, stopped, killed, started again.
 //!
-//! Owner: one test. Needs no rights: the ports are the system's choice, and a broker that comes back has its old one.
+//! Owner: one test. Needs no rights: the ports are the system's choice, and a broker that comes back has its old one. What
+//! only a network of their own can do is in [`crate::faults`].
 
 use crate::DEADLINE;
 use crate::process::{Broker, Serve};
 use ringlog_client::{
-    BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, TopicReplicas,
+    Acks, BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, Producer,
+    ProducerConfig, TopicReplicas,
 };
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -29,9 +32,14 @@ pub struct Cluster {
 impl Cluster {
     /// So many brokers with two shards each, all of one cluster.
     pub fn of(brokers: usize) -> Self {
+        Self::with(brokers, &[])
+    }
+
+    /// The same, with these arguments for each.
+    pub fn with(brokers: usize, arguments: &[&str]) -> Self {
         let mut cluster = Self::default();
         for _ in 0..brokers {
-            cluster.grow(&[]);
+            cluster.grow(arguments);
         }
         cluster
     }
@@ -49,6 +57,16 @@ impl Cluster {
 
     fn place(&mut self, id: u32) -> &mut Place {
         &mut self.places[id as usize - 1]
+    }
+
+    /// The process of a broker that runs.
+    pub fn process(&self, id: u32) -> u32 {
+        self.places[id as usize - 1].broker.as_ref().expect("it runs").id()
+    }
+
+    /// Where a broker keeps everything.
+    pub fn data(&self, id: u32) -> &Path {
+        self.places[id as usize - 1].data.path()
     }
 
     /// Starts a broker that does not run.
@@ -83,6 +101,31 @@ impl Cluster {
         drop(self.place(id).broker.take().expect("it runs").stop());
     }
 
+    /// An orderly stop of all that run, at once: the last one alone would wait for the others.
+    pub fn stop_all(&mut self) {
+        let running: Vec<Broker> = self.places.iter_mut().filter_map(|place| place.broker.take()).collect();
+        std::thread::scope(|scope| {
+            for broker in running {
+                scope.spawn(move || broker.stop());
+            }
+        });
+    }
+
+    /// A broker does nothing until it is [resumed](Self::resume).
+    pub fn pause(&self, id: u32) {
+        self.signal(id, libc::SIGSTOP);
+    }
+
+    /// See [`Self::pause`].
+    pub fn resume(&self, id: u32) {
+        self.signal(id, libc::SIGCONT);
+    }
+
+    fn signal(&self, id: u32, signal: i32) {
+        // SAFETY: sends a signal to our own child, which has not been waited for; touches no memory.
+        assert_eq!(unsafe { libc::kill(self.process(id) as libc::pid_t, signal) }, 0);
+    }
+
     /// The end of its process.
     pub fn kill(&mut self, id: u32) {
         drop(self.place(id).broker.take().expect("it runs").kill());
@@ -115,9 +158,12 @@ impl Cluster {
 
     /// A client with some patience.
     pub async fn connect(&self) -> Client {
-        let mut config = ClientConfig::new(self.running()).expect("addresses");
-        config.request_timeout = Duration::from_secs(2);
-        Client::connect(config).await.expect("a broker is there")
+        connect(self.running()).await
+    }
+
+    /// The same, which is told of one broker only.
+    pub async fn connect_to(&self, id: u32) -> Client {
+        connect(self.places[id as usize - 1].address.to_string()).await
     }
 
     /// What a broker itself wants to be known.
@@ -132,9 +178,7 @@ impl Cluster {
     }
 
     async fn status(&self, id: u32) -> BrokerStatus {
-        let address = self.places[id as usize - 1].address.to_string();
-        let client = Client::connect(ClientConfig::new(address).expect("an address")).await;
-        client.expect("it is there").admin().status().await.expect("it answers")
+        self.connect_to(id).await.admin().status().await.expect("it answers")
     }
 
     /// Runs `ringlog …` against it; whether it succeeded, and all that it said.
@@ -153,6 +197,39 @@ impl Cluster {
         assert!(is_ok, "ringlog {command}: {said}");
         said
     }
+
+    /// What such a command says as JSON, line by line.
+    #[track_caller]
+    pub fn json(&self, command: &str) -> Vec<serde_json::Value> {
+        let said = self.ok(&format!("{command} --format json"));
+        said.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
+    }
+}
+
+async fn connect(brokers: String) -> Client {
+    let mut config = ClientConfig::new(brokers).expect("addresses");
+    config.request_timeout = Duration::from_secs(2);
+    Client::connect(config).await.expect("a broker is there")
+}
+
+/// Runs a test to its end, or fails.
+pub fn run(test: impl AsyncFnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        tokio::time::timeout(4 * DEADLINE, test()).await.expect("it does not end");
+    });
+}
+
+/// One that wants every acknowledgement from the whole in-sync set.
+pub fn producer(client: &Client) -> Producer {
+    client.producer(ProducerConfig { acks: Acks::All, ..ProducerConfig::default() })
+}
+
+/// The broker that leads a partition.
+pub async fn leader_of(client: &Client, topic: &str, partition: u32) -> u32 {
+    let cluster = client.admin().describe_cluster(Some(&[topic.to_owned()])).await.expect("it answers");
+    let found = cluster.partitions().find(|(_, entry)| entry.partition == partition);
+    found.and_then(|(_, entry)| entry.leader).expect("it has a leader")
 }
 
 /// Waits until the cluster is as `is_so` wants it.

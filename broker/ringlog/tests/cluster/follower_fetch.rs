@@ -4,9 +4,8 @@
 //! whoever serves it.
 
 use crate::DEADLINE;
-use crate::brokers::Cluster;
+use crate::brokers::{Cluster, producer, run};
 use crate::faults::whole;
-use crate::three::producer;
 use ringlog_client::{Consumer, ConsumerConfig, NewTopic, Producer, ProducerRecord, StartFrom};
 use std::time::Instant;
 
@@ -72,8 +71,7 @@ impl Stream {
 
 #[test]
 fn a_consumer_reads_at_a_follower_in_its_rack() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    run(async || {
         let mut cluster = Cluster::default();
         for rack in ["red", "green", "blue"] {
             cluster.grow(&["--rack", rack]);

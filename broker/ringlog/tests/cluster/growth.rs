@@ -5,7 +5,7 @@
 //! in-sync set and a consumer that follows. What is measured and not judged is how long nothing was acknowledged.
 
 use crate::DEADLINE;
-use crate::brokers::{Cluster, of_topic, until};
+use crate::brokers::{Cluster, of_topic, run, until};
 use crate::faults::{read_log, whole};
 use ringlog_client::{
     Acks, Client, ClientConfig, ConsumerConfig, NewTopic, PartitionReplicas, ProducerConfig, ProducerRecord,
@@ -188,16 +188,20 @@ async fn consume(client: &Client, told: &Told) {
     }
 }
 
-fn run(test: impl AsyncFnOnce()) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        tokio::time::timeout(4 * DEADLINE, test()).await.expect("it does not end");
-    });
-}
-
 async fn create_topic(client: &Client, replication_factor: u32) {
     let topic = NewTopic { partitions: PARTITIONS, replication_factor, ..NewTopic::named(TOPIC) };
     client.admin().create_topic(&topic).await.expect("there are enough brokers");
+}
+
+/// The topic in as many copies on so many brokers, and a load that goes on.
+async fn under_load(cluster: &Cluster, brokers: usize, replication_factor: u32) -> (Client, Load) {
+    let client = cluster.connect().await;
+    whole(&client, brokers).await;
+    create_topic(&client, replication_factor).await;
+    whole(&client, brokers).await;
+    let load = Load::start(&cluster.addresses());
+    load.goes_on().await;
+    (client, load)
 }
 
 /// Brokers that keep partitions of the topic, each once.
@@ -211,15 +215,20 @@ async fn keepers(client: &Client) -> BTreeSet<u32> {
 fn one_broker_grows_to_four_and_the_first_one_goes() {
     run(async || {
         let mut cluster = Cluster::of(1);
-        let client = cluster.connect().await;
-        create_topic(&client, 1).await;
-        let load = Load::start(&cluster.addresses());
-        load.goes_on().await;
+        let (client, load) = under_load(&cluster, 1, 1).await;
+        // Offsets of a group, which only this broker has.
+        cluster.ok(&format!("group reset readers --topic {TOPIC} --to 3"));
 
         let began = Instant::now();
         let (second, third) = (cluster.grow(&[]), cluster.grow(&[]));
         whole(&client, 3).await;
         load.silence("two join", began);
+        until(&client, "the offsets are on three brokers", |cluster| {
+            of_topic(cluster, "__consumer_offsets").all(|one| one.in_sync() == 3)
+        })
+        .await;
+        let said = cluster.ok("topic create by-default --partitions 2");
+        assert!(said.contains("2 partitions, on 3 brokers each"), "{said}");
 
         let began = Instant::now();
         let said = cluster.ok(&format!("topic alter {TOPIC} --replication-factor 3"));
@@ -260,6 +269,9 @@ fn one_broker_grows_to_four_and_the_first_one_goes() {
         load.goes_on().await;
         load.silence("the first one goes", began);
         whole(&client, 3).await;
+        let readers = client.admin().describe_group("readers").await.expect("it has a coordinator");
+        let committed: Vec<_> = readers.offsets.iter().map(|one| (one.partition, one.offset)).collect();
+        assert_eq!(committed, [0, 1, 2, 3].map(|partition| (partition, Some(3))));
         load.finish(&client).await;
     });
 }
@@ -273,11 +285,7 @@ fn disks_brokers_and_leaders_change_and_clients_do_not_notice() {
         for rack in ["red", "green", "blue"] {
             cluster.grow(&["--rack", rack]);
         }
-        let client = cluster.connect().await;
-        whole(&client, 3).await;
-        create_topic(&client, 3).await;
-        let load = Load::start(&cluster.addresses());
-        load.goes_on().await;
+        let (client, load) = under_load(&cluster, 3, 3).await;
 
         // As for an upgrade: one after the other, leaderships first.
         for id in 1..=3 {
@@ -420,11 +428,7 @@ fn a_throttled_move_waits_and_the_others_do_not() {
 fn a_member_may_start_with_another_number_of_shards() {
     run(async || {
         let mut cluster = Cluster::of(3);
-        let client = cluster.connect().await;
-        whole(&client, 3).await;
-        create_topic(&client, 3).await;
-        let load = Load::start(&cluster.addresses());
-        load.goes_on().await;
+        let (client, load) = under_load(&cluster, 3, 3).await;
         for shards in [1, 2, 3] {
             cluster.stop(3);
             load.goes_on().await;
@@ -459,12 +463,7 @@ fn a_member_may_start_with_another_number_of_shards() {
 fn homes_of_replicas_move_and_clients_do_not_notice() {
     run(async || {
         let cluster = Cluster::of(3);
-        let client = cluster.connect().await;
-        whole(&client, 3).await;
-        create_topic(&client, 3).await;
-        whole(&client, 3).await;
-        let load = Load::start(&cluster.addresses());
-        load.goes_on().await;
+        let (client, load) = under_load(&cluster, 3, 3).await;
         for turn in 0..2 {
             let described = client.admin().describe_cluster(None).await.expect("it answers");
             let partition = of_topic(&described, TOPIC).next().expect("it is there").clone();

@@ -17,6 +17,7 @@ mod network;
 #[path = "../faults/support/process.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod process;
+mod restart;
 mod rot;
 #[path = "../faults/support/segments.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]

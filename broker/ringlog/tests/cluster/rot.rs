@@ -2,9 +2,9 @@
 //! counted; nothing wrong is served meanwhile, and in the end all have the same bytes.
 
 use crate::DEADLINE;
+use crate::brokers::{Cluster, leader_of, producer, run};
 use crate::faults::{read_log, whole};
 use crate::segments::{Hit, Segment, read_segments, strike};
-use crate::three::{Cluster, connect, leader_of, producer, run_with, status};
 use ringlog_client::{Client, NewTopic, Producer, ProducerRecord};
 use schema::record_batch;
 use schema::segment::GROUP_HEADER_BYTES;
@@ -21,7 +21,7 @@ const VALUE_BYTES: usize = 8 << 10;
 const SCRUBBING: [&str; 2] = ["--scrub-interval-s", "1"];
 
 async fn with_topic(cluster: &Cluster) -> Client {
-    let client = connect(cluster).await;
+    let client = cluster.connect().await;
     whole(&client, 3).await;
     let configs = [("segment.bytes", "1048576"), ("max.message.bytes", "900000")];
     let topic = NewTopic {
@@ -53,7 +53,7 @@ async fn produce(producer: &Producer, sent: &mut [Vec<String>]) {
 }
 
 /// Where a broker keeps a partition.
-fn directory(cluster: &Cluster, broker: usize, topic: &str, partition: u32) -> PathBuf {
+fn directory(cluster: &Cluster, broker: u32, topic: &str, partition: u32) -> PathBuf {
     let of_topic = cluster.data(broker).join("topics").join(topic);
     let entries = std::fs::read_dir(&of_topic).expect("the topic's directory");
     let prefix = format!("{partition}.");
@@ -69,7 +69,7 @@ async fn topic_id(client: &Client) -> String {
 }
 
 /// Damages a replica in a closed segment, or in the one that is appended to.
-fn rot(cluster: &Cluster, broker: usize, topic: &str, partition: u32, hit: Hit, closed: bool) {
+fn rot(cluster: &Cluster, broker: u32, topic: &str, partition: u32, hit: Hit, closed: bool) {
     let segments = read_segments(&directory(cluster, broker, topic, partition));
     assert!(segments.len() > 2, "{} segments", segments.len());
     let hit_in = if closed { &segments[1] } else { segments.last().expect("there are some") };
@@ -97,49 +97,54 @@ fn batches(segments: &[Segment]) -> BTreeMap<u64, Vec<u8>> {
 }
 
 /// What `cluster status` says of one broker.
-fn count(cluster: &Cluster, broker: usize, name: &str) -> u64 {
-    let lines = status(cluster);
-    let line = lines.iter().find(|line| line["kind"] == "broker" && line["id"] == broker as u64 + 1);
+fn count(cluster: &Cluster, broker: u32, name: &str) -> u64 {
+    let lines = cluster.json("cluster status");
+    let line = lines.iter().find(|line| line["kind"] == "broker" && line["id"] == broker);
     line.and_then(|line| line[name].as_u64()).unwrap_or(0)
 }
 
 /// Waits until so many ranges of `broker` have been repaired. All that is sent is read correctly all the while.
-async fn repaired(cluster: &Cluster, client: &Client, broker: usize, ranges: u64, sent: &[Vec<String>]) {
+async fn repaired(cluster: &Cluster, client: &Client, broker: u32, ranges: u64, sent: &[Vec<String>]) {
     let limit = Instant::now() + DEADLINE;
     loop {
         assert_eq!(read_log(client, TOPIC, PARTITIONS).await, sent, "what is served while it is repaired");
         if count(cluster, broker, "repaired_ranges") >= ranges {
             break;
         }
-        assert!(Instant::now() < limit, "not repaired: {:#?}", status(cluster));
+        assert!(Instant::now() < limit, "not repaired: {:#?}", cluster.json("cluster status"));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     whole(client, 3).await;
-    assert!(count(cluster, broker, "damaged_ranges_found") >= ranges, "{:#?}", status(cluster));
-    assert_eq!(count(cluster, broker, "damaged_ranges"), 0, "{:#?}", status(cluster));
+    assert!(
+        count(cluster, broker, "damaged_ranges_found") >= ranges,
+        "{:#?}",
+        cluster.json("cluster status")
+    );
+    assert_eq!(count(cluster, broker, "damaged_ranges"), 0, "{:#?}", cluster.json("cluster status"));
     assert_eq!(read_log(client, TOPIC, PARTITIONS).await, sent);
 }
 
 /// After an orderly end of all of them, all have the same bytes in every partition.
 fn assert_same(mut cluster: Cluster, topic: &str, sent: &[Vec<String>]) {
-    cluster.stop();
+    cluster.stop_all();
     for (partition, sent) in (0..PARTITIONS).zip(sent) {
         let of = |broker| batches(&read_segments(&directory(&cluster, broker, topic, partition)));
-        let first = of(0);
+        let first = of(1);
         let records: usize = first
             .values()
             .map(|batch| record_batch::records(batch).expect("sound").filter(Result::is_ok).count())
             .sum();
         assert_eq!(records, sent.len(), "partition {partition}");
-        for broker in 1..3 {
-            assert!(first == of(broker), "partition {partition}: brokers 1 and {} differ", broker + 1);
+        for broker in 2..=3 {
+            assert!(first == of(broker), "partition {partition}: brokers 1 and {broker} differ");
         }
     }
 }
 
 #[test]
 fn bits_flipped_while_a_broker_is_down_are_repaired_from_the_others() {
-    run_with(&SCRUBBING, async |mut cluster| {
+    run(async || {
+        let mut cluster = Cluster::with(3, &SCRUBBING);
         let client = with_topic(&cluster).await;
         let topic = topic_id(&client).await;
         let producer = producer(&client);
@@ -152,14 +157,14 @@ fn bits_flipped_while_a_broker_is_down_are_repaired_from_the_others() {
         rot(&cluster, victim, &topic, 0, Hit::Payload, true);
         rot(&cluster, victim, &topic, followed, Hit::Payload, false);
         produce(&producer, &mut sent).await;
-        cluster.restart(victim);
+        cluster.start(victim);
         repaired(&cluster, &client, victim, 2, &sent).await;
         // After an orderly end it reads nothing: scrubbing finds it.
         let victim = leader_of(&client, TOPIC, 1).await;
-        cluster.stop_one(victim);
+        cluster.stop(victim);
         rot(&cluster, victim, &topic, 1, Hit::ZeroedGroup, true);
         rot(&cluster, victim, &topic, 2, Hit::GroupHeader, false);
-        cluster.restart(victim);
+        cluster.start(victim);
         repaired(&cluster, &client, victim, 2, &sent).await;
         produce(&producer, &mut sent).await;
         producer.close().await.expect("the brokers are there");
@@ -169,7 +174,8 @@ fn bits_flipped_while_a_broker_is_down_are_repaired_from_the_others() {
 
 #[test]
 fn bits_flipped_while_a_broker_runs_are_found_by_scrubbing() {
-    run_with(&SCRUBBING, async |cluster| {
+    run(async || {
+        let cluster = Cluster::with(3, &SCRUBBING);
         let client = with_topic(&cluster).await;
         let topic = topic_id(&client).await;
         let producer = producer(&client);
@@ -180,7 +186,7 @@ fn bits_flipped_while_a_broker_runs_are_found_by_scrubbing() {
         rot(&cluster, leads, &topic, 0, Hit::Payload, true);
         let leader_of_1 = leader_of(&client, TOPIC, 1).await;
         let follows =
-            (0..3).find(|broker| *broker != leader_of_1 && *broker != leads).expect("there are three");
+            (1..=3).find(|broker| *broker != leader_of_1 && *broker != leads).expect("there are three");
         rot(&cluster, follows, &topic, 1, Hit::Payload, false);
         repaired(&cluster, &client, leads, 1, &sent).await;
         repaired(&cluster, &client, follows, 1, &sent).await;

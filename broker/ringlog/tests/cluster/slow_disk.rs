@@ -5,8 +5,8 @@
 //! right to that, or on a file system that is no block device's, the test says so and passes.
 
 use crate::DEADLINE;
+use crate::brokers::{Cluster, leader_of, producer, run};
 use crate::faults::{read_log, whole};
-use crate::three::{Cluster, connect, leader_of, producer, run_with};
 use ringlog_client::{Client, NewTopic, Producer, ProducerRecord};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -96,12 +96,13 @@ async fn produce(producer: &Producer, sent: &mut Vec<String>, records: usize) {
 
 #[test]
 fn a_follower_with_a_slow_disk_leaves_the_set_and_comes_back() {
-    run_with(&LAG, async |cluster: Cluster| {
-        let brake = match Brake::new(cluster.data(0), BYTES_PER_SECOND) {
+    run(async || {
+        let cluster = Cluster::with(3, &LAG);
+        let brake = match Brake::new(cluster.data(1), BYTES_PER_SECOND) {
             Ok(brake) => brake,
             Err(error) => return println!("not run: writes cannot be slowed here: {error}"),
         };
-        let client = connect(&cluster).await;
+        let client = cluster.connect().await;
         whole(&client, 3).await;
         let topic = NewTopic { partitions: 1, replication_factor: 3, ..NewTopic::named(TOPIC) };
         client.admin().create_topic(&topic).await.expect("there are three brokers");
@@ -110,7 +111,7 @@ fn a_follower_with_a_slow_disk_leaves_the_set_and_comes_back() {
         let mut sent = Vec::new();
         produce(&producer, &mut sent, 20).await;
         let (leads, controls) = (leader_of(&client, TOPIC, 0).await, controller(&client).await);
-        let slow = (0..3).find(|broker| *broker != leads && *broker != controls).expect("there are three");
+        let slow = (1..=3).find(|broker| *broker != leads && *broker != controls).expect("there are three");
         brake.slow(cluster.process(slow));
         let limit = Instant::now() + DEADLINE;
         let mut left = false;
@@ -128,13 +129,13 @@ fn a_follower_with_a_slow_disk_leaves_the_set_and_comes_back() {
                 delivery.await.expect("it is acknowledged");
             }
             let members = in_sync(&client).await;
-            left = !members.contains(&(slow as u32 + 1));
+            left = !members.contains(&slow);
             assert!(members.len() >= 2, "only who is slow leaves: {members:?}");
-            assert!(Instant::now() < limit, "broker {} is in sync with a slow disk", slow + 1);
+            assert!(Instant::now() < limit, "broker {slow} is in sync with a slow disk");
         }
         // Nobody waits for it now.
         produce(&producer, &mut sent, 64).await;
-        assert!(!in_sync(&client).await.contains(&(slow as u32 + 1)), "it is slow still");
+        assert!(!in_sync(&client).await.contains(&slow), "it is slow still");
         brake.release();
         whole(&client, 3).await;
         assert_eq!(read_log(&client, TOPIC, 1).await, [sent]);
@@ -142,7 +143,7 @@ fn a_follower_with_a_slow_disk_leaves_the_set_and_comes_back() {
     });
 }
 
-async fn controller(client: &Client) -> usize {
+async fn controller(client: &Client) -> u32 {
     let cluster = client.admin().describe_cluster(None).await.expect("it answers");
-    cluster.controller.expect("there is one") as usize - 1
+    cluster.controller.expect("there is one")
 }

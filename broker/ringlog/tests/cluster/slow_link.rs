@@ -1,7 +1,8 @@
 //! A slow link in front of one address: bytes take their time, by a seed, and only so many at once.
 //!
 //! Owner: one test; connections end with it. Each direction of a connection is a thread that carries pieces in order: each
-//! waits for its delay, a fixed part and a random one, and for the rate; both may change meanwhile. Absent on purpose: loss, which a stream would hide.
+//! waits for its delay, a fixed part and a random one, and for the rate; both may change meanwhile. Absent on purpose: loss,
+//! which a stream would hide.
 
 use fastrand::Rng;
 use std::io::{Read, Write};

@@ -38,6 +38,11 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether it asks, and changes nothing.
+    pub(super) fn describes(&self) -> bool {
+        matches!(self, Self::Describe(_))
+    }
+
     pub(super) fn parse(request: &wire::Request<'_>) -> Option<Self> {
         use wire::RequestApi as Api;
         Some(match request.api_type() {
@@ -298,6 +303,7 @@ impl Reply {
                 brokers,
                 topics,
                 catch_up_bytes_per_second: image.catch_up_bytes_per_second().map_or(0, NonZeroU64::get),
+                behind: !shard.metadata.is_current(shard.identity.broker),
             };
             wire::DescribeClusterResponse::create(builder, &args).as_union_value()
         });

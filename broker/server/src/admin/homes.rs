@@ -4,6 +4,7 @@
 //! [`crate::homes`].
 
 use super::{Reply, ask, submit};
+use crate::homes::{self, Arrived};
 use crate::mailbox::Message;
 use crate::shard::Shard;
 use logic::ids::{PartitionIndex, ShardId, TopicPartition};
@@ -103,12 +104,22 @@ async fn move_home(shard: &Rc<Shard>, asked: &Asked) -> Moved {
     }
     let command = Command::MoveHome { partition: id, broker, shard: to };
     submit(shard, command).await.map_err(|error| (error.error_code(), error.to_string()))?;
-    let arrival = match to == shard.identity.shard {
-        true => shard.homes.arrival(&id),
-        false => ask(shard, to, |reply| Message::Arrival(id, reply)).await.flatten(),
+    let arrived = match to == shard.identity.shard {
+        true => homes::arrival(shard, &id),
+        false => ask(shard, to, |reply| Message::Arrival(id, reply)).await.unwrap_or(Arrived::Not),
     };
-    arrival.map(|arrival| (arrival.from, arrival.pause)).ok_or_else(|| {
-        let text = format!("topic {name} partition {partition} has been moved again meanwhile");
-        (ErrorCode::LeaderNotAvailable, text)
-    })
+    match arrived {
+        Arrived::Here(arrival) => Ok((arrival.from, arrival.pause)),
+        Arrived::NoRoom => {
+            let text = format!(
+                "the disk is full: topic {name} partition {partition} has moved to core {to}, which has no room to \
+                 open it, and serves it as soon as there is room"
+            );
+            Err((ErrorCode::StorageFull, text))
+        }
+        Arrived::Not => {
+            let text = format!("topic {name} partition {partition} has been moved again meanwhile");
+            Err((ErrorCode::LeaderNotAvailable, text))
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Metadata: which brokers and topics there are, and who leads which partition.
 //!
-//! Answered by every broker from its own image, also by one that lags behind; the version tells.
+//! Answered by every broker from its own image, also by one that lags behind; the version tells. One that has just
+//! started waits for what it has missed ([`Shard::caught_up`]), and until then tells of brokers alone.
 
 use super::Reply;
 use crate::shard::Shard;

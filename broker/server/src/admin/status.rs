@@ -6,23 +6,18 @@ use crate::mailbox::{Message, ShardReport};
 use crate::shard::Shard;
 use crate::traffic::{self, Amounts, PartitionReport};
 use futures_util::future::join_all;
-use logic::ids::ShardId;
 use schema::wire;
 use std::rc::Rc;
 
 impl Reply {
     pub(super) async fn status(&self, shard: &Rc<Shard>, topics: bool, groups: bool, partitions: bool) {
-        let others = || (0..shard.identity.shards).map(ShardId::new).filter(|it| *it != shard.identity.shard);
-        let mut all: Vec<PartitionReport> = Vec::new();
-        if topics {
-            let asked = join_all(others().map(|other| ask(shard, other, Message::Traffic)));
-            let (own, asked) = futures_util::join!(traffic::gather(shard), asked);
-            all.extend(own.into_iter().chain(asked.into_iter().flatten().flatten()));
-            all.sort_by_key(|one| one.log.id);
-        }
-        let topics = traffic::by_topic(&all, &shard.metadata.image());
+        let all = if topics { partition_reports(shard).await } else { Vec::new() };
+        let topics = match topics {
+            true => traffic::by_topic(&all, &shard.metadata.image()),
+            false => Vec::new(),
+        };
         let groups = if groups { group_reports(shard).await } else { Vec::new() };
-        let asked = others().map(|other| ask(shard, other, Message::Status));
+        let asked = other_shards(shard).map(|other| ask(shard, other, Message::Status));
         let mut reports: Vec<ShardReport> = join_all(asked).await.into_iter().flatten().collect();
         reports.push(shard.report());
         reports.sort_by_key(|report| report.shard);
@@ -117,6 +112,16 @@ fn encode_traffic(one: &PartitionReport) -> wire::PartitionTraffic {
         fetched_bytes,
         replicated_bytes,
     )
+}
+
+/// Every partition of this broker, in the order of their ids.
+async fn partition_reports(shard: &Rc<Shard>) -> Vec<PartitionReport> {
+    let others = other_shards(shard).map(|other| ask(shard, other, Message::Traffic));
+    let (own, others) = futures_util::join!(traffic::gather(shard), join_all(others));
+    let mut all: Vec<PartitionReport> =
+        own.into_iter().chain(others.into_iter().flatten().flatten()).collect();
+    all.sort_by_key(|one| one.log.id);
+    all
 }
 
 /// Every group of this broker, and how far it is behind.

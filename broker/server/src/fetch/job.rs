@@ -370,7 +370,7 @@ impl Job {
                 .map(|&at| (&self.entries[at], &pass.found[at]))
                 .filter(|(entry, found)| found.bytes < entry.max_bytes.max(1))
                 .map(|(entry, found)| WaitedEntry {
-                    id: entry.id,
+                    entry: *entry,
                     seen: found.high_watermark,
                     room_bytes: (entry.max_bytes.max(1) - found.bytes) as u64,
                 })
@@ -444,21 +444,28 @@ pub fn park(shard: &Rc<Shard>, wait: &RemoteWait) -> Parking {
     if shard.is_stopping() {
         return Parking::Full;
     }
-    let moved = wait.entries.iter().any(|entry| {
-        shard.store.partition(&entry.id).is_none_or(|partition| partition.high_watermark().get() > entry.seen)
-    });
-    if moved {
+    // What has changed since it was read is not told again: nobody who waits learns of it.
+    let has_moved = |waited: &WaitedEntry| {
+        shard.store.partition(&waited.entry.id).is_none_or(|partition| {
+            partition.high_watermark().get() > waited.seen
+                || refusal(shard, &partition, &waited.entry).is_some()
+        })
+    };
+    if wait.entries.iter().any(has_moved) {
         return Parking::Moved;
     }
     let entries = wait.entries.iter();
     let waited: Vec<Waited> = entries
-        .map(|entry| Waited { partition: entry.id, have_bytes: 0, max_bytes: entry.room_bytes })
+        .map(|one| Waited { partition: one.entry.id, have_bytes: 0, max_bytes: one.room_bytes })
         .collect();
     let fetch = Rc::new(ParkedFetch::default());
     let (now_ms, min_bytes) = (shard.now_ms(), wait.min_bytes.max(1));
     let parked = shard.waiters.borrow_mut().park(fetch.clone(), now_ms, wait.until_ms, min_bytes, &waited);
     match parked {
-        Ok(key) => Parking::Parked(Parked { shard: shard.clone(), key, fetch }),
+        Ok(key) => {
+            shard.expiry.due(wait.until_ms);
+            Parking::Parked(Parked { shard: shard.clone(), key, fetch })
+        }
         Err(NotParked::Ready(_)) => Parking::Moved,
         Err(NotParked::Full(_)) => Parking::Full,
     }

@@ -3,11 +3,12 @@
 //! The log is quiet meanwhile: its replica appends nothing, and housekeeping leaves it alone. Reads go on; what they
 //! read is below the high watermark, and that is cut only where something was lost before.
 
-use super::{Dropped, Partition};
+use super::{Dropped, Partition, Work};
 use crate::partition::chunk_cache::ChunkCache;
 use crate::partition::reader::ReadError;
 use crate::partition::walk::{Step, Walk};
 use crate::storage::disk::{Disk, Write};
+use crate::storage::room::NoRoom;
 use crate::storage::{is_no_space, split_write};
 use logic::ids::{LeaderEpoch, Offset};
 use logic::limits::BLOCK_BYTES;
@@ -20,9 +21,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How often the log is asked whether it has come to rest, and a full disk for room.
+/// How often the log is asked whether it has come to rest.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
 
 /// Where a log is to be cut, and what of the group there stays.
 struct Place {
@@ -83,9 +83,7 @@ impl<D: Disk> Partition<D> {
     fn is_in_use(&self) -> bool {
         self.has_pending()
             || !self.on_the_way.borrow().is_empty()
-            || self.placing.get()
-            || self.compacting.get()
-            || self.preparation.borrow().is_busy()
+            || self.is_worked_on(&[Work::Cutting, Work::Reclaiming])
     }
 
     fn nothing_stays(&self, log_start: Offset) -> Place {
@@ -199,6 +197,7 @@ impl<D: Disk> Partition<D> {
     /// Writes what makes the cut durable, in its order; then the log is what it says.
     async fn cut(self: &Rc<Self>, place: Place) -> io::Result<(Offset, usize)> {
         let Place { at, rest, payload } = place;
+        let mut no_room = None;
         while self.with_log(|log| log.placed().is_none()) {
             if self.is_closed() {
                 return Err(io::ErrorKind::NotConnected.into());
@@ -210,12 +209,12 @@ impl<D: Disk> Partition<D> {
             }
             let needed = self.with_log(|log| log.next_segment());
             let result = self.place_segment(needed).await;
-            self.unless_room_comes(result).await?;
+            self.unless_room_comes(result, &mut no_room).await?;
         }
         loop {
             let result = self.open_files().await;
             let opened = result.is_ok();
-            self.unless_room_comes(result).await?;
+            self.unless_room_comes(result, &mut no_room).await?;
             if opened {
                 break;
             }
@@ -236,8 +235,9 @@ impl<D: Disk> Partition<D> {
         // The header is what counts: it comes when everything that it stands for is on the device.
         let piece_bytes = self.storage.policy.write_bytes_max;
         let first = split_write(&file, Rc::new(group), bytes, BLOCK_BYTES as u64, true, piece_bytes);
-        self.write_durably(first).await?;
-        self.write_durably(split_write(&file, Rc::new(block), BLOCK_BYTES, 0, true, piece_bytes)).await?;
+        self.write_durably(first, &mut no_room).await?;
+        let second = split_write(&file, Rc::new(block), BLOCK_BYTES, 0, true, piece_bytes);
+        self.write_durably(second, &mut no_room).await?;
 
         let (cut_off, end) = {
             let mut log = self.log.borrow_mut();
@@ -283,11 +283,15 @@ impl<D: Disk> Partition<D> {
         Ok((end, freed))
     }
 
-    async fn write_durably(&self, writes: Vec<Write<D::File>>) -> io::Result<()> {
+    async fn write_durably(
+        &self,
+        writes: Vec<Write<D::File>>,
+        no_room: &mut Option<NoRoom<D>>,
+    ) -> io::Result<()> {
         loop {
             let result = self.storage.disk.write(writes.clone()).await;
             let written = result.is_ok();
-            self.unless_room_comes(result).await?;
+            self.unless_room_comes(result, no_room).await?;
             if written {
                 return Ok(());
             }
@@ -295,12 +299,15 @@ impl<D: Disk> Partition<D> {
     }
 
     /// Passes a result on, unless it is a full disk: waits a moment, after the reserve has been spent.
-    async fn unless_room_comes(&self, result: io::Result<()>) -> io::Result<()> {
+    async fn unless_room_comes(
+        &self,
+        result: io::Result<()>,
+        no_room: &mut Option<NoRoom<D>>,
+    ) -> io::Result<()> {
         match result {
             Err(error) if is_no_space(&error) && !self.is_closed() => {
                 if !self.storage.spend_reserve().await {
-                    self.storage.set_full(true);
-                    self.storage.environment.sleep(FULL_DISK_RETRY).await;
+                    no_room.get_or_insert_with(|| self.storage.wait_for_room()).look_again().await;
                 }
                 Ok(())
             }

@@ -4,7 +4,7 @@
 //! The stages follow each other and none is gone back to: the partition is opened anew wherever it goes, here too. Who
 //! takes it over, and what it is told, is `homes`'.
 
-use super::{Partition, Standing};
+use super::{Partition, Standing, Work};
 use crate::storage::disk::Disk;
 use logic::replication::NotAdmitted;
 use std::ops::Range;
@@ -41,13 +41,8 @@ impl<D: Disk> Partition<D> {
     /// up when the partition is closed.
     pub async fn wind_down(&self, patience: Duration) {
         self.stage.set(Stage::WindingDown);
-        let works = || {
-            self.compacting.get()
-                || self.reclaiming.get()
-                || self.cutting.get()
-                || self.preparation.borrow().is_busy()
-        };
-        self.while_patient(patience, works).await;
+        // A segment that appends wait for is put in place all the same.
+        self.while_patient(patience, || self.is_worked_on(&[Work::Placing])).await;
     }
 
     /// A flush round begins to write to its files.
@@ -98,7 +93,7 @@ impl<D: Disk> Partition<D> {
             self.files.borrow_mut().clear();
             self.storage.read_files.forget(self.id(), None);
             let is_used = self.uses.borrow().values().any(|used| Rc::strong_count(used) > 1);
-            if !is_used && !self.is_worked_on() && self.rounds_writing.get() == 0 {
+            if !is_used && !self.is_worked_on(&[]) && self.rounds_writing.get() == 0 {
                 return;
             }
             self.storage.environment.sleep(LOOK_AGAIN).await;

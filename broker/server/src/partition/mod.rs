@@ -26,6 +26,7 @@ pub mod tail_cache;
 mod waiters;
 mod walk;
 
+use crate::storage::agenda::Agenda;
 use crate::storage::buffer::Buffer;
 use crate::storage::disk::{Disk, Write};
 use crate::storage::{OpenSegment, Storage, count, is_no_space, partition_directory, recover, split_write};
@@ -85,9 +86,25 @@ struct OnTheWay {
 #[derive(Clone, Copy, Debug)]
 struct Dropped {
     name: SegmentName,
-    nonce: u64,
-    /// Where its groups end, bytes from its start.
+    /// `None`: nobody of this shard has read it.
+    nonce: Option<u64>,
+    /// Up to there its blocks are written, bytes from its start; 0 = not known.
     end_position: u64,
+}
+
+/// What may be under way with a partition's files besides flush rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// The next segment is put in place.
+    Placing,
+    /// The files of dropped segments go.
+    Reclaiming,
+    /// Segments are rewritten.
+    Compacting,
+    /// The log is cut.
+    Cutting,
+    /// Blocks are written ahead.
+    Preparing,
 }
 
 /// What is remembered of compaction.
@@ -246,7 +263,11 @@ pub struct Partition<D: Disk> {
 }
 
 impl<D: Disk> Partition<D> {
-    /// Opens the partition: recovers its log, makes a truncation durable, reports what was found.
+    /// Opens the partition: recovers its log, makes a truncation durable, reports what was found. Files that do not belong
+    /// to the log any more are still there: [`Partition::remove_leftovers`], or retention, reclaims them.
+    ///
+    /// # Errors
+    /// A file cannot be made, read or written; where that is because the disk is full, it can be opened again.
     pub async fn open(
         storage: Rc<Storage<D>>,
         identity: LogIdentity,
@@ -302,9 +323,6 @@ impl<D: Disk> Partition<D> {
             report,
             storage,
         });
-        partition.storage.producers_changed(0, partition.producer_count());
-        // Said before the cut is durable: after a crash in between it is said again, not forgotten.
-        partition.announce();
         leader_epoch.into_iter().for_each(|epoch| partition.set_leader_epoch(epoch));
         // Where there are other replicas, they have what may be missing.
         let doubted = partition.report.unproven.filter(|_| leader_epoch.is_none());
@@ -313,18 +331,19 @@ impl<D: Disk> Partition<D> {
         {
             partition.unless_reserve_helps(Err(error)).await?;
         }
-        if recovered.must_open {
-            partition.open_incarnation().await?;
+        match recovered.must_open {
+            true => partition.open_incarnation().await?,
+            false => partition.announce(),
         }
-        for name in recovered.discard {
-            partition.storage.reclaim(&partition.segment_path(name), 0, u64::MAX).await?;
-        }
+        partition.dropped.borrow_mut().extend(recovered.discard.into_iter().map(Dropped::left_over));
         partition.storage.disk.sync_directory(&partition.directory).await?;
+        // Not before: who finds no room is opened again.
+        partition.storage.producers_changed(0, partition.producer_count());
         Ok(partition)
     }
 
     /// Writes a durable empty group of the new incarnation at the cut: from now on nothing of what was
-    /// cut can come back.
+    /// cut can come back. What was cut is announced.
     async fn open_incarnation(self: &Rc<Self>) -> io::Result<()> {
         let now_ms = self.storage.environment.now_ms();
         let group = self.log.borrow().empty_group(now_ms);
@@ -343,6 +362,8 @@ impl<D: Disk> Partition<D> {
         for write in &mut writes.writes {
             write.durable = true;
         }
+        // Before the cut is durable: after a crash in between it is said again, not forgotten.
+        self.announce();
         while let Err(error) = self.storage.disk.write(writes.writes.clone()).await {
             self.unless_reserve_helps(Err(error)).await?;
         }
@@ -419,6 +440,12 @@ impl<D: Disk> Partition<D> {
     pub fn set_settings(&self, settings: PartitionSettings) {
         self.settings.set(settings);
         self.log.borrow_mut().set_settings(settings.log);
+        self.is_to_be_looked_at();
+    }
+    /// Retention and compaction look at it next, although nobody appends to it.
+    pub fn is_to_be_looked_at(&self) {
+        self.storage.retention.put_down(self.id(), Agenda::NOW);
+        self.storage.compaction.put_down(self.id(), Agenda::NOW);
     }
     /// Reads the log's state; the borrow must not outlive the closure.
     pub fn with_log<T>(&self, read: impl FnOnce(&Log) -> T) -> T {
@@ -492,6 +519,9 @@ impl<D: Disk> Partition<D> {
         // What a cut or a comparison that was under way leads to does not count any more.
         if !self.has_stopped() {
             self.standing.set(standing);
+        }
+        if standing.leads != before.leads {
+            self.is_to_be_looked_at();
         }
         before
     }
@@ -708,17 +738,20 @@ impl<D: Disk> Partition<D> {
         self.storage.read_files.forget(self.id(), None);
     }
 
-    /// Whether rounds or preparations of this partition are still under way.
+    /// Whether rounds or other work with its files are still under way.
     pub fn is_busy(&self) -> bool {
-        !self.on_the_way.borrow().is_empty() || self.is_worked_on()
+        !self.on_the_way.borrow().is_empty() || self.is_worked_on(&[])
     }
 
-    /// Whether something other than flush rounds is under way with its files.
-    fn is_worked_on(&self) -> bool {
-        self.placing.get()
-            || self.reclaiming.get()
-            || self.compacting.get()
-            || self.cutting.get()
-            || self.preparation.borrow().is_busy()
+    /// Whether something is under way with its files, flush rounds aside and what is named.
+    fn is_worked_on(&self, aside: &[Work]) -> bool {
+        let works = [
+            (Work::Placing, self.placing.get()),
+            (Work::Reclaiming, self.reclaiming.get()),
+            (Work::Compacting, self.compacting.get()),
+            (Work::Cutting, self.cutting.get()),
+            (Work::Preparing, self.preparation.borrow().is_busy()),
+        ];
+        works.iter().any(|(work, goes_on)| *goes_on && !aside.contains(work))
     }
 }

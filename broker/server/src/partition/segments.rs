@@ -120,6 +120,21 @@ impl<D: Disk> Partition<D> {
         Ok(dropped)
     }
 
+    /// When [`Partition::enforce_retention`], which has just run, is to run again although nobody appends; `None` = never.
+    pub fn next_retention_ms(&self) -> Option<i64> {
+        let now_ms = self.storage.environment.now_ms();
+        let log = self.log.borrow();
+        // A file that could not go yet, a segment below the log's start that is not durable yet.
+        let is_left = log.segments().get(1).is_some_and(|second| second.base <= log.log_start());
+        match is_left || !self.dropped.borrow().is_empty() || self.cutting.get() || self.winds_down() {
+            true => Some(now_ms),
+            false if self.standing.get().leads => {
+                retention::next_look_ms(&log, self.settings.get().retention, now_ms)
+            }
+            false => None,
+        }
+    }
+
     /// Moves the log's start to `before` (`None` = the high watermark) because somebody wants the records below
     /// it gone; the start from now on, `None` if `before` is above the high watermark. Durable with the next
     /// checkpoint; files go with the next look of retention.
@@ -141,6 +156,9 @@ impl<D: Disk> Partition<D> {
             true => all.extend(dropped.iter().map(Dropped::of)),
             false => dropped.iter().for_each(|segment| all.push_front(Dropped::of(segment))),
         }
+        if !dropped.is_empty() {
+            self.is_to_be_looked_at();
+        }
         dropped.len() as u64
     }
 
@@ -161,6 +179,7 @@ impl<D: Disk> Partition<D> {
             // Behind its sources, so that after a crash they do not stand there without it.
             None => dropped.push_back(new),
         }
+        self.is_to_be_looked_at();
         replaced.is_some()
     }
 
@@ -200,7 +219,9 @@ impl<D: Disk> Partition<D> {
             if !self.outlive_dropped_segments() || self.winds_down() {
                 break;
             }
-            self.wait_for_readers(name.first, nonce).await;
+            if let Some(nonce) = nonce {
+                self.wait_for_readers(name.first, nonce).await;
+            }
             let published_end = match name.is_rewritten() {
                 false => self.preparation.borrow_mut().forget(name.first),
                 true => None,
@@ -220,6 +241,18 @@ impl<D: Disk> Partition<D> {
         result
     }
 
+    /// Removes the files that were found when the log was opened and do not belong to it. Before anybody else has the
+    /// partition, and where a checkpoint on the device says what it was opened from.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub async fn remove_leftovers(&self) -> io::Result<()> {
+        loop {
+            let Some(left_over) = self.dropped.borrow_mut().pop_front() else { return Ok(()) };
+            self.storage.reclaim(&self.segment_path(left_over.name), 0, u64::MAX).await?;
+        }
+    }
+
     /// Takes a segment's handle out of use and waits until nobody reads through it.
     pub(super) async fn wait_for_readers(&self, sequence: u64, nonce: u64) {
         self.files.borrow_mut().remove(&sequence);
@@ -237,15 +270,15 @@ impl<D: Disk> Partition<D> {
         // What no round writes to goes first: on a full disk rounds of others may wait for just this room. Its own
         // groups are given up there, so the wait behind this ends.
         let (durable_sequence, _) = self.log.borrow().durable_position();
-        let sealed: Vec<Dropped> = self
+        let sealed: Vec<(SegmentName, u64)> = self
             .log
             .borrow()
             .segments()
             .iter()
             .filter(|segment| segment.sequence < durable_sequence)
-            .map(Dropped::of)
+            .map(|segment| (segment.name(), segment.nonce))
             .collect();
-        for Dropped { name, nonce, .. } in sealed {
+        for (name, nonce) in sealed {
             self.wait_for_readers(name.first, nonce).await;
             self.storage.reclaim(&self.segment_path(name), 0, u64::MAX).await?;
         }
@@ -266,6 +299,11 @@ impl<D: Disk> Partition<D> {
 
 impl Dropped {
     pub(super) fn of(segment: &Segment) -> Self {
-        Self { name: segment.name(), nonce: segment.nonce, end_position: segment.end_position }
+        Self { name: segment.name(), nonce: Some(segment.nonce), end_position: segment.end_position }
+    }
+
+    /// A file that was found when the log was opened.
+    pub(super) fn left_over(name: SegmentName) -> Self {
+        Self { name, nonce: None, end_position: 0 }
     }
 }

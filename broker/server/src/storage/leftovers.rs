@@ -1,7 +1,7 @@
 //! Directories of partitions that nobody serves: left by a deletion that a crash cut off, or unknown.
 //!
-//! Looked at once, after the start, by the shard that would serve the partition, so that each is judged by
-//! one shard. What belongs to a topic that a command has deleted is removed in the background, in steps;
+//! Looked at once, by the shard that would serve the partition, so that each is judged by one shard; and not before this
+//! life of the broker is registered, because until then its image may lack topics that it has. What belongs to a topic that a command has deleted is removed in the background, in steps;
 //! what is unknown is left as it is and reported. What is deleted while the broker runs is removed the same
 //! way, by whoever closes it: [`Storage::remove_log_directory`], [`Storage::remove_topic_directory`].
 //!
@@ -30,15 +30,17 @@ pub struct Leftovers {
     pub unknown: u64,
 }
 
-/// Does [`judge_leftovers`] while the shard goes on.
+/// Does [`judge_leftovers`] once `registered` ends, while the shard goes on.
 pub fn judge_in_background<D: Disk>(
     store: &Rc<Store<D>>,
+    registered: impl Future<Output = ()> + 'static,
     at_start: Arc<Image>,
     newest: impl Fn() -> Arc<Image> + 'static,
     here: Here,
 ) {
     let store = store.clone();
     stall::spawn("a look for leftover files", async move {
+        registered.await;
         if let Err(error) = judge_leftovers(&store, &at_start, newest, here).await {
             store.storage.notice(format!("directories of deleted topics cannot be looked for: {error}"));
         }

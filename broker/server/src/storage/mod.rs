@@ -15,6 +15,7 @@
 //! Write and sync errors are not retried: after a failed sync nobody knows what the device holds, so the
 //! process ends with a message and recovers.
 
+pub mod agenda;
 pub mod buffer;
 pub mod checkpoints;
 pub mod disk;
@@ -22,8 +23,10 @@ pub mod leftovers;
 pub mod read_files;
 pub mod recover;
 pub mod ring;
+pub mod room;
 pub mod zeroing_pace;
 
+use agenda::Agenda;
 use buffer::{Buffer, BufferPool};
 use checkpoints::{CHECKPOINTS, CheckpointRefusal, checkpoint_name, shard_directory, usable_checkpoint};
 use disk::{Disk, Write};
@@ -199,6 +202,10 @@ pub struct Storage<D: Disk> {
     pub producer_expiration_ms: Cell<i64>,
     /// How many partitions the shard has open.
     pub partitions: Cell<usize>,
+    /// When retention is next to look at partitions.
+    pub retention: Agenda,
+    /// When compaction is.
+    pub compaction: Agenda,
     /// Files that readers use.
     pub read_files: ReadFiles<OpenSegment<D::File>>,
     root: PathBuf,
@@ -217,7 +224,7 @@ pub struct Storage<D: Disk> {
     /// The last attempt at a checkpoint found no space.
     no_room_for_checkpoint: Cell<bool>,
     dirty_bytes: Cell<usize>,
-    full: Cell<bool>,
+    waiting_for_room: Cell<usize>,
     low: Cell<bool>,
     /// The reserve file is there, and its blocks with it.
     reserved: Cell<bool>,
@@ -278,6 +285,8 @@ impl<D: Disk> Storage<D> {
             producers: Cell::new(0),
             checkpoint_wanted: Cell::new(false),
             no_room_for_checkpoint: Cell::new(false),
+            retention: Agenda::default(),
+            compaction: Agenda::default(),
             read_files: ReadFiles::default(),
             root: root.to_owned(),
             shard,
@@ -289,7 +298,7 @@ impl<D: Disk> Storage<D> {
             notices: RefCell::new(Vec::new()),
             names: RefCell::default(),
             dirty_bytes: Cell::new(0),
-            full: Cell::new(false),
+            waiting_for_room: Cell::new(0),
             low: Cell::new(false),
             reserved: Cell::new(false),
             zeroing_pace: RefCell::default(),
@@ -399,33 +408,6 @@ impl<D: Disk> Storage<D> {
     /// Accounts for bytes that became durable.
     pub fn sub_dirty(&self, bytes: usize) {
         self.dirty_bytes.set(self.dirty_bytes.get() - bytes);
-    }
-
-    /// Whether the disk has no room for new data, or so little that it is kept for what must go on.
-    pub fn is_full(&self) -> bool {
-        self.full.get() || self.low.get()
-    }
-
-    /// Notes that free space is below the low-water mark, or above it again.
-    pub fn set_low(&self, low: bool) {
-        if low != self.low.replace(low) {
-            let root = self.root.display();
-            match low {
-                true => tracing::error!("{root} is almost full: produce is refused until space returns"),
-                false => tracing::info!("space has returned to {root}: produce goes on"),
-            }
-        }
-    }
-
-    /// Notes that the disk is full, or has room again.
-    pub fn set_full(&self, full: bool) {
-        if full != self.full.replace(full) {
-            let root = self.root.display();
-            match full {
-                true => tracing::error!("no space left for {root}: produce is refused until space returns"),
-                false => tracing::info!("space has returned to {root}: produce goes on"),
-            }
-        }
     }
 
     /// Flushes the device: every completed write into published blocks becomes durable.

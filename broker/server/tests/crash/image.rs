@@ -142,6 +142,36 @@ impl Image {
         })
     }
 
+    /// The bytes of a file, by its path.
+    pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
+        let (_, file) = self.files().find(|(found, _)| found == path)?;
+        let mut bytes = vec![0; file.content.length as usize];
+        file.content.read(0, &mut bytes);
+        Some(bytes)
+    }
+
+    /// Makes a file, durably, in place of what has its name; `None` takes it away.
+    pub fn put(&mut self, path: &Path, bytes: Option<&[u8]>) {
+        let (directory, name) = (path.parent().expect("a directory"), path.file_name().expect("a name"));
+        let name = name.to_string_lossy().into_owned();
+        let names = self.directories.entry(directory.to_owned()).or_default();
+        let Some(bytes) = bytes else { return drop(names.remove(&name)) };
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        let blocks: Vec<Block> = padded
+            .chunks_exact(BLOCK)
+            .map(|block| Rc::new(block.try_into().expect("a whole block")))
+            .collect();
+        let written = Rc::new(vec![true; blocks.len()]);
+        let content = Rc::new(Content { blocks, length: bytes.len() as u64 });
+        names.insert(name, Entry::File(Rc::new(ImageFile { id: self.next_file, content, written })));
+        self.next_file += 1;
+        if let (Some(above), Some(own)) = (directory.parent(), directory.file_name()) {
+            let own = own.to_string_lossy().into_owned();
+            self.directories.entry(above.to_owned()).or_default().entry(own).or_insert(Entry::Directory);
+        }
+    }
+
     /// Flips bits of a file, by its path.
     pub fn flip(&mut self, path: &Path, bits: &[(u64, u8)]) {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };

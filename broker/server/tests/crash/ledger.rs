@@ -22,7 +22,7 @@ use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
 use server::storage::partition_directory;
-use server::store::Store;
+use server::store::{Released, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +46,8 @@ impl Batch {
 pub struct Slot {
     pub identity: LogIdentity,
     pub settings: PartitionSettings,
+    /// The store that serves it, as the metadata says.
+    pub home: usize,
     pub batches: Vec<Rc<Batch>>,
     pub acknowledged: u64,
     pub log_start: u64,
@@ -60,10 +62,11 @@ pub struct Slot {
 pub const PRODUCERS: usize = 2;
 
 impl Slot {
-    pub fn new(identity: LogIdentity, settings: PartitionSettings) -> Self {
+    pub fn new(identity: LogIdentity, settings: PartitionSettings, home: usize) -> Self {
         Self {
             identity,
             settings,
+            home,
             batches: Vec::new(),
             acknowledged: 0,
             log_start: 0,
@@ -170,18 +173,7 @@ pub async fn open_and_judge(
         .await
         .expect("the partition opens");
     let (start, end) = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
-    {
-        // From now on what was cut is gone for good, and what is there is seen by consumers.
-        let mut ledger = ledger.borrow_mut();
-        let slot = &mut ledger.slots[at];
-        let (kept, cut): (Vec<_>, Vec<_>) = slot.batches.drain(..).partition(|batch| batch.end <= end);
-        slot.batches = kept;
-        let again = cut.into_iter().filter(|batch| batch.header().producer_id >= 0);
-        slot.to_send_again.splice(..0, again);
-        slot.acknowledged = end;
-        slot.log_start = start;
-        disk.retain_groups(|note| note.partition != slot.identity.partition);
-    }
+    settle_slot(&mut ledger.borrow_mut().slots[at], start, end, disk);
     let id = slot.identity.partition;
     let report = partition.report().clone();
     let mut tally = tally.borrow_mut();
@@ -209,7 +201,7 @@ pub async fn open_and_judge(
             tally.fail(format!("{id}: lost {:?} without damage", report.lost));
         }
         judge_tail(&partition, &slot, end, case, &mut tally);
-        judge_producers(&partition, &ledger.borrow().slots[at], slot.acknowledged, case, &mut tally);
+        judge_producers(&partition, &ledger.borrow().slots[at], slot.acknowledged, case.filled, &mut tally);
         if case.clean && report.bytes_read > 2 * BLOCK as u64 {
             tally.misjudged += 1;
             tally.fail(format!("{id}: {} bytes read after an orderly end", report.bytes_read));
@@ -222,6 +214,44 @@ pub async fn open_and_judge(
     partition
 }
 
+/// A log has been opened: what was cut is gone for good from now on, and what is there is seen by consumers.
+fn settle_slot(slot: &mut Slot, start: u64, end: u64, disk: &CrashDisk) {
+    let (kept, cut): (Vec<_>, Vec<_>) = slot.batches.drain(..).partition(|batch| batch.end <= end);
+    slot.batches = kept;
+    let again = cut.into_iter().filter(|batch| batch.header().producer_id >= 0);
+    slot.to_send_again.splice(..0, again);
+    slot.acknowledged = end;
+    slot.log_start = start;
+    disk.retain_groups(|note| note.partition != slot.identity.partition);
+}
+
+/// Judges a partition that another store has released, as it is open where it has come to.
+pub fn judge_taken_over(
+    partition: &Partition<CrashDisk>,
+    released: &Released,
+    disk: &CrashDisk,
+    slot: &mut Slot,
+    filled: bool,
+    tally: &mut Tally,
+) {
+    let (start, end) = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
+    let (id, report, promised) = (partition.id(), partition.report().clone(), slot.acknowledged);
+    let last = slot.batches.last().map_or(slot.log_start, |batch| batch.end);
+    settle_slot(slot, start, end, disk);
+    let whole = slot.batches.last().map_or(end == start, |batch| batch.end == end);
+    let all = !released.at_rest || end == last && report.unproven.is_none();
+    let known = (released.checkpoint.durable_end, released.checkpoint.log_start);
+    if end < promised || known != (known.0.min(end), start) || !whole || !all || !report.lost.is_empty() {
+        tally.lost += u64::from(end < promised);
+        tally.misjudged += 1;
+        tally.fail(format!(
+            "{id}: taken over as {start}..{end}, promised ..{promised}, appended ..{last}, at rest {}: {report:?}",
+            released.at_rest
+        ));
+    }
+    judge_producers(partition, slot, promised, filled, tally);
+}
+
 /// Whether what producers may send again is recognised where it is: whatever is there and was not acknowledged, and
 /// the newest. Older ones of the last five are recognised or said to be forgotten, and never appended anew: a
 /// checkpoint tells of durable batches alone, and those behind it that a crash took had pushed older ones out of the
@@ -231,7 +261,7 @@ fn judge_producers(
     partition: &Partition<CrashDisk>,
     slot: &Slot,
     acknowledged: u64,
-    case: &Case<'_>,
+    filled: bool,
     tally: &mut Tally,
 ) {
     let id = slot.identity.partition;
@@ -249,7 +279,7 @@ fn judge_producers(
                     tally.add("acknowledged batches sent again and forgotten", 1);
                 }
                 Err(ProducerError::OutOfOrder { .. } | ProducerError::Unknown { .. })
-                    if case.filled && batch.end <= acknowledged.min(log_start) =>
+                    if filled && batch.end <= acknowledged.min(log_start) =>
                 {
                     tally.add("batches below the start of a log that filled the disk, refused", 1);
                 }

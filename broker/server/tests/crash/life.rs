@@ -1,11 +1,13 @@
-//! One start of the store over an image: recovery, judgement, work, crashes.
+//! One start of a broker's stores over an image: recovery, judgement, work, crashes.
 //!
 //! A life runs on the executor of its root seed. It drives the disk itself: every step lets ready tasks
 //! run, then completes an operation, lets time pass or does something that a broker would do. At any step
 //! a crash may be taken; the life goes on as if nothing had happened, the images begin lives of their own.
+//! There is one store, or two between which partitions move (`homes`).
 
 use super::Dice;
 use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
+use super::homes;
 use super::image::{Entry, Image};
 use super::ledger::{self, Acknowledge, Batch, Case, Ledger, PRODUCERS, Slot, Tally};
 use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
@@ -21,14 +23,14 @@ use server::partition::{Partition, PartitionSettings};
 use server::storage::{DiskPolicy, Storage, is_no_space, partition_directory};
 use server::store::Store;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-const UUID: u128 = 0x5eed;
+pub const UUID: u128 = 0x5eed;
 /// Lives that follow one another through crashes.
 const DEPTH_MAX: u32 = 4;
 /// A life that does not get ahead in so many steps is stuck.
@@ -39,6 +41,8 @@ const STEPS_MAX: u32 = 200_000;
 pub struct Plan {
     pub one_flush_covers_all_files: bool,
     pub rounds_in_flight: usize,
+    /// Stores; partitions move if there is more than one.
+    pub shards: usize,
     pub partitions: u64,
     pub settings: PartitionSettings,
     /// Bytes of a batch are drawn from here.
@@ -74,6 +78,7 @@ impl Plan {
         Self {
             one_flush_covers_all_files: dice.chance(75),
             rounds_in_flight: 1 + dice.below(4) as usize,
+            shards: 1,
             partitions: if fills { 1 + dice.below(2) } else { 1 + dice.below(5) },
             settings: PartitionSettings {
                 log: LogSettings { segment_bytes: 1 << 20, segment_ms },
@@ -106,7 +111,10 @@ impl Job {
     /// The first life of a root seed.
     pub fn root(seed: u64, plan: &Plan) -> Self {
         let slots = (0..plan.partitions)
-            .map(|partition| Slot::new(identity(partition as u32, 1), plan.settings))
+            .map(|partition| {
+                let home = partition as usize % plan.shards;
+                Slot::new(identity(partition as u32, 1), plan.settings, home)
+            })
             .collect();
         Self {
             image: Image::fresh(&root()),
@@ -144,32 +152,40 @@ pub async fn settle() {
     }
 }
 
-struct Life<'a> {
-    plan: &'a Plan,
+pub struct Life<'a> {
+    pub plan: &'a Plan,
     disk: CrashDisk,
-    ledger: Rc<RefCell<Ledger>>,
-    tally: Rc<RefCell<Tally>>,
-    dice: Dice,
-    depth: u32,
+    pub ledger: Rc<RefCell<Ledger>>,
+    pub tally: Rc<RefCell<Tally>>,
+    pub dice: Dice,
+    pub depth: u32,
     jobs: Vec<Job>,
-    store: Option<Rc<Store<CrashDisk>>>,
-    open: Rc<RefCell<BTreeMap<usize, Rc<Partition<CrashDisk>>>>>,
+    pub stores: Vec<Rc<Store<CrashDisk>>>,
+    /// What is served, by its slot.
+    pub open: Rc<RefCell<BTreeMap<usize, Rc<Partition<CrashDisk>>>>>,
+    /// Slots whose partition is on its way from one store to another, until the first has forgotten it.
+    pub moving: Rc<RefCell<BTreeSet<usize>>>,
+    /// The stores are ending: nobody takes anything over any more.
+    pub stopping: Rc<Cell<bool>>,
     ticking: Rc<Cell<bool>>,
     retaining: Rc<Cell<bool>>,
     number: u64,
 }
 
-type Opened = Rc<RefCell<Option<Rc<Store<CrashDisk>>>>>;
+type Opened = Rc<RefCell<Vec<Rc<Store<CrashDisk>>>>>;
 
 /// Lives a life; the lives that begin with its crashes.
-pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job> {
+pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job> {
+    if plan.shards > 1 {
+        homes::give_checkpoints(&mut job.image, plan.shards, &job.ledger);
+    }
     let mut dice = Dice::new(job.seed);
     let leaf = job.steps == 0;
     let eager_percent = if leaf && !dice.chance(15) { 100 } else { [0, 20, 50, 80][dice.below(4) as usize] };
     let one_flush_covers_all_files = plan.one_flush_covers_all_files;
     let habits = Habits { one_flush_covers_all_files, eager_percent };
     let disk = CrashDisk::new(&job.image, habits, dice.next());
-    let environment = CrashEnvironment::new(&disk, dice.next());
+    let environments: Vec<_> = (0..plan.shards).map(|_| CrashEnvironment::new(&disk, dice.next())).collect();
     let mut life = Life {
         plan,
         disk: disk.clone(),
@@ -178,8 +194,10 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
         dice,
         depth: job.depth,
         jobs: Vec::new(),
-        store: None,
+        stores: Vec::new(),
         open: Rc::default(),
+        moving: Rc::default(),
+        stopping: Rc::default(),
         ticking: Rc::default(),
         retaining: Rc::default(),
         number: 0,
@@ -194,34 +212,39 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
         let serve = !leaf || life.dice.chance(20);
         glommio::spawn_local(async move {
             let policy = DiskPolicy { one_flush_covers_all_files, ..DiskPolicy::default() };
-            let (storage, checkpoint) =
-                Storage::open(disk.clone(), environment, policy, &root(), ShardId::new(0), UUID)
-                    .await
-                    .expect("the storage opens");
-            let store = Store::new(storage, checkpoint, rounds);
+            let mut stores = Vec::new();
+            for (shard, environment) in environments.into_iter().enumerate() {
+                let shard = ShardId::new(shard as u16);
+                let (storage, checkpoint) =
+                    Storage::open(disk.clone(), environment, policy, &root(), shard, UUID)
+                        .await
+                        .expect("the storage opens");
+                stores.push(Store::new(storage, checkpoint, rounds));
+            }
             let case = Case { image: &image, root: &root(), flipped, clean, filled };
             let before = ledger.borrow().slots.clone();
             for (at, _) in before.iter().enumerate().filter(|(_, slot)| !slot.deleted) {
-                let partition =
-                    ledger::open_and_judge(&store, &disk, &ledger, at, epoch, &case, &tally).await;
+                let store = &stores[before[at].home];
+                let partition = ledger::open_and_judge(store, &disk, &ledger, at, epoch, &case, &tally).await;
                 open.borrow_mut().insert(at, partition);
             }
-            if serve {
+            for store in stores.iter().filter(|_| serve) {
                 store.begin_service().await.expect("the first checkpoint");
             }
             let partitions: Vec<_> = open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
             for (at, partition) in partitions {
                 let max_bytes = [3_000, 100_000, 2_000_000][at % 3];
-                ledger::read_and_judge(&store, &partition, &before[at], max_bytes, &case, &tally).await;
+                let store = &stores[before[at].home];
+                ledger::read_and_judge(store, &partition, &before[at], max_bytes, &case, &tally).await;
             }
-            *opened.borrow_mut() = Some(store);
+            *opened.borrow_mut() = stores;
         })
         .detach();
     }
     let mut steps = 0;
     loop {
         settle().await;
-        if opened.borrow().is_some() {
+        if !opened.borrow().is_empty() {
             break;
         }
         if !job.flipped && life.depth > 0 && life.depth < DEPTH_MAX && life.dice.chance(3) {
@@ -234,7 +257,7 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
         steps += 1;
         assert!(steps < STEPS_MAX, "recovery is stuck");
     }
-    life.store = opened.borrow_mut().take();
+    life.stores = opened.take();
     if job.depth > 0 {
         tally.borrow_mut().images += 1;
     }
@@ -250,11 +273,14 @@ pub async fn live(job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<Job>
 }
 
 impl Life<'_> {
-    fn store(&self) -> &Rc<Store<CrashDisk>> {
-        self.store.as_ref().expect("the store is open")
+    /// The store that serves a partition; the one where it is at home if none does.
+    fn store(&self, at: usize) -> &Rc<Store<CrashDisk>> {
+        let slot = &self.ledger.borrow().slots[at];
+        let serving = self.stores.iter().find(|store| store.partition(&slot.identity.partition).is_some());
+        serving.unwrap_or(&self.stores[slot.home])
     }
 
-    fn event(&self, event: &'static str) {
+    pub fn event(&self, event: &'static str) {
         self.tally.borrow_mut().add(event, 1);
     }
 
@@ -262,7 +288,15 @@ impl Life<'_> {
         self.send_again();
         for _ in 0..steps {
             settle().await;
-            if self.dice.chance(self.plan.crash_percent) {
+            if self.plan.shards > 1 {
+                self.check_homes();
+                // Now and then one after the other.
+                if self.dice.chance(4) {
+                    self.move_home();
+                }
+            }
+            let moves = !self.moving.borrow().is_empty();
+            if self.dice.chance(self.plan.crash_percent) || moves && self.dice.chance(40) {
                 self.event("crashes during work");
                 self.crash(2);
             }
@@ -418,7 +452,8 @@ impl Life<'_> {
     fn append(&mut self) {
         let open: Vec<_> = self.open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
         for (at, partition) in open {
-            if !self.dice.chance(60) {
+            self.send_again_to(at, &partition);
+            if !self.dice.chance(60) || partition.has_stopped() {
                 continue;
             }
             for _ in 0..=self.dice.below(3) {
@@ -432,7 +467,7 @@ impl Life<'_> {
             if self.dice.chance(20) {
                 self.repeat(at, &partition);
             }
-            self.store().mark_dirty(partition.id());
+            self.store(at).mark_dirty(partition.id());
         }
     }
 
@@ -440,12 +475,19 @@ impl Life<'_> {
     fn send_again(&mut self) {
         let open: Vec<_> = self.open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
         for (at, partition) in open {
-            let again = std::mem::take(&mut self.ledger.borrow_mut().slots[at].to_send_again);
-            self.tally.borrow_mut().add("batches sent again and appended", again.len() as u64);
-            for batch in again {
-                self.append_one(at, &partition, batch.bytes.clone());
-                self.store().mark_dirty(partition.id());
-            }
+            self.send_again_to(at, &partition);
+        }
+    }
+
+    fn send_again_to(&mut self, at: usize, partition: &Rc<Partition<CrashDisk>>) {
+        if partition.has_stopped() {
+            return;
+        }
+        let again = std::mem::take(&mut self.ledger.borrow_mut().slots[at].to_send_again);
+        self.tally.borrow_mut().add("batches sent again and appended", again.len() as u64);
+        for batch in again {
+            self.append_one(at, partition, batch.bytes.clone());
+            self.store(at).mark_dirty(partition.id());
         }
     }
 
@@ -474,7 +516,7 @@ impl Life<'_> {
         let admitted = partition.admit_producer(&header);
         assert_eq!(admitted, Ok(Admission::Append), "batch {header:?}");
         let appended = if self.dice.chance(30) {
-            let mut buffer = self.store().storage.pool.take(GROUP_HEADER_BYTES + bytes.len());
+            let mut buffer = partition.storage().pool.take(GROUP_HEADER_BYTES + bytes.len());
             buffer[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + bytes.len()].copy_from_slice(&bytes);
             partition.append_in_place(buffer, &header)
         } else {
@@ -500,9 +542,11 @@ impl Life<'_> {
         if self.ticking.replace(true) {
             return;
         }
-        let (store, ticking) = (self.store().clone(), self.ticking.clone());
+        let (stores, ticking) = (self.stores.clone(), self.ticking.clone());
         glommio::spawn_local(async move {
-            store.tick().await;
+            for store in stores {
+                store.tick().await;
+            }
             ticking.set(false);
         })
         .detach();
@@ -512,17 +556,20 @@ impl Life<'_> {
         if self.retaining.replace(true) {
             return;
         }
-        let (store, retaining, tally) = (self.store().clone(), self.retaining.clone(), self.tally.clone());
+        let (stores, retaining, tally) = (self.stores.clone(), self.retaining.clone(), self.tally.clone());
         glommio::spawn_local(async move {
-            let dropped = store.enforce_retention().await;
-            tally.borrow_mut().add("segments dropped by retention", dropped);
+            for store in stores {
+                let dropped = store.enforce_retention().await;
+                tally.borrow_mut().add("segments dropped by retention", dropped);
+            }
             retaining.set(false);
         })
         .detach();
     }
 
     fn checkpoint(&mut self) {
-        let store = self.store().clone();
+        let which = if self.plan.shards > 1 { self.dice.below(self.plan.shards as u64) } else { 0 };
+        let store = self.stores[which as usize].clone();
         glommio::spawn_local(async move {
             let result = store.checkpoint(false).await;
             assert!(result.as_ref().map_or_else(is_no_space, |()| true), "{result:?}");
@@ -539,7 +586,7 @@ impl Life<'_> {
         }
         let offset = start + self.dice.below(end - start);
         let max_bytes = [1, 5_000, 300_000][self.dice.below(3) as usize];
-        let (store, ledger) = (self.store().clone(), self.ledger.clone());
+        let (store, ledger) = (self.store(at).clone(), self.ledger.clone());
         self.event("reads while appending");
         glommio::spawn_local(async move {
             let slices = match partition.read(&store.chunks, Offset::new(offset), max_bytes).await {
@@ -569,7 +616,7 @@ impl Life<'_> {
         .detach();
     }
 
-    fn any_open(&mut self) -> Option<(usize, Rc<Partition<CrashDisk>>)> {
+    pub fn any_open(&mut self) -> Option<(usize, Rc<Partition<CrashDisk>>)> {
         let mut open: Vec<_> = self.open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
         let count = open.len() as u64;
         (count > 0).then(|| open.swap_remove(self.dice.below(count) as usize))
@@ -580,10 +627,13 @@ impl Life<'_> {
             return;
         }
         let Some((at, partition)) = self.any_open() else { return };
+        if self.moving.borrow().contains(&at) {
+            return;
+        }
         self.event("partitions deleted");
         self.open.borrow_mut().remove(&at);
+        self.store(at).close_partition(&partition.id()).expect("it was open");
         self.ledger.borrow_mut().slots[at].deleted = true;
-        self.store().close_partition(&partition.id()).expect("it was open");
         self.disk.retain_groups(|note| note.partition != partition.id());
         glommio::spawn_local(async move { partition.delete_files().await.expect("files go") }).detach();
     }
@@ -600,11 +650,12 @@ impl Life<'_> {
             let Some(partition) = missing else { return };
             let identity = identity(partition, 2 + ledger.slots.len() as u32);
             let settings = self.plan.settings;
-            ledger.slots.push(Slot::new(identity, settings));
+            let home = partition as usize % self.plan.shards;
+            ledger.slots.push(Slot::new(identity, settings, home));
             (ledger.slots.len() - 1, identity)
         };
         self.event("partitions made again");
-        let (store, open, settings) = (self.store().clone(), self.open.clone(), self.plan.settings);
+        let (store, open, settings) = (self.store(at).clone(), self.open.clone(), self.plan.settings);
         let epoch = logic::ids::LeaderEpoch::new(self.depth + 1);
         glommio::spawn_local(async move {
             match store.open_partition(identity, settings, epoch).await {
@@ -626,9 +677,11 @@ impl Life<'_> {
                 let slot = &ledger.slots[*at];
                 slot.batches.last().is_none_or(|batch| batch.end <= slot.acknowledged)
             });
-            if done {
-                let held: usize = self.store().partitions().iter().map(|open| open.tail_bytes()).sum();
-                assert_eq!(self.store().tail_bytes(), held, "bytes in the tail caches");
+            if done && self.moving.borrow().is_empty() {
+                for store in &self.stores {
+                    let held: usize = store.partitions().iter().map(|open| open.tail_bytes()).sum();
+                    assert_eq!(store.tail_bytes(), held, "bytes in the tail caches");
+                }
                 return;
             }
             if !self.disk.complete_one() && !self.disk.pass_to_next() {
@@ -637,21 +690,25 @@ impl Life<'_> {
                 self.tick();
             }
             steps += 1;
-            assert!(steps < 5_000, "appends are stuck: load {:?}", self.store().load());
+            let loads: Vec<_> = self.stores.iter().map(|store| store.load()).collect();
+            assert!(steps < 5_000, "appends are stuck: loads {loads:?}, moving {:?}", self.moving.borrow());
         }
     }
 
     /// An orderly end, and images of the time after it.
     async fn shut_down(&mut self) {
-        let done = Rc::new(Cell::new(false));
-        let (store, finished) = (self.store().clone(), done.clone());
-        glommio::spawn_local(async move {
-            store.shut_down().await.expect("an orderly end");
-            finished.set(true);
-        })
-        .detach();
+        let ended = Rc::new(Cell::new(0));
+        self.stopping.set(true);
+        for store in self.stores.clone() {
+            let ended = ended.clone();
+            glommio::spawn_local(async move {
+                store.shut_down().await.expect("an orderly end");
+                ended.set(ended.get() + 1);
+            })
+            .detach();
+        }
         let mut steps = 0;
-        while !done.get() {
+        while ended.get() < self.stores.len() {
             settle().await;
             if self.dice.chance(2) {
                 self.crash(1);
@@ -667,8 +724,10 @@ impl Life<'_> {
             assert!(steps < STEPS_MAX, "the shut-down is stuck");
         }
         self.event("orderly ends");
-        if !self.store().partitions().iter().any(|partition| partition.has_pending()) {
-            assert_eq!(self.store().storage.dirty_bytes(), 0, "bytes that are not durable");
+        for store in self.stores.iter().filter(|_| self.moving.borrow().is_empty()) {
+            if !store.partitions().iter().any(|partition| partition.has_pending()) {
+                assert_eq!(store.storage.dirty_bytes(), 0, "bytes that are not durable");
+            }
         }
         // Too late: no such append may be acknowledged, or the clean checkpoint would be wrong.
         self.append();
@@ -682,7 +741,7 @@ impl Life<'_> {
         let all_open = {
             let ledger = self.ledger.borrow();
             let slots = ledger.slots.iter().filter(|slot| !slot.deleted).count();
-            slots == self.open.borrow().len()
+            slots == self.open.borrow().len() && self.moving.borrow().is_empty()
         };
         for (at, partition) in self.open.borrow().iter() {
             let slot = &mut self.ledger.borrow_mut().slots[*at];
@@ -695,7 +754,7 @@ impl Life<'_> {
 
     /// Pulls the plug.
     async fn end(mut self) -> Vec<Job> {
-        if let Some(store) = self.store.take() {
+        for store in std::mem::take(&mut self.stores) {
             let counters = &store.storage.counters;
             let mut tally = self.tally.borrow_mut();
             for (event, counter) in [
@@ -718,14 +777,18 @@ impl Life<'_> {
 
 /// Runs a root seed with all lives that come of it.
 pub fn run(seed: u64, flips: bool) -> Tally {
+    run_plan(seed, &Plan::draw(seed, flips))
+}
+
+/// The same by a plan.
+pub fn run_plan(seed: u64, plan: &Plan) -> Tally {
     let executor =
         glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).make().expect("an executor");
     executor.run(async {
         let tally: Rc<RefCell<Tally>> = Rc::default();
-        let plan = Plan::draw(seed, flips);
-        let mut jobs = vec![Job::root(seed, &plan)];
+        let mut jobs = vec![Job::root(seed, plan)];
         while let Some(job) = jobs.pop() {
-            let more = live(job, &plan, &tally).await;
+            let more = live(job, plan, &tally).await;
             jobs.extend(more);
             if tally.borrow().failures.len() >= 5 {
                 break;

@@ -6,6 +6,7 @@
 //! | `disk` | the recording disk and the virtual clock; a crash at any moment gives images |
 //! | `ledger` | what was appended and acknowledged, and the judge of a recovery |
 //! | `life` | one start of the store over an image: recovery, work, crashes |
+//! | `homes` | the same for two stores, between which partitions move |
 //! | `compaction` | the same for a compacted log, against a model of its latest values |
 //! | `mutants` | the rules of compaction and retention, deleted one at a time |
 //! | `cuts` | the same for a follower's log, which is cut and discarded |
@@ -19,6 +20,7 @@
 pub mod compaction;
 pub mod cuts;
 pub mod disk;
+pub mod homes;
 pub mod image;
 pub mod ledger;
 pub mod life;

@@ -7,10 +7,13 @@ use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
 use super::image::{Entry, Image};
 use super::life::{root, settle};
 use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::limits::PREWRITE_FIRST_BYTES_MAX;
 use logic::log::compaction::CompactionSettings;
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings, SegmentName};
-use schema::record_batch::{self, BatchBuilder, Header};
+use logic::producer_state::Admission;
+use schema::checkpoint::Checkpoint;
+use schema::record_batch::{self, BatchBuilder, Header, Producer};
 use schema::segment::BLOCK_BYTES;
 use server::partition::reader::ReadError;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
@@ -178,6 +181,66 @@ impl Script {
 
     pub async fn shut_down(&self) {
         self.store.shut_down().await.expect("an orderly end");
+    }
+
+    /// Another store takes the partition over, of which retention has dropped the segment that alone tells of a producer; then
+    /// the power goes, before any checkpoint. The image, and the batch of that producer.
+    pub async fn hand_over_a_dropped_segment(&self) -> (Image, Header) {
+        let mut builder = BatchBuilder::new();
+        builder.set_producer(Producer { id: 7, epoch: 0, base_sequence: 0 });
+        builder.append(1_700_000_000_000, None, Some(&[7; 1000]), &[]);
+        let bytes = builder.finish();
+        let header = record_batch::validate_produced(&bytes, 1 << 20).expect("a sound batch");
+        assert_eq!(self.partition.admit_producer(&header), Ok(Admission::Append));
+        self.partition.append_copy(&bytes, &header);
+        self.store.mark_dirty(self.partition.id());
+        settle().await;
+        assert_eq!(self.append(3).await, 4);
+        let settings = self.partition.settings();
+        let retention = RetentionSettings { retention_ms: -1, retention_bytes: 0 };
+        self.partition.set_settings(PartitionSettings { retention, ..settings });
+        assert!(self.partition.enforce_retention().await.expect("nothing goes yet") > 0);
+        let released = self.store.release(&self.partition.id(), || ()).await.expect("it is open");
+        let environment = CrashEnvironment::new(&self.disk, 7);
+        let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
+        let disk = self.disk.clone();
+        let (storage, _) =
+            Storage::open(disk, environment, policy, &root(), ShardId::new(1), 9).await.expect("it opens");
+        let store = Store::new(storage, None, 2);
+        let settings = self.partition.settings();
+        store.take_over(IDENTITY, settings, LeaderEpoch::new(1), &released).await.expect("it opens");
+        // What retention does there at once changes nothing: there is no checkpoint yet.
+        store.enforce_retention().await;
+        let early = self.image();
+        assert!(store.checkpoint_now().await.expect("there is room"));
+        store.enforce_retention().await;
+        let late = self.image();
+        let left = |image: &Image| image.files().filter(|(path, _)| *path == segment(0)).count();
+        assert_eq!((left(&early), left(&late)), (1, 0), "it goes with the checkpoint");
+        (early, header)
+    }
+
+    /// Ends the store while the partition is being released: it is idle, and its release has not noticed. Whether the
+    /// last checkpoint says that nothing is written after it.
+    pub async fn end_while_it_is_released(&self) -> bool {
+        assert_eq!(self.append_of(1, 100_000).await, 1);
+        self.disk.hold_writes_at(&segment(0), PREWRITE_FIRST_BYTES_MAX);
+        // Slowly, so that little is written ahead.
+        for bytes in [55_000, 36_000, 30_000] {
+            self.disk.pass(Duration::from_secs(3));
+            self.append_of(1, bytes).await;
+        }
+        let (store, id) = (self.store.clone(), self.partition.id());
+        glommio::spawn_local(async move { drop(store.release(&id, || ()).await) }).detach();
+        settle().await;
+        assert!(self.partition.winds_down() && self.partition.is_busy(), "nothing is written ahead");
+        assert_eq!(self.disk.release_writes(), 1);
+        settle().await;
+        assert!(!self.partition.is_busy() && !self.partition.is_closed());
+        self.shut_down().await;
+        let image = self.image();
+        let bytes = image.read(&newest_checkpoint(&image)).expect("it is there");
+        Checkpoint::decode(&bytes).expect("it is sound").clean
     }
 
     /// Appends a batch that is larger than what has blocks already, while the disk is full.
