@@ -39,6 +39,9 @@ use std::time::Duration;
 /// How often a checkpoint that found no room is tried again: it is written anew each time.
 const CONFIRM_AGAIN: Duration = Duration::from_secs(1);
 
+/// Whose checkpoints say where a log stood, and the version at which each of them let it go.
+pub type Carriers = Vec<(ShardId, u64)>;
+
 /// A partition on its way from one shard to another.
 #[derive(Clone, Debug)]
 pub struct HandedOver {
@@ -48,8 +51,8 @@ pub struct HandedOver {
     pub doubted_from: Option<Offset>,
     /// The shard that had it open.
     pub from: ShardId,
-    /// Whose checkpoints say where the log stood, and the version at which each of them let it go.
-    pub carriers: Vec<(ShardId, u64)>,
+    /// Who keeps it in checkpoints.
+    pub carriers: Carriers,
 }
 
 /// What a shard says that is asked for a partition.
@@ -101,7 +104,7 @@ pub struct Homes {
     left: RefCell<BTreeMap<LogIdentity, Left>>,
     arrivals: RefCell<BTreeMap<TopicPartition, Arrival>>,
     /// What has come and stands in no checkpoint of this shard yet, and whose do have it.
-    unconfirmed: RefCell<Vec<(LogIdentity, Vec<(ShardId, u64)>)>>,
+    unconfirmed: RefCell<Vec<(LogIdentity, Carriers)>>,
     confirming: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
     taken_over: Cell<u64>,
