@@ -1,5 +1,6 @@
 //! The repository's own rules, as a test: edges between crates, module headers, paths named in the
-//! documents, tests named by the feature table, unfinished code, long files, and what the deciding crate must not touch.
+//! documents, tests named by the feature table, the broker's settings, unfinished code, long files, and what the deciding crate
+//! must not touch.
 //!
 //! Each rule is a function from text to complaints, used twice: over the repository, where it must say
 //! nothing, and over a table of good and bad input in memory, where it must tell them apart.
@@ -174,6 +175,32 @@ fn missing_tests(table: &str, functions: &BTreeSet<String>) -> Vec<String> {
     let columns = table.lines().filter_map(|line| line.strip_suffix('|')?.rsplit('|').next());
     let names = columns.flat_map(|column| column.split('`').skip(1).step_by(2)).filter(|span| is_name(span));
     names.filter(|name| !functions.contains(*name)).map(|name| format!("there is no test {name}")).collect()
+}
+
+/// Where the table of a broker's settings and the code differ: a key that a file may have (a field of `struct File` in `settings`)
+/// without a row in `document`, a row whose key the code does not know, and one whose option has another name.
+fn differing_settings(settings: &str, document: &str) -> Vec<String> {
+    let fields = settings.split_once("struct File {").and_then(|(_, rest)| rest.split_once("\n}"));
+    let fields =
+        fields.map_or("", |(fields, _)| fields).lines().filter_map(|line| line.trim().split_once(':'));
+    let known: BTreeSet<String> = fields.map(|(name, _)| name.replace('_', "-")).collect();
+    let rows = document.lines().skip_while(|line| !line.starts_with("| Option | Key in the file |")).skip(2);
+    let mut complaints = Vec::new();
+    let mut written = BTreeSet::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let row = row.replace("\\|", " ");
+        let mut spans = row.split('`').skip(1).step_by(2);
+        let option = spans.next().and_then(|span| span.split([' ', '[']).next()).unwrap_or_default();
+        let cell = row.split('|').nth(2).unwrap_or_default();
+        let key = cell.trim().trim_matches('`').to_owned();
+        if option.strip_prefix("--") != Some(&key) {
+            complaints.push(format!("{option} is no option for {key}"));
+        }
+        written.insert(key);
+    }
+    complaints.extend(known.difference(&written).map(|key| format!("{key} has no row")));
+    complaints.extend(written.difference(&known).map(|key| format!("{key} is no setting")));
+    complaints
 }
 
 /// The names of all functions of a source.
@@ -426,6 +453,13 @@ fn the_feature_table_names_tests_that_exist() {
     demand_silence(missing_tests(&table, &functions));
 }
 
+#[test]
+fn the_table_of_settings_is_complete() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("it is there");
+    let (settings, table) = (read("broker/ringlog/src/serve/settings.rs"), read("docs/OPERATIONS.md"));
+    demand_silence(differing_settings(&settings, &table));
+}
+
 // ---- The rules themselves ----------------------------------------------------------------------------
 
 /// `rule` must complain about `text` with exactly these words in it; none of them: it must say nothing.
@@ -528,6 +562,26 @@ fn a_test_that_does_not_exist_is_noticed() {
     for (table, expect) in rows {
         let expect: Vec<String> = expect.iter().map(|name| format!("there is no test {name}")).collect();
         assert_eq!(missing_tests(table, &functions), expect, "{table}");
+    }
+}
+
+#[test]
+fn a_setting_without_a_row_is_noticed() {
+    let settings = "struct File {\n    data: Option<PathBuf>,\n    poll_us: Option<u64>,\n}\nstruct Other {\n    x: u8,\n}\n";
+    let table = |rows: &str| {
+        format!(
+            "| a | b |\n\n| Option | Key in the file | Means |\n|---|---|---|\n{rows}\n\n| `--c` | `c` |\n"
+        )
+    };
+    let good = "| `--data DIR`, `DATA` | `data` | x |\n| `--poll-us a\\|b` | `poll-us` | y |";
+    let rows: [(&str, &[&str]); 4] = [
+        (good, &[]),
+        ("| `--data` | `data` | x |", &["poll-us has no row"]),
+        ("| `--data` | `data` | x |\n| `--poll` | `poll-us` | y |", &["--poll is no option for poll-us"]),
+        (&format!("{good}\n| `--listen [A]` | `listen` | z |"), &["listen is no setting"]),
+    ];
+    for (rows, expect) in rows {
+        assert_eq!(differing_settings(settings, &table(rows)), expect, "{rows}");
     }
 }
 

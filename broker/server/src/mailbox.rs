@@ -12,7 +12,7 @@ use crate::group::{RemoteAnswer, RemoteAsk};
 use crate::homes;
 use crate::observe::Timed;
 use crate::peer::{ForwardedAnswers, ForwardedMessages};
-use crate::produce::{EntryResult, RemoteProduce};
+use crate::produce::{RemoteProduce, RemoteProduced};
 use crate::traffic::PartitionReport;
 use async_channel::{Receiver, Sender, TrySendError};
 use bytes::Bytes;
@@ -34,7 +34,7 @@ pub enum Message {
     /// A connection whose client asked for this shard.
     Connection(HandedConnection),
     /// Batches for partitions of this shard.
-    Produce(RemoteProduce, oneshot::Sender<Vec<EntryResult>>),
+    Produce(RemoteProduce, oneshot::Sender<RemoteProduced>),
     /// A fetch from partitions of this shard.
     Fetch(RemoteFetch, oneshot::Sender<Vec<Found<Bytes>>>),
     /// A fetch that waits for partitions of this shard; `false` = it could not be parked.

@@ -66,16 +66,26 @@ pub struct RemoteProduce {
     pub entries: Vec<(TopicPartition, u32, Vec<u8>)>,
     /// Not done before they are committed; else durable is enough.
     pub committed: bool,
+    /// Whether the client wants to know where the time goes.
+    pub explain: bool,
     /// Not to be appended any more from then on, nanoseconds of the broker's clock.
     pub deadline_ns: u64,
+}
+
+/// What became of them.
+#[derive(Debug, Default)]
+pub struct RemoteProduced {
+    /// In the order of the entries.
+    results: Vec<EntryResult>,
+    timing: Timing,
 }
 
 /// Who gets the results.
 enum Answer {
     /// The client, by this request id.
-    Client { id: u64, in_flight: InFlight, acks: Acks, explain: bool },
+    Client { id: u64, in_flight: InFlight, acks: Acks },
     /// The shard that sent the entries on.
-    Shard(oneshot::Sender<Vec<EntryResult>>),
+    Shard(oneshot::Sender<RemoteProduced>),
 }
 
 /// How sure the client wants to be.
@@ -86,13 +96,20 @@ enum Acks {
     All,
 }
 
-/// Where the time went, nanoseconds of the broker's clock.
+/// Instead of an entry's token: that an entry is on this broker's device, while its answer waits for others.
+const ON_THIS_DEVICE: u32 = u32::MAX;
+
+/// Where the time went, nanoseconds of the broker's clock, the same on all of its cores. 0 = not known.
 #[derive(Clone, Copy, Debug, Default)]
 struct Timing {
     began_ns: u64,
     received_ns: u64,
     at_core_ns: u64,
     appended_ns: u64,
+    /// On this broker's device. Taken only if replicas are waited for, and, as the next, only for who wants to know.
+    durable_ns: u64,
+    /// As sure as the client wants it.
+    settled_ns: u64,
 }
 
 impl Timing {
@@ -101,8 +118,35 @@ impl Timing {
             began_ns: received.began_ns,
             received_ns: received.done_ns,
             at_core_ns: received.done_ns,
-            appended_ns: 0,
+            ..Self::default()
         }
+    }
+
+    /// Some of the entries went their way on another core.
+    fn merge(&mut self, remote: &Self) {
+        self.at_core_ns = self.at_core_ns.max(remote.at_core_ns);
+        self.appended_ns = self.appended_ns.max(remote.appended_ns);
+        self.durable_ns = self.durable_ns.max(remote.durable_ns);
+        self.settled_ns = self.settled_ns.max(remote.settled_ns);
+    }
+
+    /// The parts follow each other: their sum is the broker's share of the request's time.
+    fn anatomy(&self, now_ns: u64) -> wire::Anatomy {
+        let or = |known_ns: u64, else_ns| if known_ns == 0 { else_ns } else { known_ns };
+        let settled_ns = or(self.settled_ns, now_ns);
+        let durable_ns = or(self.durable_ns, settled_ns);
+        let mut at_ns = self.began_ns;
+        let mut until = |ns: u64| {
+            let part_ns = ns.saturating_sub(at_ns);
+            at_ns += part_ns;
+            part_ns
+        };
+        let receive_ns = until(self.received_ns);
+        let core_hop_ns = until(self.at_core_ns);
+        let append_ns = until(self.appended_ns);
+        let device_ns = until(durable_ns);
+        let replicate_ns = until(settled_ns);
+        wire::Anatomy::new(receive_ns, core_hop_ns, append_ns, device_ns, replicate_ns, until(now_ns))
     }
 }
 
@@ -114,6 +158,8 @@ struct Job {
     answer: RefCell<Option<Answer>>,
     /// An entry is done when it is committed, not when it is durable here.
     committed: bool,
+    /// Somebody wants to know where the time goes.
+    explain: bool,
     /// (topic, number of its entries), in the order of the request.
     topics: Vec<(TopicId, usize)>,
     timing: Cell<Timing>,
@@ -121,18 +167,22 @@ struct Job {
 
 impl DurabilityWaiter for Job {
     fn durable(&self, token: u32, durable_end: Offset) {
+        if token == ON_THIS_DEVICE {
+            return self.stamp(|timing, now_ns| timing.durable_ns = now_ns);
+        }
+        if self.explain {
+            self.stamp(|timing, now_ns| timing.settled_ns = now_ns);
+        }
         self.results.borrow_mut()[token as usize].durable_end = durable_end.get();
         self.close_one();
     }
 
     fn closed(&self, token: u32) {
-        self.results.borrow_mut()[token as usize].error = Some(ErrorCode::UnknownTopic);
-        self.close_one();
+        self.failed(token, ErrorCode::UnknownTopic);
     }
 
     fn role_lost(&self, token: u32) {
-        self.results.borrow_mut()[token as usize].error = Some(ErrorCode::NotLeader);
-        self.close_one();
+        self.failed(token, ErrorCode::NotLeader);
     }
 }
 
@@ -172,22 +222,25 @@ pub fn handle(
     if at != body.len() || entries.is_empty() || topics.len() > TOPICS_PER_REQUEST_MAX {
         return refuse("the body must be the batches of the entries and nothing else");
     }
-    let answer = Answer::Client { id, in_flight, acks, explain: request.explain() };
-    Job::run(shard, entries, topics, answer, acks == Acks::All, received);
+    let answer = Answer::Client { id, in_flight, acks };
+    Job::run(shard, entries, topics, answer, (acks == Acks::All, request.explain()), received);
 }
 
 /// Handles entries that another shard sent on.
-pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteProduce, reply: oneshot::Sender<Vec<EntryResult>>) {
-    if shard.now_ns() >= remote.deadline_ns {
+pub fn handle_remote(shard: &Rc<Shard>, remote: RemoteProduce, reply: oneshot::Sender<RemoteProduced>) {
+    let now_ns = shard.now_ns();
+    if now_ns >= remote.deadline_ns {
         count(&shard.counters.late_requests, 1);
         let late = |(id, _, _): &_| EntryResult::refused(*id, ErrorCode::TimedOut);
+        let results = remote.entries.iter().map(late).collect();
         // The asking connection may be gone; then nobody minds.
-        let _ = reply.send(remote.entries.iter().map(late).collect());
+        let _ = reply.send(RemoteProduced { results, ..RemoteProduced::default() });
         return;
     }
     let entries = remote.entries.iter().map(|(id, epoch, batch)| (*id, *epoch, &batch[..])).collect();
-    let received = Received { began_ns: 0, done_ns: 0, deadline_ns: remote.deadline_ns };
-    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), remote.committed, received);
+    let received = Received { began_ns: now_ns, done_ns: now_ns, deadline_ns: remote.deadline_ns };
+    let wanted = (remote.committed, remote.explain);
+    Job::run(shard, entries, Vec::new(), Answer::Shard(reply), wanted, received);
 }
 
 fn parse_acks(acks: i8) -> Option<Acks> {
@@ -205,7 +258,7 @@ impl Job {
         entries: Vec<(TopicPartition, u32, &[u8])>,
         topics: Vec<(TopicId, usize)>,
         answer: Answer,
-        committed: bool,
+        (committed, explain): (bool, bool),
         received: Received,
     ) {
         let may_forward = matches!(answer, Answer::Client { .. });
@@ -216,6 +269,7 @@ impl Job {
             open: Cell::new(entries.len() + 1),
             answer: RefCell::new(Some(answer)),
             committed,
+            explain,
             topics,
             timing: Cell::new(Timing::of(received)),
         });
@@ -238,7 +292,8 @@ impl Job {
                 })
                 .collect();
             let deadline_ns = received.deadline_ns;
-            job.clone().forward(home, tokens, RemoteProduce { entries: parts, committed, deadline_ns });
+            let remote = RemoteProduce { entries: parts, committed, explain, deadline_ns };
+            job.clone().forward(home, tokens, remote);
         }
         job.stamp(|timing, now_ns| timing.appended_ns = now_ns);
         job.close_one();
@@ -248,6 +303,21 @@ impl Job {
         let mut timing = self.timing.get();
         set(&mut timing, self.shard.now_ns());
         self.timing.set(timing);
+    }
+
+    /// An entry will never be as sure as it was to be.
+    fn failed(&self, token: u32, error: ErrorCode) {
+        if token != ON_THIS_DEVICE {
+            self.refuse(token as usize, error);
+        }
+    }
+
+    /// Answers an entry when everything below `end` is on the devices of all replicas that count.
+    fn when_committed(self: &Rc<Self>, partition: &Rc<Partition>, end: Offset, token: usize) {
+        if self.explain && partition.with_log(|log| log.is_replicated()) {
+            partition.when_durable(end, self.clone(), ON_THIS_DEVICE);
+        }
+        partition.when_committed(end, self.clone(), token as u32);
     }
 
     fn refuse(&self, token: usize, error: ErrorCode) {
@@ -304,7 +374,7 @@ impl Job {
                     results[token].duplicate = true;
                 }
                 // Not before it is committed, whatever the client waits for: else it may yet be lost.
-                partition.when_committed(original.end(), self.clone(), token as u32);
+                self.when_committed(partition, original.end(), token);
             }
             Err(error) => {
                 count(&counters.out_of_sequence_batches, 1);
@@ -333,7 +403,7 @@ impl Job {
         count(&counters.produced_bytes, header.batch_bytes as u64);
         partition.traffic.produced(header);
         match self.committed {
-            true => partition.when_committed(appended.end, self.clone(), token as u32),
+            true => self.when_committed(partition, appended.end, token),
             false => partition.when_durable(appended.end, self.clone(), token as u32),
         }
         self.shard.store.mark_dirty(partition.id());
@@ -353,7 +423,8 @@ impl Job {
         }
         stall::spawn("a produce that another core does", async move {
             // The other shard answers every entry or ends with the process.
-            let results = results.await.unwrap_or_default();
+            let RemoteProduced { results, timing } = results.await.unwrap_or_default();
+            self.stamp(|own, _| own.merge(&timing));
             for (at, token) in tokens.into_iter().enumerate() {
                 let id = self.results.borrow()[token].id;
                 let result = results.get(at).copied();
@@ -375,24 +446,22 @@ impl Job {
         match answer {
             Some(Answer::Shard(reply)) => {
                 // The asking connection may be gone; then nobody minds.
-                let results = self.results.take();
-                let _ = reply.send(results);
+                let (results, timing) = (self.results.take(), self.timing.get());
+                let _ = reply.send(RemoteProduced { results, timing });
             }
             Some(Answer::Client { acks: Acks::None, .. }) | None => {}
-            Some(Answer::Client { id, in_flight, acks, explain }) => {
-                self.reply(id, &in_flight, acks, explain);
-            }
+            Some(Answer::Client { id, in_flight, acks }) => self.reply(id, &in_flight, acks),
         }
     }
 
-    fn reply(&self, id: u64, in_flight: &InFlight, acks: Acks, explain: bool) {
+    fn reply(&self, id: u64, in_flight: &InFlight, acks: Acks) {
         let took_ns = self.shard.now_ns().saturating_sub(self.timing.get().began_ns);
         self.shard.produce_times.record(took_ns / 1000);
         let results = self.results.borrow();
         let busy = results
             .iter()
             .any(|result| matches!(result.error, Some(ErrorCode::Overloaded | ErrorCode::StorageFull)));
-        let anatomy = explain.then(|| self.anatomy());
+        let anatomy = self.explain.then(|| self.timing.get().anatomy(self.shard.now_ns()));
         let durability = match acks {
             Acks::None => wire::Durability::None,
             Acks::Leader => wire::Durability::LeaderDevice,
@@ -442,21 +511,6 @@ impl Job {
                 },
             )
         });
-    }
-
-    /// The parts follow each other: their sum is the broker's share of the request's time.
-    fn anatomy(&self) -> wire::Anatomy {
-        let timing = self.timing.get();
-        let durable_ns = self.shard.now_ns();
-        let reply_ns = self.shard.now_ns();
-        wire::Anatomy::new(
-            timing.received_ns.saturating_sub(timing.began_ns),
-            timing.at_core_ns.saturating_sub(timing.received_ns),
-            timing.appended_ns.saturating_sub(timing.at_core_ns),
-            durable_ns.saturating_sub(timing.appended_ns),
-            0,
-            reply_ns.saturating_sub(durable_ns),
-        )
     }
 }
 
@@ -590,9 +644,9 @@ impl InPlaceProduce {
                 id: self.id,
                 in_flight: self.in_flight,
                 acks: self.acks,
-                explain: self.explain,
             })),
             committed: self.acks == Acks::All,
+            explain: self.explain,
             topics: vec![(id.topic, 1)],
             timing: Cell::new(Timing::of(self.received)),
         });

@@ -7,6 +7,7 @@ use crate::DEADLINE;
 use crate::brokers::{Cluster, producer, run};
 use crate::faults::whole;
 use ringlog_client::{Consumer, ConsumerConfig, NewTopic, Producer, ProducerRecord, StartFrom};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 const TOPIC: &str = "near";
@@ -96,6 +97,16 @@ fn a_consumer_reads_at_a_follower_in_its_rack() {
         ));
         assert_eq!(said.lines().count() as u64, stream.sent.iter().sum::<u64>(), "{said}");
         assert!(cluster.counter(NEAR, "follower_fetched_bytes_total").await > served);
+        // And as a member of a group, whose offsets are committed as ever.
+        let (served, all) = (cluster.counter(NEAR, "follower_fetched_bytes_total").await, stream.sent.iter().sum::<u64>());
+        let said = cluster.ok(&format!(
+            "consume {TOPIC} --group nearby --set client.rack=green --set max.partition.fetch.bytes=1 --max {all}"
+        ));
+        let values: BTreeSet<&str> = said.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).collect();
+        assert_eq!(values.len() as u64, all, "{said}");
+        assert!(cluster.counter(NEAR, "follower_fetched_bytes_total").await > served);
+        let lag = client.admin().group_lag("nearby").await.expect("it answers");
+        assert_eq!(lag.records(), 0, "{lag:?}");
         // Who says nothing of a rack reads at the leaders.
         let (followers, before) = (of_followers(&cluster).await, stream.sent.iter().sum::<u64>());
         let said = cluster.ok(&format!("consume {TOPIC} --until-end --set max.partition.fetch.bytes=1"));

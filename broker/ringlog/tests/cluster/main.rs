@@ -6,6 +6,7 @@
 //! were told goes through the checker of histories. Without the rights to make namespaces the runs on hosts say so and
 //! pass. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to begin at a seed.
 
+mod acks;
 mod brokers;
 mod changes;
 mod demo;

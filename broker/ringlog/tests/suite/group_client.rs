@@ -3,7 +3,8 @@
 use crate::process::{Broker, directory};
 use ringlog_client::{
     AssignedPartition, AutoOffsetReset, Client, ClientConfig, ErrorCode, GroupConfig, GroupConsumer,
-    GroupError, NewTopic, ProducerConfig, ProducerRecord, RebalanceListener, RevokedPartition, StartFrom,
+    GroupError, GroupPartition, NewTopic, ProducerConfig, ProducerRecord, RebalanceListener,
+    RevokedPartition, StartFrom,
 };
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -47,6 +48,11 @@ async fn nothing(consumer: &mut GroupConsumer) {
     assert!(more.is_err(), "{more:?}");
 }
 
+/// Polls for a while, whatever comes.
+async fn nothing_or_more(consumer: &mut GroupConsumer) {
+    let _ = tokio::time::timeout(Duration::from_millis(300), consumer.next()).await;
+}
+
 /// What a listener heard.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<Vec<String>>>);
@@ -55,6 +61,10 @@ impl RebalanceListener for Heard {
     fn assigned(&mut self, partitions: &mut [AssignedPartition]) {
         let mut heard = self.0.lock().unwrap();
         heard.extend(partitions.iter().map(|one| format!("assigned {} at {}", one.partition, one.offset)));
+    }
+
+    fn lost(&mut self, partitions: &[GroupPartition]) {
+        self.0.lock().unwrap().extend(partitions.iter().map(|one| format!("lost {one}")));
     }
 
     fn revoked(&mut self, partitions: &mut [RevokedPartition]) {
@@ -217,6 +227,48 @@ async fn a_member_that_does_not_poll_leaves_and_comes_back() {
     two.close().await.unwrap();
     assert_eq!(next(&mut one).await, (0, 2));
     one.close().await.unwrap();
+}
+
+/// A member that is asked to give up a partition and does not, because it is busy with what it was handed, is put out after its
+/// rebalance time-out: nothing else would do it, since its heartbeats go on and its session is half an hour.
+#[tokio::test]
+async fn a_member_that_gives_nothing_up_in_time_is_put_out() {
+    const REBALANCE: Duration = Duration::from_millis(500);
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let client = client_of(&broker).await;
+    create(&client, 2).await;
+    fill(&client, 2, 3).await;
+    let mut busy = config("g");
+    busy.set("rebalance.timeout.ms", &REBALANCE.as_millis().to_string()).unwrap();
+    busy.set("session.timeout.ms", "30m").unwrap();
+    busy.set("max.poll.interval.ms", "1h").unwrap();
+    let heard = Heard::default();
+    let mut one = client.group_consumer(busy).unwrap();
+    one.set_listener(heard.clone());
+    next(&mut one).await;
+    assert_eq!(one.assignment().len(), 2);
+    one.commit().await.unwrap();
+    // It is not polled from here on.
+    let joined = Instant::now();
+    let mut two = client.group_consumer(config("g")).unwrap();
+    while two.assignment().is_empty() {
+        nothing_or_more(&mut two).await;
+        assert!(joined.elapsed() < LIMIT, "nothing moves: {:?}", heard.0.lock().unwrap());
+    }
+    assert!(joined.elapsed() >= REBALANCE, "before its time was up");
+    let told = heard.0.lock().unwrap().clone();
+    assert_eq!(told, ["assigned t/0 at 0", "assigned t/1 at 0"], "it is told by polls alone");
+    assert!(matches!(one.commit().await, Err(GroupError::PartitionsLost)));
+    // Polled again it is told, and comes back for its share.
+    while one.assignment().len() != 1 || two.assignment().len() != 1 {
+        tokio::join!(nothing_or_more(&mut one), nothing_or_more(&mut two));
+        assert!(joined.elapsed() < LIMIT, "it does not come back: {:?}", heard.0.lock().unwrap());
+    }
+    assert_eq!(heard.0.lock().unwrap()[2..4], ["lost t/0", "lost t/1"]);
+    assert_ne!(one.assignment(), two.assignment());
+    one.close().await.unwrap();
+    two.close().await.unwrap();
 }
 
 /// Two topics of two partitions, two members: `range` gives partitions of equal numbers to one member, `uniform` as many

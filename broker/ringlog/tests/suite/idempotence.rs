@@ -3,9 +3,13 @@
 
 use crate::process::{Broker, directory};
 use crate::proxy::{self, Proxy};
+use crate::retention::eventually;
 use ringlog_client::{
-    Client, ClientConfig, DeliveryFuture, NewTopic, Producer, ProducerConfig, ProducerRecord, Receipt,
+    Client, ClientConfig, ConsumerConfig, DeliveryFuture, NewTopic, ProduceError, Producer, ProducerConfig,
+    ProducerRecord, Receipt, StartFrom,
 };
+use schema::record_batch;
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -118,6 +122,26 @@ async fn once_and_in_order_through_a_bad_network() {
     }
 }
 
+#[test]
+fn the_command_line_gets_through_a_bad_network() {
+    const LINES: usize = 5_000;
+    let data = directory();
+    let broker = serve(data.path(), "127.0.0.1:0", Some(proxy::HOST));
+    let proxy = Proxy::start(&broker.address, 4);
+    broker.run(&["topic", "create", "t", "--partitions", "3"]).ok();
+    let lines: String = (0..LINES).map(|n| format!("{n} {}\n", "x".repeat(60))).collect();
+    proxy.trouble(true);
+    let line = ["produce", "t", "--set", "batch.size=2000", "--format", "json"];
+    let report = broker.run_with(&line, lines.as_bytes()).ok().json().remove(0);
+    proxy.trouble(false);
+    assert_eq!((&report["acknowledged"], &report["failed"]), (&LINES.into(), &0.into()), "{report}");
+    let (cut, swallowed) = proxy.counts();
+    assert!(cut + swallowed > 0, "it was sent through the network's trouble");
+    let found = broker.run(&["consume", "t", "--until-end"]).ok().text();
+    let once: BTreeSet<&str> = found.lines().collect();
+    assert_eq!((once.len(), found.lines().count()), (LINES, LINES));
+}
+
 #[tokio::test]
 async fn once_and_in_order_over_kills() {
     const KILLS: u64 = 5;
@@ -181,6 +205,130 @@ async fn what_was_appended_before_a_kill_is_recognised_after_it() {
     told.extend(more);
     judge(&broker, &told);
     assert_eq!(counter(&broker, "out_of_sequence_batches_total"), 0);
+}
+
+/// The time is up with the answer lost: the record may be there, and is. What comes behind it has the next epoch. With a broker
+/// that was never reached it is told that the record is not there.
+#[tokio::test]
+async fn what_is_given_up_says_whether_it_may_be_there_and_the_next_epoch_goes_on() {
+    let data = directory();
+    let broker = serve(data.path(), "127.0.0.1:0", Some(proxy::HOST));
+    let address = broker.address.clone();
+    let proxy = Proxy::start(&address, 1);
+    let client = client(&address).await;
+    client.admin().create_topic(&NewTopic::named("t")).await.expect("it is new");
+    let patience = |delivery_timeout| ProducerConfig { delivery_timeout, ..Default::default() };
+    let producer = client.producer(patience(Duration::from_secs(2)));
+    let send = async |producer: &Producer, value: &'static str| {
+        producer.send(ProducerRecord::new("t", value)).await.expect("there is memory for it").await
+    };
+    assert_eq!(send(&producer, "first").await.expect("it is acknowledged").offset, 0);
+    proxy.deaf(true);
+    let error = send(&producer, "unheard").await.expect_err("nobody answers");
+    assert!(matches!(error, ProduceError::TimedOut { outcome_unknown: true, .. }), "{error}");
+    let line = ["produce", "t", "--set", "delivery.timeout.ms=1s"];
+    broker.run_with(&line, b"unheard too\n").failed(
+        1,
+        &[
+            "1 of 1 record",
+            "not acknowledged within 1s",
+            "may or may not have been written: read back before",
+        ],
+    );
+    proxy.deaf(false);
+    let receipt = send(&producer, "next").await.expect("it is acknowledged");
+    assert!(!receipt.duplicate);
+
+    let mut consumer = client.consumer(ConsumerConfig::default());
+    consumer.assign("t", &[(0, StartFrom::Earliest)]).await.expect("it is there");
+    let (mut values, mut producers) = (Vec::new(), Vec::new());
+    while values.len() <= receipt.offset as usize {
+        let fetched = consumer.next_batch().await.expect("assigned").expect("it is sound");
+        for record in fetched.records() {
+            let value = record.expect("it is sound").value.expect("it has a value");
+            values.push(String::from_utf8(value.to_vec()).expect("it is text"));
+        }
+        let headers = record_batch::batches(fetched.bytes()).map(|batch| batch.expect("it is sound").0);
+        producers
+            .extend(headers.map(|header| (header.producer_id, header.producer_epoch, header.base_sequence)));
+    }
+    assert_eq!(values, ["first", "unheard", "unheard too", "next"]);
+    let (id, others) = (producers[0].0, producers[2].0);
+    assert_eq!(producers, [(id, 0, 0), (id, 0, 1), (others, 0, 0), (id, 1, 0)]);
+    assert_ne!(id, others);
+
+    let hurried = client.producer(patience(Duration::from_millis(200)));
+    assert_eq!(hurried.partitions("t").await.expect("it is there"), 1);
+    broker.stop(libc::SIGKILL);
+    let error = send(&hurried, "never sent").await.expect_err("there is no broker");
+    assert!(matches!(error, ProduceError::TimedOut { outcome_unknown: false, .. }), "{error}");
+    assert!(error.to_string().contains("and not written"), "{error}");
+    let broker = serve(data.path(), &address, Some(proxy::HOST));
+    assert_eq!(broker.run(&["consume", "t", "--until-end"]).ok().text().lines().count(), values.len());
+}
+
+/// A batch whose answer is lost, whose records are compacted away, and whose broker is killed: when it is sent again, it is
+/// recognised by what the checkpoint holds, and without checkpoints by the header that compaction has left.
+#[tokio::test]
+async fn a_producer_is_known_after_compaction_and_kills() {
+    for with_checkpoints in [true, false] {
+        let data = directory();
+        let broker = serve(data.path(), "127.0.0.1:0", Some(proxy::HOST));
+        let address = broker.address.clone();
+        let proxy = Proxy::start(&address, 1);
+        let settings = [
+            "cleanup.policy=compact",
+            "segment.bytes=1MiB",
+            "max.message.bytes=100KiB",
+            "min.cleanable.dirty.ratio=0.01",
+        ];
+        let mut line = vec!["topic", "create", "t", "--partitions", "1"];
+        line.extend(settings.iter().flat_map(|setting| ["--config", setting]));
+        broker.run(&line).ok();
+        // It knows of no other way than through the proxy.
+        let through = client(&proxy.address()).await;
+        let producer = through.producer(config());
+        let record = |value: &'static str| ProducerRecord::new("t", value).with_key("key");
+        let first = producer.send(record("first")).await.expect("there is memory for it").await;
+        assert_eq!(first.expect("it is acknowledged").offset, 0);
+        proxy.deaf(true);
+        let unheard = producer.send(record("unheard")).await.expect("there is memory for it");
+        let past = client(&address).await;
+        while past.admin().describe_logs("t").await.expect("it answers")[0].log_end < 2 {}
+        broker.stop(libc::SIGTERM);
+
+        // Another producer supersedes them, by the broker's own address, and fills segments.
+        let broker = serve(data.path(), &address, None);
+        let filler = "x".repeat(20_000);
+        let filler: String = (0..120).map(|n| format!("filler {n}={filler}\n")).collect();
+        broker
+            .run_with(&["produce", "t", "--key-separator", "="], format!("key=latest\n{filler}").as_bytes())
+            .ok();
+        let values = || -> Vec<String> {
+            let line = ["consume", "t", "--until-end", "--format", "json"];
+            let records = broker.run(&line).ok().json();
+            let of_key = records.iter().filter(|record| record["key"] == "key");
+            of_key.map(|record| record["value"].as_str().expect("it is text").to_owned()).collect()
+        };
+        eventually(values, |values| values == &["latest"]);
+        broker.stop(libc::SIGKILL);
+        if !with_checkpoints {
+            for shard in ["shard-0", "shard-1"] {
+                for name in ["checkpoint.a", "checkpoint.b"] {
+                    // A shard that had nothing to write has none.
+                    let _ = std::fs::remove_file(data.path().join(shard).join(name));
+                }
+            }
+        }
+        let broker = serve(data.path(), &address, None);
+        proxy.deaf(false);
+        let again = unheard.await.expect("it is acknowledged");
+        assert_eq!((again.offset, again.duplicate), (1, true), "with checkpoints: {with_checkpoints}");
+        let next = producer.send(record("next")).await.expect("there is memory for it").await;
+        let next = next.expect("it is acknowledged");
+        assert_eq!((next.offset, next.duplicate), (123, false));
+        assert_eq!(counter(&broker, "out_of_sequence_batches_total"), 0);
+    }
 }
 
 #[tokio::test]

@@ -3,10 +3,12 @@
 //!
 //! Absent on purpose: the inside of the broker and crashes, which have suites of their own.
 
+mod back_pressure;
 mod backup;
 mod bench_reports;
 mod cluster;
 mod compaction;
+mod compaction_due;
 mod demo_and_bench;
 mod disk_profile;
 mod errors;

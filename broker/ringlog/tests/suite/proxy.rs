@@ -3,12 +3,13 @@
 //! Listens on the broker's port at another loopback address, which the broker advertises: so everything that goes to
 //! the owner of a partition goes through here, and what asks the broker itself does not. Owner: one test; its
 //! threads end with it. A connection in trouble is cut in the middle of a request, or goes deaf: the broker
-//! gets what was sent, and its next answer is thrown away with the connection. Absent on purpose: delays.
+//! gets what was sent, and its next answer is thrown away with the connection. Answers can be damaged. Absent on purpose:
+//! delays.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// The host that a broker behind a proxy advertises.
 pub const HOST: &str = "127.0.0.2";
@@ -19,6 +20,8 @@ struct State {
     trouble: AtomicBool,
     /// No answer gets through.
     deaf: AtomicBool,
+    /// Arrives with another bit, wherever it stands in an answer.
+    damaged: Mutex<Option<&'static [u8]>>,
     cut: AtomicU64,
     swallowed: AtomicU64,
 }
@@ -62,6 +65,16 @@ impl Proxy {
         self.state.deaf.store(on, Ordering::SeqCst);
     }
 
+    /// From now on these bytes arrive with one bit changed, or do not any more.
+    pub fn damage(&self, what: Option<&'static [u8]>) {
+        *self.state.damaged.lock().expect("nobody panics with it") = what;
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
     /// Connections cut in the middle of a request, and answers thrown away.
     pub fn counts(&self) -> (u64, u64) {
         (self.state.cut.load(Ordering::SeqCst), self.state.swallowed.load(Ordering::SeqCst))
@@ -96,6 +109,11 @@ fn carry(client: TcpStream, server: TcpStream, state: Arc<State>, mut random: fa
                 if deaf.load(Ordering::SeqCst) {
                     state.swallowed.fetch_add(1, Ordering::SeqCst);
                     break;
+                }
+                if let Some(what) = *state.damaged.lock().expect("nobody panics with it")
+                    && let Some(at) = bytes[..read].windows(what.len()).position(|found| found == what)
+                {
+                    bytes[at] ^= 1;
                 }
                 if !state.deaf.load(Ordering::SeqCst) && client_out.write_all(&bytes[..read]).is_err() {
                     break;

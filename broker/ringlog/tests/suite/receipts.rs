@@ -2,12 +2,16 @@
 //! and that it fits what the log then holds. Receipts of duplicates need lost answers: `idempotence` has them.
 
 use crate::process::{Broker, directory};
+use ringlog_client::reply::Reply;
+use ringlog_client::request::{ProduceEntry, Request};
 use ringlog_client::{
-    Acks, Client, ClientConfig, Durability, NewTopic, ProducerConfig, ProducerRecord, Receipt,
+    Acks, Client, ClientConfig, Connection, Durability, NewTopic, ProducerConfig, ProducerRecord, Receipt,
 };
+use schema::record_batch::BatchBuilder;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
+use std::time::Duration;
 
 /// The broker's parts, in their order.
 const PARTS: [&str; 6] =
@@ -148,4 +152,40 @@ async fn receipts_in_the_client() {
         }
         producer.close().await.expect("all is acknowledged");
     }
+}
+
+/// Both requests come to core 0, which sends one of them on: the way there has a share of its own.
+#[tokio::test]
+async fn the_way_to_another_core_is_told() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    let config = ClientConfig::new(&broker.address).expect("an address");
+    let client = Client::connect(config.clone()).await.expect("the broker answers");
+    let topic = NewTopic { partitions: 2, ..NewTopic::named("h") };
+    client.admin().create_topic(&topic).await.expect("it is new");
+    let topic = client.admin().describe_topic("h").await.expect("it is there");
+    let connection = Connection::open(&broker.address, Some(0), &config).await.expect("the broker answers");
+    let mut shards = Vec::new();
+    for place in &topic.partitions {
+        let mut builder = BatchBuilder::new();
+        builder.append(1, None, Some(b"x"), &[]);
+        let entry = ProduceEntry {
+            topic: topic.id,
+            partition: place.partition,
+            leader_epoch: place.leader_epoch,
+            batch: builder.finish().into(),
+        };
+        let request = Request::Produce { acks: Acks::All, explain: true, entries: vec![entry] };
+        let response = connection.request(request, Duration::from_secs(60)).await.expect("it is answered");
+        let anatomy = match response.into_result() {
+            Ok(Reply::Produce { anatomy: Some(anatomy), .. }) => anatomy,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(anatomy.core_hop_ns > 0, place.shard != 0, "{place:?}: {anatomy:?}");
+        assert!(anatomy.append_ns > 0 && anatomy.device_ns > 0, "{anatomy:?}");
+        assert_eq!(anatomy.replicate_ns, 0, "there is one replica: {anatomy:?}");
+        shards.push(place.shard);
+    }
+    shards.sort_unstable();
+    assert_eq!(shards, [0, 1]);
 }

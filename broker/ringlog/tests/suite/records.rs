@@ -1,6 +1,8 @@
 //! Records in and out: keys, places, ends, formats.
 
 use crate::process::{Broker, directory, file};
+use crate::proxy::{self, Proxy};
+use ringlog_client::{Client, ClientConfig, ConsumeError, ConsumerConfig, GroupConfig, StartFrom};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -275,4 +277,44 @@ fn compressed_batches_are_stored_as_sent() {
         assert_eq!(smaller, codec != "none", "{codec}: {} bytes", disk_bytes(&topic));
     }
     broker.run_with(&["produce", "t", "--compression", "rar"], b"").failed(2, &["none, lz4, zstd"]);
+}
+
+/// A bit that changes between the broker and who reads: the checksum is the producer's, so that the consumer notices. What is
+/// stored is sound, and is read when nothing changes any more.
+#[tokio::test]
+async fn what_arrives_changed_is_named_and_not_handed_out() {
+    let data = directory();
+    let line = ["--shards", "1", "--cores", "none", "--listen", "127.0.0.1:0", "--advertise", proxy::HOST];
+    let broker = Broker::start_with(data.path(), &line);
+    let proxy = Proxy::start(&broker.address, 1);
+    broker.run(&["topic", "create", "t"]).ok();
+    for value in ["sound", "MARKED", "sound too"] {
+        broker.run_with(&["produce", "t"], format!("{value}\n").as_bytes()).ok();
+    }
+    proxy.damage(Some(b"MARKED"));
+    let read = |more: &[&str]| broker.run(&[&["consume", "t", "--until-end"][..], more].concat());
+    let said = read(&[]);
+    said.failed(1, &["topic 't' partition 0 offset 1", "seek past it"]);
+    assert_eq!(said.text(), "sound\n");
+    assert_eq!(read(&["--offset", "2"]).ok().text(), "sound too\n");
+    // Who does not look takes what comes: it was the checksum that told.
+    assert_eq!(read(&["--set", "check.crcs=false"]).ok().text(), "sound\nLARKED\nsound too\n");
+
+    let client = Client::connect(ClientConfig::new(&broker.address).unwrap()).await.unwrap();
+    let mut consumer = client.consumer(ConsumerConfig::default());
+    consumer.assign("t", &[(0, StartFrom::Earliest)]).await.unwrap();
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 0);
+    let error = consumer.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, ConsumeError::CorruptBatch { offset: 1, partition: 0, .. }), "{error}");
+    consumer.seek("t", 0, StartFrom::Offset(2)).await.unwrap();
+    assert_eq!(consumer.next().await.unwrap().unwrap().value.unwrap(), "sound too");
+    let mut member = client.group_consumer(GroupConfig::new("g").with_topic("t")).unwrap();
+    assert_eq!(member.next().await.unwrap().offset, 0);
+    let error = member.next().await.unwrap_err();
+    assert!(!error.is_final() && error.to_string().contains("partition 0 offset 1"), "{error}");
+    proxy.damage(None);
+    member.seek("t", 0, StartFrom::Offset(1)).await.unwrap();
+    assert_eq!(member.next().await.unwrap().value.unwrap(), "MARKED");
+    member.close().await.unwrap();
+    assert_eq!(read(&[]).ok().text(), "sound\nMARKED\nsound too\n");
 }

@@ -4,9 +4,11 @@
 
 use crate::process::{Broker, directory};
 use ringlog_client::{
-    Client, ClientConfig, Consumer, ConsumerConfig, ProducerConfig, ProducerRecord, StartFrom,
+    Client, ClientConfig, Consumer, ConsumerConfig, CustomPartitioner, ErrorCode, Partitioner,
+    ProducerConfig, ProducerRecord, StartFrom,
 };
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// A counter of all shards together.
 fn counter(broker: &Broker, name: &str) -> u64 {
@@ -80,6 +82,42 @@ fn a_producer_is_bounded_and_places_keys_as_told() {
     ] {
         broker.run_with(&["produce", "t", "--set", setting], b"x\n").failed(2, &[says]);
     }
+}
+
+/// A function of the application's: it sees what there is, and its word counts, unless the record has a partition already.
+#[tokio::test]
+async fn a_partitioner_of_ones_own_places_records() {
+    let data = directory();
+    let broker = Broker::start(data.path());
+    broker.run(&["topic", "create", "t", "--partitions", "4"]).ok();
+    let by_length: Arc<CustomPartitioner> = Arc::new(|topic, key, value, partitions| {
+        assert_eq!((topic, key, partitions), ("t", Some(&b"the same"[..]), 4));
+        value.map_or(9, |value| value.len() as u32)
+    });
+    let partitioner = Partitioner::Custom(by_length);
+    let producer = client_of(&broker).await.producer(ProducerConfig { partitioner, ..Default::default() });
+    let record = |value: &'static str| ProducerRecord::new("t", value).with_key("the same");
+    let rows = [
+        (record("aaa"), 3),
+        (record(""), 0),
+        (record("a"), 1),
+        (record("aa"), 2),
+        (record("aa").to_partition(1), 1),
+    ];
+    for (record, partition) in rows {
+        let receipt = producer.send(record).await.expect("it is taken").await.expect("it is acknowledged");
+        assert_eq!(receipt.partition, partition);
+    }
+    for nowhere in [record("aaaa"), ProducerRecord { value: None, ..record("") }] {
+        let error = producer.send(nowhere).await.expect_err("there is no such partition");
+        assert_eq!(error.code(), Some(ErrorCode::UnknownPartition), "{error}");
+    }
+    let mut placed: Vec<(Value, Value)> = (records(&broker, "t").into_iter())
+        .map(|record| (record["partition"].clone(), record["value"].clone()))
+        .collect();
+    placed.sort_by_key(|(partition, _)| partition.as_u64());
+    let expected = [(0, ""), (1, "a"), (1, "aa"), (2, "aa"), (3, "aaa")];
+    assert_eq!(placed, expected.map(|(partition, value)| (json!(partition), json!(value))));
 }
 
 #[test]
