@@ -98,11 +98,13 @@ fn a_consumer_reads_at_a_follower_in_its_rack() {
         assert_eq!(said.lines().count() as u64, stream.sent.iter().sum::<u64>(), "{said}");
         assert!(cluster.counter(NEAR, "follower_fetched_bytes_total").await > served);
         // And as a member of a group, whose offsets are committed as ever.
-        let (served, all) = (cluster.counter(NEAR, "follower_fetched_bytes_total").await, stream.sent.iter().sum::<u64>());
+        let (served, all) =
+            (cluster.counter(NEAR, "follower_fetched_bytes_total").await, stream.sent.iter().sum::<u64>());
         let said = cluster.ok(&format!(
             "consume {TOPIC} --group nearby --set client.rack=green --set max.partition.fetch.bytes=1 --max {all}"
         ));
-        let values: BTreeSet<&str> = said.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).collect();
+        let values: BTreeSet<&str> =
+            said.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).collect();
         assert_eq!(values.len() as u64, all, "{said}");
         assert!(cluster.counter(NEAR, "follower_fetched_bytes_total").await > served);
         let lag = client.admin().group_lag("nearby").await.expect("it answers");
