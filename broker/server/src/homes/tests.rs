@@ -117,6 +117,7 @@ impl Rig {
                 time_outs: TimeOuts::default(),
                 capacity: Capacity::default(),
                 groups: Default::default(),
+                replication_factor: 1,
                 replication: Default::default(),
             };
             let (store, sockets) = (Store::new(storage, checkpoint, 2), Sockets::new().expect("descriptors"));
