@@ -334,6 +334,7 @@ impl Cluster {
                 timeout = timeout.min(READ_ATTEMPT);
             }
             attempt += 1;
+            let asked_at = Instant::now();
             let (error, wait) = match connection.request(request.clone(), timeout).await {
                 Ok(response) => match response.into_result() {
                     Ok(reply) => return Ok(reply),
@@ -372,8 +373,10 @@ impl Cluster {
                     (ClientError::from(error), again.then(|| self.config.backoff(attempt)))
                 }
             };
+            // A refusal that took its time says more than an attempt that is cut off, after which nobody knows.
+            let takes = if request.is_read_only() { Duration::ZERO } else { asked_at.elapsed() };
             match wait {
-                Some(wait) if started.elapsed() + wait < self.config.request_timeout => {
+                Some(wait) if started.elapsed() + wait + takes < self.config.request_timeout => {
                     tokio::time::sleep(wait).await;
                 }
                 _ => return Err(error),

@@ -7,7 +7,7 @@
 use crate::admin::Admin;
 use crate::client::ClientError;
 use crate::cluster_request::{ClusterDescription, ElectionOutcome, Reassignment};
-use crate::reply::{BrokerStatus, Reply};
+use crate::reply::{BrokerError, BrokerStatus, PartitionLog, Reply};
 use crate::request::Request;
 use std::num::NonZeroU64;
 
@@ -42,6 +42,23 @@ impl Admin {
     /// It is not known, or does not answer.
     pub async fn status_of(&self, broker: u32) -> Result<BrokerStatus, ClientError> {
         self.status_of_with(broker, false).await
+    }
+
+    /// What one broker stores of a topic, whether it leads or follows; [`Admin::describe_logs`] asks the leaders.
+    ///
+    /// # Errors
+    /// `UNKNOWN_TOPIC`. The broker is not known, or does not answer.
+    pub async fn describe_logs_of(&self, broker: u32, topic: &str) -> Result<Vec<PartitionLog>, ClientError> {
+        let unexpected = || ClientError::UnexpectedReply { request: "DescribeLogs" };
+        let request = Request::DescribeLogs { topic: topic.to_owned() };
+        let Reply::Logs(described) = self.ask_broker(broker, request).await? else {
+            return Err(unexpected());
+        };
+        let described = described.into_iter().next().ok_or_else(unexpected)?;
+        match described.error {
+            Some(code) => Err(BrokerError::of(code).into()),
+            None => Ok(described.partitions),
+        }
     }
 
     /// Gives partitions other replicas, or, where none are named, gives up the move that is under way.

@@ -78,7 +78,7 @@ impl Admin {
         }
     }
 
-    async fn ask_broker(&self, broker: u32, request: Request) -> Result<Reply, ClientError> {
+    pub(crate) async fn ask_broker(&self, broker: u32, request: Request) -> Result<Reply, ClientError> {
         let connection = self.cluster.connection_to(broker).await?;
         let response = connection.request(request, self.cluster.config.request_timeout).await?;
         Ok(response.into_result()?)

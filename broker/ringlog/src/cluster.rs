@@ -6,6 +6,7 @@
 
 pub mod cores;
 pub mod describe;
+mod elect;
 pub mod moves;
 
 use crate::client::BrokersArguments;
@@ -198,7 +199,7 @@ pub fn run(arguments: ClusterArguments) -> Result<(), Failure> {
                 describe::limit(rate, &mut output)?;
             }
             ClusterCommand::Elect { partitions, unclean } => {
-                elect(&admin, partitions, unclean, &mut output).await?;
+                elect::elect(&admin, partitions, unclean, &mut output).await?;
             }
         }
         output.flush()
@@ -234,47 +235,6 @@ async fn drain(
         moves::wait_until_it_leads_nothing(admin, broker).await?;
     }
     done(output, "drained", broker)
-}
-
-async fn elect(
-    admin: &Admin,
-    partitions: Vec<(String, Option<u32>)>,
-    unclean: bool,
-    output: &mut Output,
-) -> Result<(), Failure> {
-    let mut topics: Vec<(String, Vec<u32>)> = Vec::new();
-    for (topic, partition) in partitions {
-        if unclean && partition.is_none() {
-            return Err(Failure::usage(format!("--unclean: name the partition, as {topic}:0")));
-        }
-        match topics.iter_mut().find(|(known, _)| *known == topic) {
-            Some((_, partitions)) => partitions.extend(partition),
-            None => topics.push((topic, partition.into_iter().collect())),
-        }
-    }
-    let topics = (!topics.is_empty()).then_some(topics);
-    let outcomes = admin.elect_leaders(topics.as_deref(), unclean).await?;
-    let mut failed = false;
-    for outcome in &outcomes {
-        failed |= outcome.leader.is_err_and(|code| code != ringlog_client::ErrorCode::ElectionNotNeeded);
-        if output.is_json() {
-            output.json(&json!({
-                "topic": outcome.topic, "partition": outcome.partition, "leader": outcome.leader.ok(),
-                "error": outcome.leader.err().map(|code| code.name()),
-            }))?;
-            continue;
-        }
-        let what = match outcome.leader {
-            Ok(leader) => format!("broker {leader} takes over"),
-            Err(code) => format!("{code}: {}", code.advice()),
-        };
-        output.line(&format!("{}:{} {what}", outcome.topic, outcome.partition))?;
-    }
-    if outcomes.is_empty() && !output.is_json() {
-        output.line("every partition is led as it should be")?;
-    }
-    output.flush()?;
-    if failed { Err(Failure::Reported) } else { Ok(()) }
 }
 
 fn done(output: &mut Output, what: &str, broker: u32) -> Result<(), Failure> {

@@ -169,7 +169,8 @@ pub fn text(seen: &Seen<'_>) -> String {
     replicas(&mut out, seen.partitions.iter().flat_map(|one| &one.log.replicas));
     groups(&mut out, seen);
     cluster::cluster(&mut out, &seen.observer.metadata.image(), seen.observer.broker);
-    cluster::quorum(&mut out, &seen.observer.metadata.quorum(), seen.observer.broker);
+    let (metadata, broker) = (&seen.observer.metadata, seen.observer.broker);
+    cluster::quorum(&mut out, &metadata.quorum(), broker, metadata.is_current(broker));
     out.0
 }
 

@@ -3,17 +3,21 @@
 use super::moves::list;
 use crate::failure::Failure;
 use crate::output::{Output, Table, bytes, counted, duration_ms, grouped};
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use ringlog_client::{
-    Admin, BrokerDescription, ClusterDescription, PartitionReplicas, ReplicaProgress, ReplicaState,
+    Admin, BrokerDescription, ClusterDescription, PartitionLog, PartitionReplicas, ReplicaProgress,
+    ReplicaState,
 };
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// How long a broker may take to say how it is.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
+pub const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// Questions about topics on their way at the same time.
+const ASKED_TOGETHER: usize = 16;
 
 /// How many partitions are in which trouble.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -82,14 +86,7 @@ pub async fn describe(
             return Err(Failure::operation(format!("topic '{}': {code}: {}", topic.name, code.advice())));
         }
     }
-    let mut progress: BTreeMap<(&str, u32, u32), ReplicaProgress> = BTreeMap::new();
-    for topic in &cluster.topics {
-        for log in admin.describe_logs(&topic.name).await? {
-            for replica in log.replicas {
-                progress.insert((&topic.name, log.partition, replica.broker), replica);
-            }
-        }
-    }
+    let progress = progress(admin, &cluster).await;
     head(&cluster, &rot(admin, &cluster).await, output)?;
     if !output.is_json() {
         output.line("")?;
@@ -151,6 +148,33 @@ pub async fn describe(
         ]);
     }
     if output.is_json() { Ok(()) } else { output.table(&table) }
+}
+
+/// How far replicas are, by topic, partition and broker, as their leaders say it. A leader that does not answer soon, as in
+/// the moment when it has just gone, is left out.
+async fn progress<'a>(
+    admin: &Admin,
+    cluster: &'a ClusterDescription,
+) -> BTreeMap<(&'a str, u32, u32), ReplicaProgress> {
+    let asked = cluster.topics.iter().flat_map(|topic| {
+        let leaders: BTreeSet<u32> = topic.partitions.iter().filter_map(|one| one.leader).collect();
+        leaders.into_iter().map(move |leader| (topic, leader))
+    });
+    let asked = asked.map(async |(topic, leader)| {
+        let logs = tokio::time::timeout(ANSWER_MAX, admin.describe_logs_of(leader, &topic.name)).await;
+        let leads = |log: &PartitionLog| {
+            let mut partitions = topic.partitions.iter();
+            partitions.any(|one| one.partition == log.partition && one.leader == Some(leader))
+        };
+        let logs = logs.ok()?.ok()?.into_iter().filter(leads);
+        let replicas = logs.flat_map(|log| {
+            let of = move |replica: ReplicaProgress| ((&*topic.name, log.partition, replica.broker), replica);
+            log.replicas.into_iter().map(of)
+        });
+        Some(replicas.collect::<Vec<_>>())
+    });
+    let answers: Vec<_> = futures_util::stream::iter(asked).buffered(ASKED_TOGETHER).collect().await;
+    answers.into_iter().flatten().flatten().collect()
 }
 
 /// What a broker says of ranges of its logs that fail their checksum.

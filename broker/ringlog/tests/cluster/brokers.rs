@@ -5,6 +5,7 @@
 
 use crate::DEADLINE;
 use crate::process::{Broker, Serve};
+use crate::scrape::Scrape;
 use ringlog_client::{
     Acks, BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, Producer,
     ProducerConfig, TopicReplicas,
@@ -164,6 +165,13 @@ impl Cluster {
     /// The same, which is told of one broker only.
     pub async fn connect_to(&self, id: u32) -> Client {
         connect(self.places[id as usize - 1].address.to_string()).await
+    }
+
+    /// What a broker's `/metrics` say, of one that was started with `--http`.
+    pub fn scrape(&self, id: u32) -> Scrape {
+        let broker = self.places[id as usize - 1].broker.as_ref().expect("it runs");
+        let address = broker.said.iter().find_map(|line| line.strip_prefix("http "));
+        Scrape::of(address.expect("it serves metrics"))
     }
 
     /// What a broker itself wants to be known.

@@ -40,10 +40,32 @@ pub enum Fault {
     Sever,
     /// Its link is slow. Only in runs with slow links.
     Slow,
-    /// [`Fault::Kill`] while a partition moves to other brokers.
-    KillWhileMoving,
-    /// [`Fault::Kill`] while a broker is drained, that one or another.
-    KillWhileDraining,
+    /// [`Fault::Kill`] while something of the cluster changes.
+    KillDuring(Changing, Whom),
+}
+
+/// What changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Changing {
+    /// A partition moves to other brokers.
+    Move,
+    /// A broker is drained. Afterwards it takes part again.
+    Drain,
+    /// A broker that was drained and has stopped is removed. Afterwards it joins with an empty disk.
+    Remove,
+    /// A broker that was removed joins with an empty disk.
+    Join,
+}
+
+/// Who is killed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whom {
+    /// One that does not lead the metadata, and is not the one that is drained, removed or joins.
+    Another,
+    /// Whoever leads the metadata.
+    Controller,
+    /// The broker that is drained or joins.
+    Itself,
 }
 
 /// Those that need no other broker.
@@ -60,6 +82,19 @@ pub const OF_SEVERAL: [Fault; 9] = [
     Fault::Sever,
     Fault::KillController,
     Fault::None,
+];
+/// Those of a cluster that has a broker to spare.
+pub const OF_CHANGES: [Fault; 10] = [
+    Fault::KillDuring(Changing::Move, Whom::Another),
+    Fault::KillDuring(Changing::Move, Whom::Controller),
+    Fault::KillDuring(Changing::Drain, Whom::Another),
+    Fault::KillDuring(Changing::Drain, Whom::Controller),
+    Fault::KillDuring(Changing::Drain, Whom::Itself),
+    Fault::KillDuring(Changing::Remove, Whom::Another),
+    Fault::KillDuring(Changing::Remove, Whom::Controller),
+    Fault::KillDuring(Changing::Join, Whom::Another),
+    Fault::KillDuring(Changing::Join, Whom::Controller),
+    Fault::KillDuring(Changing::Join, Whom::Itself),
 ];
 
 /// A broker on its host.
@@ -78,6 +113,8 @@ pub struct Hosts {
     random: Rng,
     partitions: u32,
     change: Option<Change>,
+    /// The host whose broker is drained, removed or joins.
+    changing: Option<usize>,
 }
 
 impl Hosts {
@@ -98,7 +135,7 @@ impl Hosts {
                 Host { number, data, broker: None, slow }
             })
             .collect();
-        let mut hosts = Self { network, hosts, random, partitions, change: None };
+        let mut hosts = Self { network, hosts, random, partitions, change: None, changing: None };
         (0..hosts.len()).for_each(|at| hosts.serve(at));
         hosts
     }
@@ -108,26 +145,38 @@ impl Hosts {
         self.hosts.len()
     }
 
-    /// Starts the broker of a host.
+    /// Starts the broker of a host, and waits until it serves.
     fn serve(&mut self, at: usize) {
+        let mut broker = self.spawn(at);
+        broker.until_ready().expect("it serves");
+        self.hosts[at].broker = Some(broker);
+    }
+
+    /// Starts the broker of a host.
+    fn spawn(&self, at: usize) -> Broker {
         let host = &self.hosts[at];
         let enter = self.network.enter(host.number);
         let words: Vec<&str> = enter.iter().map(String::as_str).collect();
         let listen = SocketAddr::from((self.network.address(host.number), PORT));
         let advertised = host.slow.as_ref().map(|slow| slow.address().ip().to_string());
         let id = (self.hosts.len() > 1).then(|| host.number.to_string());
-        let first = SocketAddr::from((self.network.address(1), PORT)).to_string();
-        let join = (host.number > 1).then_some(first);
-        let broker =
-            Serve::new(host.data.path()).shards(2).listen(listen).through(&words).prepared(move |command| {
+        // Any broker that is there will do; the first of all is alone.
+        let other = self.hosts.iter().find(|other| other.number != host.number && other.broker.is_some());
+        let join =
+            other.map(|other| SocketAddr::from((self.network.address(other.number), PORT)).to_string());
+        Serve::new(host.data.path())
+            .shards(2)
+            .listen(listen)
+            .through(&words)
+            .prepared(move |command| {
                 let settings = [("--advertise", advertised), ("--broker-id", id), ("--join", join)];
                 for (name, value) in settings {
                     if let Some(value) = value {
                         command.args([name, &value]);
                     }
                 }
-            });
-        self.hosts[at].broker = Some(broker.start());
+            })
+            .spawn()
     }
 
     /// Where clients begin.
@@ -137,6 +186,26 @@ impl Hosts {
             None => SocketAddr::from((self.network.address(host.number), PORT)).to_string(),
         };
         self.hosts.iter().map(of).collect::<Vec<_>>().join(",")
+    }
+
+    /// What a fault at a broker needs before it begins. The metadata goes on being led by the broker of `leads`.
+    pub fn prepare(&mut self, fault: Fault, at: usize, leads: usize) {
+        let Fault::KillDuring(changing, whom) = fault else { return };
+        if changing == Changing::Move {
+            return;
+        }
+        let others: Vec<usize> = (0..self.hosts.len()).filter(|one| ![at, leads].contains(one)).collect();
+        let one = if whom == Whom::Itself { at } else { others[self.random.usize(..others.len())] };
+        self.changing = Some(one);
+        if changing == Changing::Drain {
+            return;
+        }
+        self.done(&["drain"], one);
+        drop(self.hosts[one].broker.take().expect("it runs").stop());
+        if changing == Changing::Join {
+            self.done(&["remove"], one);
+            self.replace_disk(one);
+        }
     }
 
     /// A fault begins at a broker.
@@ -152,15 +221,8 @@ impl Hosts {
             Fault::Deafen => self.others(number).for_each(|other| self.network.cut(other, number)),
             Fault::Sever => self.network.cut(number, self.next(at)),
             Fault::Slow => self.slow(at).set(Some(SLOW)),
-            Fault::KillWhileMoving | Fault::KillWhileDraining => {
-                let (brokers, random) = (self.brokers(), &mut self.random);
-                let change = match fault {
-                    Fault::KillWhileMoving => {
-                        Change::move_one(random, self.hosts.len(), TOPIC, self.partitions)
-                    }
-                    _ => Change::drain_one(random, self.hosts.len()),
-                };
-                self.change = Some(change.begin(&brokers));
+            Fault::KillDuring(changing, _) => {
+                self.begin_changing(changing);
                 // How far it gets meanwhile is what is planted.
                 std::thread::sleep(Duration::from_millis(self.random.u64(..400)));
                 self.kill(at);
@@ -168,16 +230,29 @@ impl Hosts {
         }
     }
 
+    fn begin_changing(&mut self, changing: Changing) {
+        let brokers = self.brokers();
+        let one = self.changing;
+        let number = |one: Option<usize>| self.hosts[one.expect("it was prepared")].number;
+        let change = match changing {
+            Changing::Move => Change::move_one(&mut self.random, self.hosts.len(), TOPIC, self.partitions),
+            Changing::Drain => Change::of_broker(&["drain", "undrain", "add"], number(one)),
+            Changing::Remove => Change::of_broker(&["remove"], number(one)),
+            Changing::Join => {
+                let one = one.expect("it was prepared");
+                self.hosts[one].broker = Some(self.spawn(one));
+                return;
+            }
+        };
+        self.change = Some(change.begin(&brokers));
+    }
+
     /// It ends.
     pub fn end(&mut self, fault: Fault, at: usize) {
         let number = self.hosts[at].number;
         match fault {
             Fault::None => {}
-            Fault::Kill
-            | Fault::KillController
-            | Fault::Restart
-            | Fault::KillWhileMoving
-            | Fault::KillWhileDraining => self.serve(at),
+            Fault::Kill | Fault::KillController | Fault::Restart | Fault::KillDuring(..) => self.serve(at),
             Fault::Pause => self.signal(at, libc::SIGCONT),
             Fault::Isolate => self.network.join(number),
             Fault::Mute => self.others(number).for_each(|other| self.network.mend(number, other)),
@@ -187,12 +262,37 @@ impl Hosts {
         }
     }
 
-    /// What was begun beside a fault is done, with all brokers there.
-    pub fn finish(&mut self) {
+    /// What was begun beside a fault is done, and the cluster has all its brokers.
+    pub fn finish(&mut self, fault: Fault, at: usize) {
         let brokers = self.brokers();
         if let Some(change) = self.change.take() {
             change.finish(&brokers);
         }
+        let Some(one) = self.changing.take() else { return };
+        match fault {
+            Fault::KillDuring(Changing::Remove, _) => {
+                self.replace_disk(one);
+                self.serve(one);
+            }
+            Fault::KillDuring(Changing::Join, _) if one != at => {
+                let broker = self.hosts[one].broker.as_mut();
+                broker.expect("it was started").until_ready().expect("it joins");
+            }
+            Fault::KillDuring(Changing::Join, _) => {}
+            _ => return,
+        }
+        self.done(&["add"], one);
+    }
+
+    /// Does all that to a broker.
+    fn done(&self, what: &[&str], at: usize) {
+        Change::of_broker(what, self.hosts[at].number).finish(&self.brokers());
+    }
+
+    /// An empty disk takes the place of that of a broker that does not run.
+    fn replace_disk(&self, at: usize) {
+        assert!(self.hosts[at].broker.is_none(), "it runs");
+        std::fs::remove_dir_all(self.hosts[at].data.path()).expect("nobody uses it");
     }
 
     fn kill(&mut self, at: usize) {

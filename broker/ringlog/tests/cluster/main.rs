@@ -4,7 +4,8 @@
 //! [`hosts`] does to brokers what can happen to them, also while `ringlog cluster` changes something ([`changes`]). A run
 //! ([`faults`]) has producers that want every acknowledgement to be durable, and a group of consumers; everything that they
 //! were told goes through the checker of histories. Without the rights to make namespaces the runs on hosts say so and
-//! pass. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to begin at a seed.
+//! pass; what they need is installed, or they fail. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to
+//! begin at a seed.
 
 mod acks;
 mod brokers;
@@ -14,18 +15,23 @@ mod faults;
 mod follower_fetch;
 mod growth;
 mod hosts;
+mod majority;
 mod network;
 #[path = "../faults/support/process.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod process;
 mod restart;
 mod rot;
+#[path = "../suite/scrape.rs"]
+#[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
+mod scrape;
 #[path = "../faults/support/segments.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod segments;
 mod slow_disk;
 mod slow_link;
 mod three;
+mod trouble;
 
 /// The members and the checker of the histories of groups; the first are started by this path.
 #[path = "../suite/history"]

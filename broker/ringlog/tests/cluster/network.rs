@@ -1,8 +1,9 @@
 //! Hosts of their own: network namespaces on one bridge, whose links can be cut, both ways or one way.
 //!
 //! Owner: one test; everything is removed with it, whatever the test did. Host 0 is this process, at the bridge. A cut is
-//! silent: nobody is told, packets are lost, as with a cable or a switch. Needs `ip` of iproute2 and the right to make
-//! namespaces. Absent on purpose: loss and delay, which a kernel may not offer; see [`super::slow_link`].
+//! silent: nobody is told, packets are lost, as with a cable or a switch. Needs `ip` of iproute2, and the right to make
+//! namespaces: without the right a run says so and passes, without the tool it fails. Absent on purpose:
+//! loss and delay, which a kernel may not offer; see [`super::slow_link`].
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -18,21 +19,40 @@ pub struct Network {
     hosts: u8,
 }
 
-fn ip(arguments: &str) -> Result<(), String> {
+/// Why something was not done.
+#[derive(Debug)]
+enum NotDone {
+    /// This process may not.
+    NoRights(String),
+    /// A tool is missing, or the kernel did not want it.
+    Failed(String),
+}
+
+fn ip(arguments: &str) -> Result<(), NotDone> {
     let words = arguments.split_whitespace();
-    let output = Command::new("ip").args(words).output().map_err(|error| format!("ip: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+    let output = Command::new("ip").args(words).output();
+    let output = output.map_err(|error| NotDone::Failed(format!("ip: {error}; install iproute2")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(NotDone::of(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}
+
+impl NotDone {
+    /// What `ip` has said.
+    fn of(said: String) -> Self {
+        // The words for EPERM and EACCES, which it does not translate.
+        let no_rights = ["Operation not permitted", "Permission denied"];
+        match no_rights.iter().any(|words| said.contains(words)) {
+            true => Self::NoRights(said),
+            false => Self::Failed(said),
+        }
     }
 }
 
 impl Network {
     /// A network with hosts 1 to `hosts` beside this process.
-    ///
-    /// # Errors
-    /// What is missing, in words.
-    pub fn new(hosts: u8) -> Result<Self, String> {
+    fn new(hosts: u8) -> Result<Self, NotDone> {
         let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
         let place = std::process::id().wrapping_mul(16).wrapping_add(number) % (64 * 256);
         let prefix = [10, 64 + (place / 256) as u8, (place % 256) as u8];
@@ -42,7 +62,7 @@ impl Network {
         Ok(network)
     }
 
-    fn make(&self) -> Result<(), String> {
+    fn make(&self) -> Result<(), NotDone> {
         let name = &self.name;
         ip(&format!("link add {name} type bridge"))?;
         ip(&format!("addr add {}/24 dev {name}", self.address(0)))?;
@@ -125,14 +145,18 @@ impl Drop for Network {
     }
 }
 
-/// A network, or a line that says why there is none.
+/// A network, or a line that says which right is missing for one.
+///
+/// # Panics
+/// It cannot be made for another reason: what tests need is installed, and is found out if not.
 pub fn network(hosts: u8) -> Option<Network> {
     match Network::new(hosts) {
         Ok(network) => Some(network),
-        Err(why) => {
+        Err(NotDone::Failed(why)) => panic!("no network can be made: {why}"),
+        Err(NotDone::NoRights(why)) => {
             use std::io::Write;
             // Not println: the harness would keep it to itself, because the test passes.
-            let _ = writeln!(std::io::stderr(), "NOT run, no network of its own can be made: {why}");
+            let _ = writeln!(std::io::stderr(), "NOT run, networks may not be made here: {why}");
             None
         }
     }
@@ -173,6 +197,19 @@ mod tests {
         let mut output = std::io::BufReader::new(child.stdout.take().expect("it is piped"));
         std::io::BufRead::read_line(&mut output, &mut line).expect("it says ready");
         child
+    }
+
+    #[test]
+    fn only_a_missing_right_is_no_failure() {
+        let rows = [
+            ("ip link add rl0 type bridge: RTNETLINK answers: Operation not permitted", true),
+            ("ip netns add rl0s1: mkdir /run/netns failed: Permission denied", true),
+            ("ip link add rl0 type bridge: Error: Unknown device type.", false),
+            ("ip: No such file or directory (os error 2); install iproute2", false),
+        ];
+        for (said, no_rights) in rows {
+            assert_eq!(matches!(NotDone::of(said.to_owned()), NotDone::NoRights(_)), no_rights, "{said}");
+        }
     }
 
     #[test]

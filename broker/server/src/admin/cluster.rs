@@ -334,7 +334,10 @@ fn candidate(image: &Image, entry: &Partition, unclean: bool) -> Result<BrokerId
     if unclean {
         return match entry.leader {
             Some(_) => Err(ErrorCode::ElectionNotNeeded),
-            None => entry.brokers().find(serves).ok_or(ErrorCode::NoEligibleLeader),
+            // Who had everything once has the most, also if its end is in doubt.
+            None => (entry.eligible.iter().copied().find(serves))
+                .or_else(|| entry.brokers().find(serves))
+                .ok_or(ErrorCode::NoEligibleLeader),
         };
     }
     let preferred = entry.preferred_leader().ok_or(ErrorCode::NoEligibleLeader)?;
@@ -430,4 +433,59 @@ fn encode_replicas<'f>(
         replicas: Some(replicas),
     };
     wire::TopicReplicas::create(builder, &args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use logic::metadata::{BrokerRegistration, Placement};
+
+    #[test]
+    fn by_force_who_had_everything_goes_first() {
+        let mut image = Image::default();
+        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
+        for broker in 1..=3 {
+            let registration = BrokerRegistration {
+                broker: BrokerId::new(broker),
+                host: "localhost".into(),
+                port: 1,
+                shards: 1,
+                storage_uuid: u128::from(broker),
+                rack: String::new(),
+            };
+            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: broker == 3 });
+        }
+        let brokers = [1, 2].map(BrokerId::new).to_vec();
+        apply(Command::CreateTopic {
+            id: logic::ids::TopicId::new(1),
+            name: "t".into(),
+            placement: Placement { replication_factor: 2, brokers },
+            configs: Vec::new(),
+        });
+        let led = image.topic_by_name("t").unwrap().partitions[0].clone();
+        assert_eq!(candidate(&image, &led, true), Err(ErrorCode::ElectionNotNeeded));
+        let (all, none): (&[u32], &[u32]) = (&[1, 2, 3], &[]);
+        let rows = [
+            (all, none, Ok(1)),
+            (all, &[2], Ok(2)),
+            (&[3, 2, 1], none, Ok(2)),
+            (all, &[3], Ok(1)),
+            (&[3], &[3], Err(ErrorCode::NoEligibleLeader)),
+        ];
+        for (replicas, eligible, expect) in rows {
+            let replica =
+                |broker: &u32| logic::metadata::Replica { broker: BrokerId::new(*broker), ..led.replicas[0] };
+            let lost = Partition {
+                leader: None,
+                replicas: replicas.iter().map(replica).collect(),
+                eligible: eligible.iter().copied().map(BrokerId::new).collect(),
+                ..led.clone()
+            };
+            assert_eq!(
+                candidate(&image, &lost, true),
+                expect.map(BrokerId::new),
+                "{replicas:?} {eligible:?}"
+            );
+        }
+    }
 }

@@ -45,13 +45,13 @@ impl Led {
 /// Whether a broker is so.
 type Is = fn(&Broker) -> bool;
 
-/// Where the group stands that keeps the metadata.
-pub(super) fn quorum(out: &mut Text, quorum: &Quorum, broker: BrokerId) {
+/// Where the group stands that keeps the metadata. Whoever leads it is known where that is heard: `is_current`.
+pub(super) fn quorum(out: &mut Text, quorum: &Quorum, broker: BrokerId, is_current: bool) {
     let figures = [
         (
             "ringlog_metadata_leader_known",
-            "1: this broker knows who leads the metadata.",
-            u64::from(quorum.leader.is_some()),
+            "1: this broker hears from who leads the metadata.",
+            u64::from(quorum.leader.is_some() && is_current),
         ),
         ("ringlog_metadata_leads", "1: this broker leads the metadata.", {
             u64::from(quorum.leader == Some(broker))

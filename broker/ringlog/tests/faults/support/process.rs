@@ -36,7 +36,7 @@ pub struct NotStarted {
 /// A broker that serves; killed when dropped.
 pub struct Broker {
     child: Child,
-    /// Where it listens.
+    /// Where it listens, once it is ready.
     pub address: SocketAddr,
     /// What it said before it was ready.
     pub said: Vec<String>,
@@ -84,6 +84,15 @@ impl Serve {
 
     /// Starts it and waits until it serves or has ended.
     pub fn try_start(self) -> Result<Broker, NotStarted> {
+        let mut broker = self.spawn();
+        match broker.until_ready() {
+            Ok(()) => Ok(broker),
+            Err(status) => Err(NotStarted { status, stderr: broker.stderr() }),
+        }
+    }
+
+    /// Starts it, and does not wait: see [`Broker::until_ready`].
+    pub fn spawn(self) -> Broker {
         let mut words = self.wrapper;
         words.push(std::env::var_os("RINGLOG_BINARY").unwrap_or_else(|| BINARY.into()));
         let mut command = Command::new(&words[0]);
@@ -113,28 +122,29 @@ impl Serve {
             }
         });
         let address = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut broker = Broker { child, address, said: Vec::new(), lines, stderr: Some(stderr) };
-        loop {
-            match broker.lines.recv_timeout(DEADLINE) {
-                Ok(line) => {
-                    let ready = line.strip_prefix("ready ").map(|at| at.parse().expect("an address"));
-                    broker.said.push(line);
-                    if let Some(address) = ready {
-                        broker.address = address;
-                        return Ok(broker);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => panic!("neither ready nor ended: {:?}", broker.said),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let status = broker.ended();
-                    return Err(NotStarted { status, stderr: broker.stderr() });
-                }
-            }
-        }
+        Broker { child, address, said: Vec::new(), lines, stderr: Some(stderr) }
     }
 }
 
 impl Broker {
+    /// Waits until it serves, or has ended with a status.
+    pub fn until_ready(&mut self) -> Result<(), ExitStatus> {
+        loop {
+            match self.lines.recv_timeout(DEADLINE) {
+                Ok(line) => {
+                    let ready = line.strip_prefix("ready ").map(|at| at.parse().expect("an address"));
+                    self.said.push(line);
+                    if let Some(address) = ready {
+                        self.address = address;
+                        return Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("neither ready nor ended: {:?}", self.said),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            }
+        }
+    }
+
     /// Its process.
     pub fn id(&self) -> u32 {
         self.child.id()
