@@ -11,6 +11,7 @@ mod changes;
 mod demo;
 mod faults;
 mod follower_fetch;
+mod group_lag;
 mod growth;
 mod hosts;
 mod network;
@@ -18,6 +19,9 @@ mod network;
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod process;
 mod rot;
+#[path = "../suite/scrape.rs"]
+#[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
+mod scrape;
 #[path = "../faults/support/segments.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod segments;
