@@ -153,26 +153,34 @@ impl Admin {
     }
 
     async fn describe_logs_once(&self, topic: &Topic) -> Result<Vec<PartitionLog>, ClientError> {
-        let unexpected = || ClientError::UnexpectedReply { request: "DescribeLogs" };
         let leaders: BTreeSet<u32> = topic.places.iter().filter_map(|place| place.leader).collect();
         let mut logs = Vec::with_capacity(topic.places.len());
         for broker in leaders {
-            let connection = self.cluster.connection_to(broker).await?;
-            let request = Request::DescribeLogs { topic: topic.name.to_string() };
-            let reply =
-                connection.request(request, self.cluster.config.request_timeout).await?.into_result()?;
-            let Reply::Logs(described) = reply else { return Err(unexpected()) };
-            let described = described.into_iter().next().ok_or_else(unexpected)?;
-            if let Some(code) = described.error {
-                return Err(refused(&topic.name, BrokerError::of(code)));
-            }
-            let leads = |log: &PartitionLog| {
-                topic.places.get(log.partition as usize).is_some_and(|place| place.leader == Some(broker))
-            };
-            logs.extend(described.partitions.into_iter().filter(leads));
+            logs.extend(self.logs_led_by(broker, topic).await?);
         }
         logs.sort_unstable_by_key(|log| log.partition);
         Ok(logs)
+    }
+
+    /// What `broker` stores of the partitions of a topic that it leads.
+    pub(crate) async fn logs_led_by(
+        &self,
+        broker: u32,
+        topic: &Topic,
+    ) -> Result<Vec<PartitionLog>, ClientError> {
+        let unexpected = || ClientError::UnexpectedReply { request: "DescribeLogs" };
+        let connection = self.cluster.connection_to(broker).await?;
+        let request = Request::DescribeLogs { topic: topic.name.to_string() };
+        let reply = connection.request(request, self.cluster.config.request_timeout).await?.into_result()?;
+        let Reply::Logs(described) = reply else { return Err(unexpected()) };
+        let described = described.into_iter().next().ok_or_else(unexpected)?;
+        if let Some(code) = described.error {
+            return Err(refused(&topic.name, BrokerError::of(code)));
+        }
+        let leads = |log: &PartitionLog| {
+            topic.places.get(log.partition as usize).is_some_and(|place| place.leader == Some(broker))
+        };
+        Ok(described.partitions.into_iter().filter(leads).collect())
     }
 
     /// Turns places into offsets, in the order asked; each partition's leader is asked.
@@ -216,7 +224,7 @@ impl Admin {
         }
     }
 
-    /// What the broker is and does.
+    /// What a broker is and does: whichever answers for the cluster. For a certain one: [`Admin::status_of`].
     pub async fn status(&self) -> Result<BrokerStatus, ClientError> {
         self.ask_status(false, false).await
     }
@@ -226,7 +234,7 @@ impl Admin {
         self.ask_status(true, false).await
     }
 
-    /// The same, with groups and how far they are behind ([`BrokerStatus::groups`]).
+    /// The same, with the groups that it coordinates and how far they are behind ([`BrokerStatus::groups`]).
     pub async fn status_in_full(&self) -> Result<BrokerStatus, ClientError> {
         self.ask_status(true, true).await
     }
@@ -293,7 +301,7 @@ fn refused(name: &str, error: BrokerError) -> ClientError {
 }
 
 /// Whether asking again, of newer metadata, may give another answer. A missing partition is looked for once.
-fn retry_may_help(error: &ClientError, attempt: u32) -> bool {
+pub(crate) fn retry_may_help(error: &ClientError, attempt: u32) -> bool {
     match error {
         ClientError::Connection(_) | ClientError::UnknownBroker { .. } | ClientError::NoLeader { .. } => true,
         ClientError::UnknownPartition { .. } => attempt <= 1,
@@ -375,7 +383,8 @@ pub(crate) async fn list_offsets(
     }
 }
 
-async fn list_offsets_once(
+/// The same, once.
+pub(crate) async fn list_offsets_once(
     cluster: &Cluster,
     topic: &Topic,
     places: &[(u32, OffsetSpec)],

@@ -41,7 +41,16 @@ impl Admin {
     /// # Errors
     /// It is not known, or does not answer.
     pub async fn status_of(&self, broker: u32) -> Result<BrokerStatus, ClientError> {
-        self.status_of_with(broker, false).await
+        self.status_of_with(broker, Request::Status { topics: false, groups: false, partitions: false }).await
+    }
+
+    /// The same, as [`Admin::status_in_full`]: topics as far as they are on that broker, and the groups that it
+    /// coordinates, with their lag wherever it is.
+    ///
+    /// # Errors
+    /// It is not known, or does not answer.
+    pub async fn full_status_of(&self, broker: u32) -> Result<BrokerStatus, ClientError> {
+        self.status_of_with(broker, Request::Status { topics: true, groups: true, partitions: false }).await
     }
 
     /// What one broker stores of a topic, whether it leads or follows; [`Admin::describe_logs`] asks the leaders.

@@ -1,12 +1,12 @@
 //! Groups seen from outside: who is in them, what they committed, how far behind they are, and setting them back.
 //!
 //! Owner: whoever administers; the part of [`Admin`] about groups. Each call asks the coordinators that it needs. Invariant:
-//! lag is told of every partition with a committed offset or a member, also when all members are gone. Absent on
-//! purpose: following a group over time.
+//! lag is told of every partition with a committed offset or a member, also when all members are gone; where a partition's
+//! leader does not answer it is unknown, and so is every sum over it. Absent on purpose: following a group over time.
 
-use crate::admin::{Admin, list_offsets};
+use crate::admin::{Admin, ListedOffset, list_offsets_once, retry_may_help};
 use crate::client::ClientError;
-use crate::cluster::Home;
+use crate::cluster::{Home, READ_ATTEMPT, Topic};
 use crate::consumer::Consumer;
 use crate::consumer::{AutoOffsetReset, ConsumerConfig, StartFrom};
 use crate::coordinator::Coordinator;
@@ -15,6 +15,7 @@ use crate::group_request::{
 };
 use crate::reply::{BrokerError, Reply};
 use crate::request::{OffsetSpec, Request, TopicId};
+use futures_util::future::join_all;
 use schema::error_code::ErrorCode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long one partition's first unread record is waited for.
 const FIRST_UNREAD_WAIT: Duration = Duration::from_secs(5);
+/// How long leaders are asked again that are not there.
+const LEADERS_WAIT: Duration = READ_ATTEMPT;
 
 /// How far a group is behind on one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,15 @@ pub struct PartitionLag {
     pub committed: Option<u64>,
     /// When it was committed, milliseconds since 1970.
     pub commit_time_ms: Option<i64>,
+    /// The member that has the partition; `None` = nobody.
+    pub member_id: Option<String>,
+    /// How far that is from the log's end; `None` = nobody leads the partition, or who does has not answered.
+    pub behind: Option<PartitionBehind>,
+}
+
+/// Where a group stands in the log of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionBehind {
     /// The first offset that is kept.
     pub log_start: u64,
     /// The offset after the last record.
@@ -44,15 +56,15 @@ pub struct PartitionLag {
     pub records: u64,
     /// Records that retention has deleted before the group came to them.
     pub overtaken: u64,
-    /// Timestamp of the first unread record, milliseconds since 1970; `None` = everything is read.
+    /// Timestamp of the first unread record, milliseconds since 1970; `None` = everything that is kept is read, or the
+    /// record could not be read.
     pub first_unread_ms: Option<i64>,
-    /// Now, less `first_unread_ms`, milliseconds; 0 = everything is read.
-    pub behind_ms: u64,
+    /// Now, less `first_unread_ms`, milliseconds; 0 = everything that is kept is read. `None` = the record could not be
+    /// read.
+    pub ms: Option<u64>,
     /// How long until retention may delete the first unread record, if the group stands still, milliseconds; 0 = at any
     /// time, or it has begun. `None` = never, or not in sight.
     pub overtaken_in_ms: Option<u64>,
-    /// The member that has the partition; `None` = nobody.
-    pub member_id: Option<String>,
 }
 
 /// A group and how far it is behind.
@@ -210,7 +222,8 @@ impl Admin {
         }
     }
 
-    /// A group, and how far it is behind on every partition that it has committed or has a member for.
+    /// A group, and how far it is behind on every partition that it has committed or has a member for. Each partition's
+    /// leader is asked; one that does not answer within a few seconds leaves its partitions unknown, and is no error.
     ///
     /// # Errors
     /// As [`Self::describe_group`]. Topics that are gone are left out.
@@ -223,14 +236,8 @@ impl Admin {
             partition,
             committed: None,
             commit_time_ms: None,
-            log_start: 0,
-            log_end: 0,
-            records: 0,
-            overtaken: 0,
-            first_unread_ms: None,
-            behind_ms: 0,
-            overtaken_in_ms: None,
             member_id: None,
+            behind: None,
         };
         for CommittedOffset { topic, topic_name, partition, offset, commit_time_ms, .. } in &group.offsets {
             let lag = wanted.entry(topic_name.clone()).or_default().entry(*partition);
@@ -262,41 +269,113 @@ impl Admin {
 
     async fn topic_lag(
         &self,
-        topic: &str,
+        name: &str,
         mut lags: BTreeMap<u32, PartitionLag>,
     ) -> Result<Vec<PartitionLag>, ClientError> {
-        let cluster = &self.cluster;
-        let each = |spec| lags.keys().map(|partition| (*partition, spec)).collect::<Vec<_>>();
-        // The end first: what is written meanwhile is not unread, and nothing can start above it.
-        let ends = list_offsets(cluster, topic, &each(OffsetSpec::Latest)).await?;
-        let starts = list_offsets(cluster, topic, &each(OffsetSpec::Earliest)).await?;
-        let oldest = list_offsets(cluster, topic, &each(OffsetSpec::Timestamp(0))).await?;
-        let bytes: BTreeMap<u32, u64> =
-            self.describe_logs(topic).await?.iter().map(|log| (log.partition, log.bytes)).collect();
-        let retention = self.retention(topic).await?;
-        for ((end, start), oldest) in ends.iter().zip(&starts).zip(&oldest) {
-            let Some(lag) = lags.get_mut(&end.partition) else { continue };
-            (lag.log_start, lag.log_end) = (start.offset, end.offset.max(start.offset));
-            let from = lag.committed.unwrap_or(start.offset);
-            lag.records = lag.log_end.saturating_sub(from);
-            lag.overtaken = lag.log_start.min(lag.log_end).saturating_sub(from);
-            if lag.records == 0 {
-                continue;
+        let retention = self.retention(name).await?;
+        let (topic, logs) = self.led_logs(name, lags.keys().copied().collect()).await?;
+        lags.retain(|partition, _| topic.home(*partition).is_some());
+        for lag in lags.values_mut() {
+            if let Some(log) = logs.get(&lag.partition) {
+                lag.behind = Some(self.behind(lag, log, retention).await);
             }
-            let unread_from = from.max(lag.log_start);
-            lag.first_unread_ms = self.first_timestamp(topic, lag.partition, unread_from, lag.log_end).await;
-            let now_ms = now_ms();
-            lag.behind_ms = lag.first_unread_ms.map_or(0, |ms| now_ms.saturating_sub(ms).max(0) as u64);
-            let log = Log {
-                bytes: bytes.get(&lag.partition).copied().unwrap_or(0),
-                records: lag.log_end - lag.log_start,
-                unread: lag.log_end - unread_from,
-                age_ms: oldest.timestamp_ms.map(|ms| now_ms.saturating_sub(ms).max(0) as u64),
-            };
-            lag.overtaken_in_ms =
-                if lag.overtaken > 0 { Some(0) } else { forecast(retention, lag.behind_ms, log) };
         }
         Ok(lags.into_values().collect())
+    }
+
+    /// The logs of partitions as their leaders have them. They are asked again for [`LEADERS_WAIT`] while one is missing.
+    async fn led_logs(
+        &self,
+        name: &str,
+        mut wanted: BTreeSet<u32>,
+    ) -> Result<(Arc<Topic>, BTreeMap<u32, LedLog>), ClientError> {
+        let until = Instant::now() + LEADERS_WAIT.min(self.cluster.config.request_timeout);
+        let mut logs = BTreeMap::new();
+        let mut attempt = 0;
+        loop {
+            let topic = self.cluster.refresh(name, Instant::now()).await?;
+            wanted.retain(|partition| topic.home(*partition).is_some() && !logs.contains_key(partition));
+            let mut by_leader: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+            for partition in &wanted {
+                if let Ok(home) = topic.leader(*partition) {
+                    by_leader.entry(home.broker).or_default().push(*partition);
+                }
+            }
+            let asked = by_leader.iter().map(|(broker, led)| self.logs_of_leader(*broker, &topic, led));
+            for answered in join_all(asked).await {
+                match answered {
+                    Ok(answered) => logs.extend(answered),
+                    Err(error) if retry_may_help(&error, attempt) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            attempt += 1;
+            let wait = self.cluster.config.backoff(attempt);
+            if wanted.iter().all(|partition| logs.contains_key(partition)) || Instant::now() + wait > until {
+                return Ok((topic, logs));
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn logs_of_leader(
+        &self,
+        broker: u32,
+        topic: &Topic,
+        led: &[u32],
+    ) -> Result<Vec<(u32, LedLog)>, ClientError> {
+        let each = |spec| led.iter().map(|partition| (*partition, spec)).collect::<Vec<_>>();
+        // The end first: what is written meanwhile is not unread, and nothing can start above it.
+        let ends = list_offsets_once(&self.cluster, topic, &each(OffsetSpec::Latest)).await?;
+        let starts = list_offsets_once(&self.cluster, topic, &each(OffsetSpec::Earliest)).await?;
+        // Only a forecast needs these.
+        let oldest = list_offsets_once(&self.cluster, topic, &each(OffsetSpec::Timestamp(0))).await;
+        let oldest: BTreeMap<u32, Option<i64>> =
+            oldest.iter().flatten().map(|listed| (listed.partition, listed.timestamp_ms)).collect();
+        let described = self.logs_led_by(broker, topic).await;
+        let bytes: BTreeMap<u32, u64> =
+            described.iter().flatten().map(|log| (log.partition, log.bytes)).collect();
+        let log = |(end, start): (&ListedOffset, &ListedOffset)| {
+            let log = LedLog {
+                start: start.offset,
+                end: end.offset.max(start.offset),
+                oldest_ms: oldest.get(&end.partition).copied().flatten(),
+                bytes: bytes.get(&end.partition).copied().unwrap_or(0),
+            };
+            (end.partition, log)
+        };
+        Ok(ends.iter().zip(&starts).map(log).collect())
+    }
+
+    async fn behind(&self, lag: &PartitionLag, log: &LedLog, retention: Retention) -> PartitionBehind {
+        let from = lag.committed.unwrap_or(log.start);
+        let mut behind = PartitionBehind {
+            log_start: log.start,
+            log_end: log.end,
+            records: log.end.saturating_sub(from),
+            overtaken: log.start.saturating_sub(from),
+            first_unread_ms: None,
+            ms: Some(0),
+            overtaken_in_ms: None,
+        };
+        if behind.records == 0 {
+            return behind;
+        }
+        let unread_from = from.max(log.start);
+        let age_ms = |ms: i64| now_ms().saturating_sub(ms).max(0) as u64;
+        if unread_from < log.end {
+            behind.first_unread_ms = self.first_timestamp(&lag.topic, lag.partition, unread_from).await;
+            behind.ms = behind.first_unread_ms.map(age_ms);
+        }
+        let growth = Growth {
+            bytes: log.bytes,
+            records: log.end - log.start,
+            unread: log.end - unread_from,
+            age_ms: log.oldest_ms.map(age_ms),
+        };
+        behind.overtaken_in_ms =
+            if behind.overtaken > 0 { Some(0) } else { forecast(retention, behind.ms, growth) };
+        behind
     }
 
     async fn retention(&self, topic: &str) -> Result<Retention, ClientError> {
@@ -315,10 +394,7 @@ impl Admin {
     }
 
     /// The timestamp of the first record at or after `offset`; `None` if it cannot be read.
-    async fn first_timestamp(&self, topic: &str, partition: u32, offset: u64, end: u64) -> Option<i64> {
-        if offset >= end {
-            return None;
-        }
+    async fn first_timestamp(&self, topic: &str, partition: u32, offset: u64) -> Option<i64> {
         let mut consumer = Consumer::new(
             self.cluster.clone(),
             ConsumerConfig {
@@ -364,9 +440,19 @@ impl Admin {
     }
 }
 
+/// A log as its partition's leader has it.
+#[derive(Clone, Copy, Debug)]
+struct LedLog {
+    start: u64,
+    end: u64,
+    /// The timestamp of its oldest record.
+    oldest_ms: Option<i64>,
+    bytes: u64,
+}
+
 /// What is known of a partition's growth.
 #[derive(Clone, Copy, Debug)]
-struct Log {
+struct Growth {
     bytes: u64,
     records: u64,
     unread: u64,
@@ -375,10 +461,10 @@ struct Log {
 }
 
 /// Milliseconds until retention may delete the first unread record of a group that stands still. By age: when it is
-/// old enough. By size: when as much has been written behind it as is kept, at the mean rate since the oldest record that
+/// old enough; its age may not be known. By size: when as much has been written behind it as is kept, at the mean rate since the oldest record that
 /// is kept. Retention removes whole segments, so that it comes later rather than sooner.
-fn forecast(retention: Retention, behind_ms: u64, log: Log) -> Option<u64> {
-    let by_age = retention.ms.map(|ms| ms.saturating_sub(behind_ms));
+fn forecast(retention: Retention, behind_ms: Option<u64>, log: Growth) -> Option<u64> {
+    let by_age = retention.ms.zip(behind_ms).map(|(ms, behind_ms)| ms.saturating_sub(behind_ms));
     let by_size = retention.bytes.and_then(|limit| {
         let unread_bytes =
             (u128::from(log.bytes) * u128::from(log.unread) / u128::from(log.records.max(1))) as u64;
@@ -409,9 +495,14 @@ fn group_refused(group: &str, error: BrokerError) -> ClientError {
 }
 
 impl GroupLag {
-    /// Records behind, over all partitions.
-    pub fn records(&self) -> u64 {
-        self.partitions.iter().map(|lag| lag.records).sum()
+    /// Records behind, over all partitions; `None` = one is unknown.
+    pub fn records(&self) -> Option<u64> {
+        self.partitions.iter().map(|lag| Some(lag.behind?.records)).sum()
+    }
+
+    /// Partitions that nobody leads, or whose leaders have not answered.
+    pub fn unknown_partitions(&self) -> usize {
+        self.partitions.iter().filter(|lag| lag.behind.is_none()).count()
     }
 
     /// Whether nobody is in the group.
@@ -426,23 +517,25 @@ mod tests {
 
     #[test]
     fn forecasts() {
-        let log = Log { bytes: 1000, records: 100, unread: 50, age_ms: Some(10_000) };
+        let log = Growth { bytes: 1000, records: 100, unread: 50, age_ms: Some(10_000) };
         /// Retention (ms, bytes), behind ms, log, expected.
-        type Row = ((Option<u64>, Option<u64>), u64, Log, Option<u64>);
-        let rows: [Row; 8] = [
-            ((None, None), 5, log, None),
-            ((Some(100), None), 30, log, Some(70)),
-            ((Some(100), None), 130, log, Some(0)),
+        type Row = ((Option<u64>, Option<u64>), Option<u64>, Growth, Option<u64>);
+        let rows: [Row; 10] = [
+            ((None, None), Some(5), log, None),
+            ((Some(100), None), Some(30), log, Some(70)),
+            ((Some(100), None), Some(130), log, Some(0)),
+            ((Some(100), None), None, log, None),
             // 500 bytes unread, 500 bytes of room, 100 bytes a second.
-            ((None, Some(1000)), 0, log, Some(5_000)),
-            ((None, Some(400)), 0, log, Some(0)),
-            ((Some(4_000), Some(1000)), 0, log, Some(4_000)),
-            ((Some(9_000), Some(1000)), 0, log, Some(5_000)),
-            ((None, Some(1000)), 0, Log { age_ms: None, ..log }, None),
+            ((None, Some(1000)), Some(0), log, Some(5_000)),
+            ((None, Some(400)), Some(0), log, Some(0)),
+            ((Some(4_000), Some(1000)), Some(0), log, Some(4_000)),
+            ((Some(9_000), Some(1000)), Some(0), log, Some(5_000)),
+            ((Some(4_000), Some(1000)), None, log, Some(5_000)),
+            ((None, Some(1000)), Some(0), Growth { age_ms: None, ..log }, None),
         ];
         for ((ms, bytes), behind_ms, log, expect) in rows {
             let retention = Retention { ms, bytes };
-            assert_eq!(forecast(retention, behind_ms, log), expect, "{retention:?} {behind_ms} {log:?}");
+            assert_eq!(forecast(retention, behind_ms, log), expect, "{retention:?} {behind_ms:?} {log:?}");
         }
     }
 }

@@ -59,7 +59,8 @@ impl Admin {
     /// # Errors
     /// The broker is not known, or does not answer.
     pub async fn traffic_of(&self, broker: u32) -> Result<Vec<(String, PartitionTraffic)>, ClientError> {
-        let status = self.status_of_with(broker, true).await?;
+        let request = Request::Status { topics: true, groups: false, partitions: true };
+        let status = self.status_of_with(broker, request).await?;
         let topics = status.topics.into_iter();
         let partitions =
             topics.flat_map(|topic| topic.traffic.into_iter().map(move |one| (topic.name.clone(), one)));
@@ -69,9 +70,8 @@ impl Admin {
     pub(crate) async fn status_of_with(
         &self,
         broker: u32,
-        traffic: bool,
+        request: Request,
     ) -> Result<BrokerStatus, ClientError> {
-        let request = Request::Status { topics: traffic, groups: false, partitions: traffic };
         match self.ask_broker(broker, request).await? {
             Reply::Status(status) => Ok(*status),
             _ => Err(ClientError::UnexpectedReply { request: "Status" }),
@@ -79,7 +79,18 @@ impl Admin {
     }
 
     pub(crate) async fn ask_broker(&self, broker: u32, request: Request) -> Result<Reply, ClientError> {
-        let connection = self.cluster.connection_to(broker).await?;
+        let known = self.cluster.brokers().get(&broker).cloned();
+        let connection = match self.cluster.connection_to(broker).await {
+            // It may have come, or moved, since the brokers were learnt.
+            Err(error @ (ClientError::UnknownBroker { .. } | ClientError::Connection(_))) => {
+                self.cluster.find().await?;
+                if self.cluster.brokers().get(&broker) == known.as_ref() {
+                    return Err(error);
+                }
+                self.cluster.connection_to(broker).await?
+            }
+            connection => connection?,
+        };
         let response = connection.request(request, self.cluster.config.request_timeout).await?;
         Ok(response.into_result()?)
     }

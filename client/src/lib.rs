@@ -138,7 +138,7 @@ pub use consumer::{
     StartFrom,
 };
 pub use delivery::{Anatomy, BatchDelivery, BatchReceipt, DeliveryFuture, ProduceError, Receipt};
-pub use group_admin::{GroupLag, PartitionLag};
+pub use group_admin::{GroupLag, PartitionBehind, PartitionLag};
 pub use group_consumer::{
     AssignedPartition, Assignor, CommitFuture, GroupConfig, GroupConsumer, GroupError, GroupPartition,
     RebalanceListener, RevokedPartition,

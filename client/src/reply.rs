@@ -479,18 +479,21 @@ pub struct GroupStatus {
     pub members: u32,
     /// Partitions that it has committed for or has a member on.
     pub partitions: u32,
-    /// How far it is behind; `None` = the broker has too many groups and partitions to look at all of them.
+    /// Of those, partitions that nobody leads, or whose leaders did not answer the coordinator.
+    pub unknown_partitions: u32,
+    /// How far it is behind; `None` = some partitions are unknown, or the broker has too many groups and partitions to look
+    /// at all of them.
     pub lag: Option<GroupBehind>,
 }
 
-/// How far a group is behind, over all its partitions.
+/// How far a group is behind, over all its partitions, whoever leads them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupBehind {
     /// Records not processed, of all partitions together.
     pub records: u64,
     /// Now, less the timestamp of the oldest record that is the first unread one of a partition; zero = everything is
-    /// read.
-    pub time: Duration,
+    /// read. `None` = the time of a partition could not be had this time.
+    pub time: Option<Duration>,
 }
 
 /// What went in and out of a topic, since the broker took its partitions over.

@@ -63,7 +63,7 @@ pub const MAILBOX_MESSAGES_MAX: usize = 1024;
 /// Bytes that may be on their way to one shard's mailbox.
 pub const MAILBOX_BYTES_MAX: usize = 64 * MIB;
 /// Connections that other brokers' metadata threads may have here: a few of each.
-pub const PEER_CONNECTIONS_MAX: usize = 4 * BROKERS_MAX;
+pub const PEER_CONNECTIONS_MAX: usize = 5 * BROKERS_MAX;
 /// Brokers that vote on the metadata unless set, if there are as many.
 pub const METADATA_VOTERS_DEFAULT: usize = 3;
 /// How often new partitions are placed on brokers, if those have stopped serving by the time that it counts.
@@ -419,6 +419,13 @@ pub const LAG_PARTITIONS_MAX: usize = 10_000;
 pub const LAG_DEVICE_READS_MAX: usize = 16;
 /// Timestamps of first unread records that a shard remembers, so that a group that stands still costs no reads.
 pub const LAG_TIMESTAMPS_MAX: usize = 2 * LAG_PARTITIONS_MAX;
+/// Questions about lag that a broker has under way to others at a time, of at most [`LAG_PARTITIONS_MAX`] places each;
+/// further ones wait.
+pub const LAG_QUESTIONS_MAX: usize = 32;
+/// How long the answer of another broker about lag is waited for, milliseconds; then it is unknown.
+pub const LAG_PEER_TIMEOUT_MS: u64 = 2_000;
+/// How long that broker waits for its shards, milliseconds: it answers with what it knows by then.
+pub const LAG_SHARD_TIMEOUT_MS: u64 = 1_500;
 /// What a compressed batch may unpack to for the timestamp of a record inside; of a larger one the batch's first
 /// timestamp stands for it, bytes.
 pub const LAG_UNPACKED_BYTES_MAX: usize = 4 * MIB;
@@ -495,5 +502,8 @@ const _: () = {
     // What a shard lists fits twice into what it remembers: one round of questions does not push itself out.
     assert!(LAG_TIMESTAMPS_MAX >= 2 * LAG_PARTITIONS_MAX && METRICS_PARTITIONS_MAX <= LAG_PARTITIONS_MAX);
     assert!(LAG_UNPACKED_BYTES_MAX <= UNPACKED_BATCH_BYTES_MAX);
+    // An answer without a shard's share comes in time, and a question, 32 bytes a place, fits a frame.
+    assert!(LAG_SHARD_TIMEOUT_MS < LAG_PEER_TIMEOUT_MS && LAG_PEER_TIMEOUT_MS <= HTTP_SHARD_TIMEOUT_MS);
+    assert!(32 * LAG_PARTITIONS_MAX + 1_024 <= FRAME_METADATA_BYTES_MAX);
     assert!(WRITE_BYTES_MAX.is_multiple_of(BLOCK_BYTES) && PREWRITE_CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
 };

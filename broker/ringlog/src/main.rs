@@ -65,7 +65,7 @@ enum Command {
     Cluster(cluster::ClusterArguments),
     /// What the broker is and does: counters of each core, and notices
     Status(status::StatusArguments),
-    /// Cores and topics of a running broker, refreshed in place
+    /// Cores, topics and groups of all brokers, refreshed in place
     Top(top::TopArguments),
     /// Load a broker and measure it: a workload, against an embedded broker unless told otherwise
     Bench(Box<bench::BenchArguments>),

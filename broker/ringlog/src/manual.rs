@@ -213,7 +213,7 @@ const EXAMPLES: Examples = &[
     (
         "top",
         &[
-            ("ringlog top --every 2 --topics 10", "cores and the ten busiest topics, live"),
+            ("ringlog top --every 2 --topics 10", "all cores and the ten busiest topics, live"),
             ("ringlog top --once", "once, for scripts"),
         ],
     ),

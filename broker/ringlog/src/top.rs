@@ -1,20 +1,26 @@
-//! `ringlog top`: cores, topics and groups of a running broker, refreshed in place.
+//! `ringlog top`: cores, topics and groups of a running cluster, refreshed in place.
 //!
-//! Asks the broker for its counters again and again through the client library; what is shown are the differences
+//! Asks all brokers for their counters again and again through the client library; what is shown are the differences
 //! of two answers, divided by the time between them. Owner: one command. Invariants: nothing is kept but the last
-//! answer; on a terminal the screen is left as it was found, however the command ends.
-//! Absent on purpose: keys, colours, history: metrics systems have them (`serve --http`).
+//! answers; a broker that does not answer is named, since every sum is without it; on a terminal the screen is left as it
+//! was found, however the command ends. Absent on purpose: keys, colours, history: metrics systems have them
+//! (`serve --http`).
+
+mod view;
 
 use crate::client::BrokersArguments;
 use crate::cluster::describe::Health;
 use crate::failure::Failure;
-use crate::output::{
-    Format, FormatArguments, Output, Table, bytes, counted, duration_ms, duration_us, grouped,
-};
-use ringlog_client::{BrokerStatus, GroupStatus, TopicStatus};
-use serde_json::json;
+use crate::output::{Format, FormatArguments, Output};
+use futures_util::future::join_all;
+use ringlog_client::{Admin, BrokerDescription, BrokerStatus};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
+use view::View;
+
+/// How long a broker may take to say how it is. It asks others about its groups, and does not wait for those as long.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// `ringlog top`
 #[derive(clap::Args)]
@@ -49,31 +55,65 @@ pub fn run(arguments: &TopArguments) -> Result<(), Failure> {
     crate::block_on(watch(arguments))
 }
 
-/// One answer of the broker, and when it came.
-struct Look {
+/// What a broker said, and when.
+struct Answer {
     at: Instant,
     status: BrokerStatus,
+}
+
+/// One look at all brokers.
+struct Look {
+    /// By number: what each said, or why it said nothing.
+    brokers: BTreeMap<u32, Result<Answer, String>>,
+    /// How many partitions each topic has.
+    partitions: BTreeMap<String, usize>,
     health: Health,
+}
+
+impl Look {
+    async fn at(admin: &Admin) -> Result<Self, Failure> {
+        let cluster = admin.describe_cluster(None).await?;
+        let brokers = cluster.brokers.iter().map(|broker| ask(admin, broker));
+        Ok(Self {
+            brokers: join_all(brokers).await.into_iter().collect(),
+            partitions: cluster
+                .topics
+                .iter()
+                .map(|topic| (topic.name.clone(), topic.partitions.len()))
+                .collect(),
+            health: Health::of(&cluster),
+        })
+    }
+}
+
+async fn ask(admin: &Admin, broker: &BrokerDescription) -> (u32, Result<Answer, String>) {
+    let answer = match broker.fenced {
+        true => Err("the cluster does not hear it".to_owned()),
+        false => match tokio::time::timeout(ANSWER_MAX, admin.full_status_of(broker.id)).await {
+            Ok(Ok(status)) => Ok(Answer { at: Instant::now(), status }),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", ANSWER_MAX.as_secs())),
+        },
+    };
+    (broker.id, answer)
 }
 
 async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
     let client = arguments.brokers.connect().await?;
     let admin = client.admin();
-    let look = async || -> Result<Look, Failure> {
-        let status = admin.status_in_full().await?;
-        let health = Health::of(&admin.describe_cluster(None).await?);
-        Ok(Look { at: Instant::now(), status, health })
-    };
     let live = !arguments.once && arguments.format.format == Format::Text && std::io::stdout().is_terminal();
     let _screen = live.then(Screen::take);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-    let mut before = look().await?;
+    let mut before = Look::at(&admin).await?;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs_f64(arguments.every)) => {}
+        let next = async {
+            tokio::time::sleep(Duration::from_secs_f64(arguments.every)).await;
+            Look::at(&admin).await
+        };
+        let after = tokio::select! {
+            after = next => after?,
             _ = &mut interrupted => return Ok(()),
-        }
-        let after = look().await?;
+        };
         let view = View::between(&before, &after);
         let mut output = Output::new(arguments.format.format);
         if live {
@@ -113,301 +153,9 @@ impl Drop for Screen {
     }
 }
 
-/// What happened between two looks.
-#[derive(Debug)]
-struct View {
-    broker: u32,
-    version: String,
-    uptime: Duration,
-    seconds: f64,
-    shards: Vec<ShardView>,
-    topics: Vec<TopicView>,
-    groups: Vec<GroupView>,
-    notices: usize,
-    last_notice: Option<String>,
-    health: Health,
-}
-
-/// A core.
-#[derive(Debug, PartialEq, serde::Serialize)]
-struct ShardView {
-    shard: u32,
-    requests_s: f64,
-    records_s: f64,
-    produced_bytes_s: f64,
-    fetched_bytes_s: f64,
-    forwarded_s: f64,
-    rounds_s: f64,
-    round_p99_us: u64,
-    connections: u64,
-    parked_fetches: u64,
-    dirty_bytes: u64,
-    overloaded: u64,
-    stalls: u64,
-}
-
-/// A topic.
-#[derive(Debug, PartialEq, serde::Serialize)]
-struct TopicView {
-    topic: String,
-    partitions: u32,
-    records_s: f64,
-    produced_bytes_s: f64,
-    fetched_bytes_s: f64,
-    records: u64,
-    log_bytes: u64,
-}
-
-/// A consumer group.
-#[derive(Debug, PartialEq, serde::Serialize)]
-struct GroupView {
-    group: String,
-    state: &'static str,
-    members: u32,
-    partitions: u32,
-    /// Absent where the broker has too many to look at.
-    lag_records: Option<u64>,
-    lag_ms: Option<u64>,
-}
-
-impl GroupView {
-    fn of(group: &GroupStatus) -> Self {
-        Self {
-            group: group.group.clone(),
-            state: group.state.name(),
-            members: group.members,
-            partitions: group.partitions,
-            lag_records: group.lag.map(|lag| lag.records),
-            lag_ms: group.lag.map(|lag| lag.time.as_millis() as u64),
-        }
-    }
-}
-
-impl View {
-    fn between(before: &Look, after: &Look) -> Self {
-        let seconds = (after.at - before.at).as_secs_f64().max(1e-6);
-        // A counter that went back is one of a new life.
-        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
-        let shards = (after.status.shards.iter())
-            .map(|shard| {
-                let old = before.status.shards.iter().find(|other| other.shard == shard.shard);
-                let now = |name: &str| shard.counter(name).unwrap_or(0);
-                let since = |name: &str| old.and_then(|old| old.counter(name)).unwrap_or(0);
-                let rate = |name: &str| rate(since(name), now(name));
-                ShardView {
-                    shard: shard.shard,
-                    requests_s: rate("requests_total"),
-                    records_s: rate("records_total"),
-                    produced_bytes_s: rate("produced_bytes_total"),
-                    fetched_bytes_s: rate("fetched_bytes_total"),
-                    forwarded_s: rate("forwarded_requests_total"),
-                    rounds_s: rate("flush_rounds_total"),
-                    round_p99_us: now("round_p99_us"),
-                    connections: now("connections_open"),
-                    parked_fetches: now("parked_fetches"),
-                    dirty_bytes: now("dirty_bytes"),
-                    overloaded: now("overloaded_total"),
-                    stalls: now("stalls_total"),
-                }
-            })
-            .collect();
-        let none = TopicStatus::default();
-        let mut topics: Vec<TopicView> = (after.status.topics.iter())
-            .map(|topic| {
-                let old = before.status.topics.iter().find(|other| other.name == topic.name).unwrap_or(&none);
-                TopicView {
-                    topic: topic.name.clone(),
-                    partitions: topic.partitions,
-                    records_s: rate(old.produced_records, topic.produced_records),
-                    produced_bytes_s: rate(old.produced_bytes, topic.produced_bytes),
-                    fetched_bytes_s: rate(old.fetched_bytes, topic.fetched_bytes),
-                    records: topic.produced_records,
-                    log_bytes: topic.log_bytes,
-                }
-            })
-            .collect();
-        let busy = |topic: &TopicView| topic.produced_bytes_s + topic.fetched_bytes_s;
-        // The order of names where nothing tells them apart.
-        topics.sort_by(|a, b| busy(b).total_cmp(&busy(a)));
-        let mut groups: Vec<GroupView> = after.status.groups.iter().map(GroupView::of).collect();
-        groups.sort_by_key(|group| std::cmp::Reverse((group.lag_ms, group.lag_records)));
-        Self {
-            broker: after.status.broker,
-            version: after.status.version.clone(),
-            uptime: after.status.uptime,
-            seconds,
-            shards,
-            topics,
-            groups,
-            notices: after.status.notices.len(),
-            last_notice: after.status.notices.last().cloned(),
-            health: after.health.clone(),
-        }
-    }
-
-    fn print(&self, topics_max: usize, groups_max: usize, output: &mut Output) -> Result<(), Failure> {
-        let groups = &self.groups[..groups_max.min(self.groups.len())];
-        let topics = &self.topics[..topics_max.min(self.topics.len())];
-        if output.is_json() {
-            return output.json(&json!({
-                "broker": self.broker, "version": self.version, "uptime_ms": self.uptime.as_millis() as u64,
-                "seconds": self.seconds, "shards": self.shards, "topics": topics, "groups": groups,
-                "notices": self.notices, "cluster": self.health,
-            }));
-        }
-        output.line(&format!(
-            "broker {} {}, up {} s, {}, {}, {}",
-            self.broker,
-            self.version,
-            grouped(self.uptime.as_secs()),
-            counted(self.topics.len() as u64, "topic"),
-            counted(self.groups.len() as u64, "group"),
-            counted(self.notices as u64, "notice"),
-        ))?;
-        output.line(&format!("cluster: {}", self.health.words()))?;
-        if let Some(notice) = &self.last_notice {
-            output.line(&format!("last notice: {notice}"))?;
-        }
-        output.line("")?;
-        let per_second = |rate: f64| grouped(rate.round() as u64);
-        let bytes_s = |rate: f64| format!("{}/s", bytes(rate.round() as u64));
-        let mut table = Table::new(&[
-            ">CORE",
-            ">REQUESTS/S",
-            ">RECORDS/S",
-            ">IN",
-            ">OUT",
-            ">FORWARDED/S",
-            ">ROUNDS/S",
-            ">ROUND P99",
-            ">CONNECTIONS",
-            ">WAITING",
-            ">NOT DURABLE",
-            ">REFUSED",
-            ">STALLS",
-        ]);
-        for shard in &self.shards {
-            table.row([
-                shard.shard.to_string(),
-                per_second(shard.requests_s),
-                per_second(shard.records_s),
-                bytes_s(shard.produced_bytes_s),
-                bytes_s(shard.fetched_bytes_s),
-                per_second(shard.forwarded_s),
-                per_second(shard.rounds_s),
-                duration_us(shard.round_p99_us as f64),
-                grouped(shard.connections),
-                grouped(shard.parked_fetches),
-                bytes(shard.dirty_bytes),
-                grouped(shard.overloaded),
-                grouped(shard.stalls),
-            ]);
-        }
-        output.table(&table)?;
-        output.line("")?;
-        let mut table =
-            Table::new(&["TOPIC", ">PARTITIONS", ">RECORDS/S", ">IN", ">OUT", ">RECORDS", ">ON DISK"]);
-        for topic in topics {
-            table.row([
-                topic.topic.clone(),
-                topic.partitions.to_string(),
-                per_second(topic.records_s),
-                bytes_s(topic.produced_bytes_s),
-                bytes_s(topic.fetched_bytes_s),
-                grouped(topic.records),
-                bytes(topic.log_bytes),
-            ]);
-        }
-        output.table(&table)?;
-        match self.topics.len() - topics.len() {
-            0 => {}
-            more => output.line(&format!("and {} more (--topics N)", counted(more as u64, "topic")))?,
-        }
-        if groups.is_empty() {
-            return Ok(());
-        }
-        output.line("")?;
-        output.table(&group_table(groups))?;
-        match self.groups.len() - groups.len() {
-            0 => Ok(()),
-            more => output.line(&format!("and {} more (--groups N)", counted(more as u64, "group"))),
-        }
-    }
-}
-
-fn group_table(groups: &[GroupView]) -> Table {
-    let mut table = Table::new(&["GROUP", "STATE", ">MEMBERS", ">PARTITIONS", ">LAG", ">BEHIND"]);
-    for group in groups {
-        let behind = match (group.lag_records, group.lag_ms) {
-            (Some(0), _) => "-".to_owned(),
-            (_, Some(ms)) => duration_ms(ms),
-            (_, None) => "?".to_owned(),
-        };
-        table.row([
-            group.group.clone(),
-            group.state.to_owned(),
-            group.members.to_string(),
-            group.partitions.to_string(),
-            group.lag_records.map_or("?".to_owned(), grouped),
-            behind,
-        ]);
-    }
-    table
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringlog_client::group_request::GroupState;
-    use ringlog_client::{GroupBehind, ShardStatus};
-
-    fn look(at: Instant, requests: u64, topics: &[(&str, u64)]) -> Look {
-        let counters = vec![("requests_total".to_owned(), requests), ("connections_open".to_owned(), 3)];
-        let topics = topics.iter().map(|(name, produced_bytes)| TopicStatus {
-            name: (*name).to_owned(),
-            produced_bytes: *produced_bytes,
-            ..TopicStatus::default()
-        });
-        let shards = vec![ShardStatus { shard: 1, counters }];
-        let status = BrokerStatus { shards, topics: topics.collect(), ..BrokerStatus::default() };
-        Look { at, status, health: Health::default() }
-    }
-
-    #[test]
-    fn rates_are_differences_and_the_busiest_is_first() {
-        let now = Instant::now();
-        let before = look(now, 100, &[("a", 10), ("b", 500), ("gone", 7)]);
-        let after = look(now + Duration::from_secs(2), 300, &[("a", 30), ("b", 500), ("new", 60)]);
-        let view = View::between(&before, &after);
-        assert_eq!((view.shards[0].requests_s, view.shards[0].connections), (100.0, 3));
-        let topics: Vec<_> = view.topics.iter().map(|it| (it.topic.as_str(), it.produced_bytes_s)).collect();
-        assert_eq!(topics, [("new", 30.0), ("a", 10.0), ("b", 0.0)]);
-        // The broker was started anew: no rate is negative.
-        assert_eq!(View::between(&after, &before).shards[0].requests_s, 0.0);
-    }
-
-    #[test]
-    fn the_group_that_is_furthest_behind_is_first() {
-        let group = |name: &str, lag: Option<(u64, u64)>| GroupStatus {
-            group: name.to_owned(),
-            state: GroupState::Empty,
-            members: 0,
-            partitions: 1,
-            lag: lag.map(|(records, ms)| GroupBehind { records, time: Duration::from_millis(ms) }),
-        };
-        let now = Instant::now();
-        let mut after = look(now, 1, &[]);
-        after.status.groups =
-            vec![group("done", Some((0, 0))), group("late", Some((7, 61_000))), group("many", None)];
-        let view = View::between(&look(now, 1, &[]), &after);
-        let names: Vec<_> = view.groups.iter().map(|group| group.group.as_str()).collect();
-        assert_eq!(names, ["late", "done", "many"]);
-        let shown = group_table(&view.groups).to_string();
-        let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[1], ["late", "empty", "0", "1", "7", "1", "min", "1", "s"]);
-        assert_eq!(rows[2][4..], ["0", "-"]);
-        assert_eq!(rows[3][4..], ["?", "?"]);
-    }
 
     #[test]
     fn how_often() {

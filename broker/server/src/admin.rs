@@ -481,7 +481,5 @@ pub async fn ask<T>(
     to: ShardId,
     message: impl FnOnce(oneshot::Sender<T>) -> Message,
 ) -> Option<T> {
-    let (reply, answer) = oneshot::channel();
-    shard.mailboxes.send(to, message(reply)).await.ok()?;
-    answer.await.ok()
+    shard.mailboxes.ask(to, message).await
 }

@@ -187,8 +187,8 @@ impl Broker {
                     .to_owned(),
             ));
         }
-        let (at, shards) = (format!("{host}:{}", address.port()), config.shards);
-        let (handle, metadata) = metadata::start(&directory.path, cluster.clone(), at, shards, publish)?;
+        let at = format!("{host}:{}", address.port());
+        let (handle, metadata) = metadata::start(&directory.path, cluster.clone(), at, &mailboxes, publish)?;
         // Before a shard opens anything: what is here is read by the names that the metadata gave it.
         let known = handle.image().broker(cluster.broker).map(|known| known.registration.storage_uuid);
         if let Some(known) = known.filter(|known| *known != directory.uuid) {

@@ -66,7 +66,7 @@ pub enum Message {
     /// What followers on another shard say to leaders that are connected to this one.
     ReplicationAnswers(ForwardedAnswers),
     /// How far places in this shard's partitions are from their ends.
-    Lag(Vec<lag::Question>, oneshot::Sender<Vec<lag::Behind>>),
+    Lag(Vec<lag::Question>, oneshot::Sender<Vec<lag::Answer>>),
 }
 
 impl Message {
@@ -230,6 +230,11 @@ pub fn mailboxes(shards: usize) -> (Mailboxes, Vec<Mailbox>) {
 }
 
 impl Mailboxes {
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.addresses.len() as u16
+    }
+
     /// Sends a message, at once or not at all.
     pub fn try_send(&self, to: ShardId, message: Message) -> Result<(), Refused> {
         let Some(address) = self.addresses.get(usize::from(to.get())) else {
@@ -258,6 +263,17 @@ impl Mailboxes {
             Some(address) => address.queue.send((message, 0)).await.map_err(|error| error.0.0),
             None => Err(message),
         }
+    }
+
+    /// Asks a shard, from any thread; `None` if it has stopped.
+    pub async fn ask<T>(
+        &self,
+        shard: ShardId,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(shard, message(reply)).await.ok()?;
+        answer.await.ok()
     }
 
     /// Sends a message of any size, waiting for a place and for credit.

@@ -18,11 +18,13 @@
 //! | `machine.rs` | commands → image |
 //! | `network.rs`, `service.rs` | what is asked of others, and what others ask |
 //! | `member.rs` | joining, registering, heartbeats, the controller, who votes |
+//! | `lag.rs` | what is asked of other brokers about groups, and what they ask |
 //!
 //! Invariants: an image is published only after a majority's devices have every command in it. A refused command
 //! leaves no trace in the image. The data path never waits here: shards read images, they do not ask.
 
 mod codec;
+mod lag;
 mod log;
 mod machine;
 mod member;
@@ -36,11 +38,14 @@ mod store;
 pub use service::HandedPeer;
 pub use store::StoreError;
 
+use crate::group::lag::{Answer, Question};
+use crate::mailbox::Mailboxes;
 use async_channel::{Receiver, Sender};
 use logic::ids::{BrokerEpoch, BrokerId, TopicId, TopicPartition};
 use logic::limits::{
-    BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, METADATA_ELECTION_MS_DEFAULT, METADATA_QUEUE_MAX,
-    METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX, REPLICA_LAG_MS_DEFAULT, REPLICATION_FACTOR_DEFAULT,
+    BROKER_HEARTBEAT_MS_DEFAULT, BROKER_SESSION_MS_DEFAULT, LAG_QUESTIONS_MAX, METADATA_ELECTION_MS_DEFAULT,
+    METADATA_QUEUE_MAX, METADATA_VOTERS_DEFAULT, PEER_CONNECTIONS_MAX, REPLICA_LAG_MS_DEFAULT,
+    REPLICATION_FACTOR_DEFAULT,
 };
 use logic::metadata::command::{COMMAND_BYTES_MAX, Suspect};
 use logic::metadata::{BrokerRegistration, Command, CommandError, Image, Outcome, controller};
@@ -219,6 +224,7 @@ pub struct Quorum {
 #[derive(Clone, Debug)]
 pub struct MetadataHandle {
     queue: Sender<Request>,
+    lag: lag::Queue,
     current: Arc<RwLock<Arc<Image>>>,
     quorum: Arc<RwLock<Quorum>>,
     /// The newest image that each shard follows.
@@ -283,37 +289,52 @@ pub fn new_topic_id() -> TopicId {
 }
 
 /// Recovers the metadata in `<data_directory>/metadata`, publishes it and starts the thread. `address` is where the
-/// others find this broker, host:port; `shards` is how many will follow.
+/// others find this broker, host:port; `mailboxes` are those of the shards that will follow.
 pub fn start(
     data_directory: &Path,
     settings: ClusterConfig,
     address: String,
-    shards: usize,
+    mailboxes: &Mailboxes,
     publish: Publish,
 ) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    start_with(data_directory, settings, address, shards, publish, Arc::new(|_| Ok(())))
+    start_with(data_directory, settings, address, mailboxes, publish, Arc::new(|_| Ok(())))
 }
 
 fn start_with(
     data_directory: &Path,
     settings: ClusterConfig,
     address: String,
-    shards: usize,
+    mailboxes: &Mailboxes,
     publish: Publish,
     gate: Gate,
 ) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
     let owner = Owner { broker: u64::from(settings.broker.get()), address: address.clone() };
     let (store, contents) = Store::open(data_directory, &owner, gate)?;
     let (sender, queue) = async_channel::bounded(METADATA_QUEUE_MAX);
+    let (lag, lag_asked) = async_channel::bounded(LAG_QUESTIONS_MAX);
+    let shards = 0..mailboxes.shards();
     let handle = MetadataHandle {
         queue: sender.clone(),
+        lag,
         current: Arc::default(),
         quorum: Arc::default(),
-        followed: Arc::new(RwLock::new((0..shards).map(|_| AtomicU64::new(0)).collect())),
+        followed: Arc::new(RwLock::new(shards.map(|_| AtomicU64::new(0)).collect())),
         life: Arc::new(Life::new(&settings)),
     };
     let (ready, is_ready) = std::sync::mpsc::channel();
-    let setup = Setup { store, contents, settings, address, publish, queue, handle: handle.clone(), ready };
+    let (mailboxes, handle_of_thread) = (mailboxes.clone(), handle.clone());
+    let setup = Setup {
+        store,
+        contents,
+        settings,
+        address,
+        mailboxes,
+        publish,
+        queue,
+        lag_asked,
+        handle: handle_of_thread,
+        ready,
+    };
     let inherit = rules::inherit();
     let thread = std::thread::Builder::new()
         .name("ringlog-metadata".to_owned())
@@ -359,6 +380,12 @@ impl MetadataHandle {
     pub async fn take_peer(&self, peer: HandedPeer) {
         // A thread that has stopped takes nobody; the socket closes.
         let _ = self.queue.send(Request::Peer(peer)).await;
+    }
+
+    /// How far places in partitions that `broker` leads are from their ends; those of which it says nothing within
+    /// [`LAG_PEER_TIMEOUT_MS`](logic::limits::LAG_PEER_TIMEOUT_MS) are not there. Works on any executor.
+    pub async fn measure_lag(&self, broker: BrokerId, places: Vec<Question>) -> Vec<Answer> {
+        lag::measure(&self.lag, broker, places).await
     }
 
     /// The latest image.
@@ -434,8 +461,10 @@ struct Setup {
     contents: store::Contents,
     settings: ClusterConfig,
     address: String,
+    mailboxes: Mailboxes,
     publish: Publish,
     queue: Receiver<Request>,
+    lag_asked: Receiver<lag::Asked>,
     handle: MetadataHandle,
     ready: std::sync::mpsc::Sender<Result<(), MetadataError>>,
 }
@@ -458,7 +487,8 @@ fn run(setup: Setup) {
 }
 
 async fn serve(setup: Setup) -> Option<log::Writer> {
-    let Setup { store, mut contents, settings, address, publish, queue, handle, ready } = setup;
+    let Setup { store, mut contents, settings, address, mailboxes, publish, queue, lag_asked, handle, ready } =
+        setup;
     let fail = |why: String| {
         let _ = ready.send(Err(MetadataError::Thread(why)));
     };
@@ -502,7 +532,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     // What its log speaks of first may be a group of this broker alone, which it was before it lost its disk.
     raft.runtime_config().elect(!joins || !holds(Rule::JoinersDoNotStand));
     let admitted = Arc::new(AtomicBool::new(!joins));
-    let member = Member { raft, peers, applied, log, settings, address, admitted };
+    let member = Member { raft, peers, applied, log, settings, address, mailboxes, admitted };
     let begun = begin_group(&member).await;
     let begun = begun.map_err(MetadataError::Thread);
     note_quorum(&member, &handle);
@@ -514,8 +544,9 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         let driving = tokio::spawn(async move { driving.drive(heard).await });
         let cutting = member.clone();
         let cutting = tokio::spawn(async move { cutting.keep_log_short().await });
+        let asking = tokio::spawn(lag::ask_others(member.peers.clone(), lag_asked));
         take_requests(&member, &handle, &publish, queue).await;
-        [watching, driving, cutting].iter().for_each(|task| task.abort());
+        [watching, driving, cutting, asking].iter().for_each(|task| task.abort());
     }
     let _ = member.raft.shutdown().await;
     Some(writer)

@@ -348,16 +348,31 @@ fn group_lags(out: &mut Text, groups: &[GroupReport]) {
         "Partitions of groups without lines of their own, because there are too many.",
     );
     out.sample(metric, &[], if listed { 0 } else { lines as u64 });
-    let known = || groups.iter().filter(|group| group.lags.is_some());
+    let metric = "ringlog_group_unknown_partitions";
+    out.metric(
+        metric,
+        "gauge",
+        "Partitions of the group that nobody leads, or whose leaders did not answer.",
+    );
+    for group in groups.iter().filter(|group| group.lags.is_some()) {
+        out.sample(metric, &[("group", &group.group)], group.unknown_partitions() as u64);
+    }
     let metric = "ringlog_group_total_lag_records";
-    out.metric(metric, "gauge", "Records that the group has not processed, over all partitions.");
-    for group in known() {
-        out.sample(metric, &[("group", &group.group)], group.records());
+    let help = "Records that the group has not processed, over all partitions; absent while one is unknown.";
+    out.metric(metric, "gauge", help);
+    for group in groups {
+        if let Some(records) = group.records() {
+            out.sample(metric, &[("group", &group.group)], records);
+        }
     }
     let metric = "ringlog_group_max_lag_seconds";
-    out.metric(metric, "gauge", "Age of the oldest record that is the first unread one of a partition.");
-    for group in known() {
-        out.sample_text(metric, &[("group", &group.group)], &seconds(group.ms().saturating_mul(1000)));
+    let help =
+        "Age of the oldest record that is the first unread one of a partition; absent while one is unknown.";
+    out.metric(metric, "gauge", help);
+    for group in groups {
+        if let Some(ms) = group.ms() {
+            out.sample_text(metric, &[("group", &group.group)], &seconds(ms.saturating_mul(1000)));
+        }
     }
     if !listed {
         return;
@@ -366,20 +381,20 @@ fn group_lags(out: &mut Text, groups: &[GroupReport]) {
         (
             "ringlog_group_committed_offset",
             "The offset of the next record that the group processes.",
-            |lag| lag.behind.question.1.map(|offset| offset.to_string()),
+            |lag| lag.question.1.map(|offset| offset.to_string()),
         ),
         ("ringlog_group_lag_records", "Records that the group has not processed.", |lag| {
-            Some(lag.behind.records.to_string())
+            Some(lag.behind?.records.to_string())
         }),
         ("ringlog_group_lag_seconds", "Age of the first record that the group has not processed.", |lag| {
-            lag.behind.ms.map(|ms| seconds(ms.saturating_mul(1000)))
+            Some(seconds(lag.behind?.ms?.saturating_mul(1000)))
         }),
     ];
     for (metric, help, told) in figures {
         out.metric(metric, "gauge", help);
         for group in groups {
             for lag in group.lags.iter().flatten() {
-                let partition = lag.behind.question.0.partition.get().to_string();
+                let partition = lag.question.0.partition.get().to_string();
                 let labels =
                     [("group", group.group.as_str()), ("topic", &lag.topic), ("partition", &partition)];
                 if let Some(value) = told(lag) {
@@ -480,6 +495,51 @@ mod tests {
             let metrics = ["ringlog_replica_max_lag_records ", "ringlog_replica_max_lag_seconds "];
             assert_eq!(metrics.map(told), expect.map(Some));
         }
+    }
+
+    #[test]
+    fn sums_over_a_partition_that_is_unknown_are_not_told() {
+        use crate::group::lag::Behind;
+        let lag = |number, behind| PartitionLag {
+            topic: "t".into(),
+            question: (logic::group::partition(logic::ids::TopicId::new(1), number), Some(5)),
+            behind,
+        };
+        let behind = |records, ms| Some(Behind { records, ms });
+        let group = |name: &str, lags: Option<Vec<PartitionLag>>| GroupReport {
+            group: name.into(),
+            state: GroupState::Empty,
+            members: 0,
+            partitions: 2,
+            lags,
+        };
+        let groups = [
+            group("known", Some(vec![lag(0, behind(3, Some(1_500))), lag(1, behind(4, Some(0)))])),
+            group("no-time", Some(vec![lag(0, behind(3, Some(1_500))), lag(1, behind(4, None))])),
+            group("unknown", Some(vec![lag(0, behind(3, Some(1_500))), lag(1, None)])),
+            group("many", None),
+        ];
+        let told = |groups: &[GroupReport], metric: &str| {
+            let mut out = Text::default();
+            group_lags(&mut out, groups);
+            let lines = out.0.lines().filter_map(|line| line.strip_prefix(metric));
+            lines.filter(|rest| rest.starts_with('{')).map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (metric, expect) in [
+            ("ringlog_group_total_lag_records", vec!["{group=\"known\"} 7", "{group=\"no-time\"} 7"]),
+            ("ringlog_group_max_lag_seconds", vec!["{group=\"known\"} 1.5"]),
+            (
+                "ringlog_group_unknown_partitions",
+                vec!["{group=\"known\"} 0", "{group=\"no-time\"} 0", "{group=\"unknown\"} 1"],
+            ),
+        ] {
+            assert_eq!(told(&groups, metric), expect, "{metric}");
+        }
+        // Partition by partition, what is known is told.
+        let lines = told(&groups[2..3], "ringlog_group_lag_records");
+        assert_eq!(lines, ["{group=\"unknown\",topic=\"t\",partition=\"0\"} 3"]);
+        let committed = told(&groups[2..3], "ringlog_group_committed_offset");
+        assert_eq!(committed.len(), 2, "{committed:?}");
     }
 
     #[test]

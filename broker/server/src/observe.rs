@@ -14,6 +14,7 @@ use futures_channel::oneshot;
 use logic::group::request::Progress;
 use logic::ids::{BrokerId, ShardId, TopicId};
 use logic::metadata::reconcile::Here;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,21 +54,23 @@ impl Observer {
         self.ask(shard, Message::Progress).await
     }
 
-    /// What is to be asked about the lag of groups, by shard.
-    pub fn lag_questions(&self, groups: &[Progress]) -> Vec<(u16, Vec<lag::Question>)> {
+    /// What is to be asked about the lag of groups, by who leads the partitions.
+    pub fn lag_questions(&self, groups: &[Progress]) -> BTreeMap<lag::Leader, Vec<lag::Question>> {
         // The same for each shard.
         let here = Here { broker: self.broker, shard: ShardId::new(0), shards: self.shards };
-        let by_shard = lag::questions(groups, &self.metadata.image(), here);
-        by_shard.into_iter().map(|(shard, asked)| (shard.get(), asked)).collect()
+        lag::questions(groups, &self.metadata.image(), here)
     }
 
-    /// How far places in a shard's partitions are from their ends; `None` if it has stopped.
-    pub async fn lag(&self, shard: u16, asked: Vec<lag::Question>) -> Option<Vec<lag::Behind>> {
-        self.ask(shard, |reply| Message::Lag(asked, reply)).await
+    /// How far places in partitions are from their ends; `None` if who leads them gives no answer.
+    pub async fn lag(&self, leader: lag::Leader, asked: Vec<lag::Question>) -> Option<Vec<lag::Answer>> {
+        match leader {
+            lag::Leader::Shard(shard) => self.mailboxes.ask(shard, |reply| Message::Lag(asked, reply)).await,
+            lag::Leader::Broker(broker) => Some(self.metadata.measure_lag(broker, asked).await),
+        }
     }
 
     /// Groups with what was answered about them, by name.
-    pub fn group_reports(&self, groups: Vec<Progress>, answers: Vec<lag::Behind>) -> Vec<lag::GroupReport> {
+    pub fn group_reports(&self, groups: Vec<Progress>, answers: Vec<lag::Answer>) -> Vec<lag::GroupReport> {
         lag::reports(groups, answers, &self.metadata.image())
     }
 
@@ -82,9 +85,7 @@ impl Observer {
     }
 
     async fn ask<T>(&self, shard: u16, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
-        let (reply, answer) = oneshot::channel();
-        self.mailboxes.send(ShardId::new(shard), message(reply)).await.ok()?;
-        answer.await.ok()
+        self.mailboxes.ask(ShardId::new(shard), message).await
     }
 }
 

@@ -159,13 +159,14 @@ fn decode_admin_reply(response: &wire::Response<'_>) -> Result<Reply, ReplyError
             traffic: topic.traffic().into_iter().flatten().map(traffic).collect(),
         };
         let group = |group: wire::GroupStatus<'_>| {
-            let behind =
-                GroupBehind { records: group.lag_records(), time: Duration::from_millis(group.lag_ms()) };
+            let time = (!group.lag_ms_unknown()).then(|| Duration::from_millis(group.lag_ms()));
+            let behind = GroupBehind { records: group.lag_records(), time };
             Ok(GroupStatus {
                 group: text(group.group()),
                 state: group_request::state(group.state())?,
                 members: group.members(),
                 partitions: group.partitions(),
+                unknown_partitions: group.unknown_partitions(),
                 lag: group.lag_known().then_some(behind),
             })
         };

@@ -52,14 +52,23 @@ async fn every_call_round_trips() {
         traffic: vec![],
     };
     assert_eq!(topics, [expect]);
-    let expect = GroupStatus {
-        group: "g".into(),
+    let group = |name: &str, unknown_partitions, lag| GroupStatus {
+        group: name.into(),
         state: GroupState::Reconciling,
         members: 2,
         partitions: 3,
-        lag: Some(GroupBehind { records: 4, time: Duration::from_millis(5) }),
+        unknown_partitions,
+        lag,
     };
-    assert_eq!(admin.status_in_full().await.unwrap().groups, [expect]);
+    let expect = [
+        group("g", 0, Some(GroupBehind { records: 4, time: Some(Duration::from_millis(5)) })),
+        group("h", 0, Some(GroupBehind { records: 4, time: None })),
+        group("i", 2, None),
+    ];
+    assert_eq!(admin.status_in_full().await.unwrap().groups, expect);
+    let leader = admin.describe_topic("t").await.unwrap().partitions[0].leader.unwrap();
+    assert_eq!(admin.full_status_of(leader).await.unwrap().groups, expect);
+    assert!(matches!(admin.full_status_of(99).await, Err(ClientError::UnknownBroker { broker: 99 })));
     let status = admin.status().await.unwrap();
     assert_eq!(
         (status.topics.len(), status.counter("flush_rounds_total"), status.counter("none")),

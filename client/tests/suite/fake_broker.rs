@@ -1017,9 +1017,25 @@ fn administer(call: &Call, state: &mut State) -> Vec<u8> {
                 lag_known: true,
                 lag_records: 4,
                 lag_ms: 5,
+                ..Default::default()
             };
-            let group = wire::GroupStatus::create(b, &group);
-            let groups = groups.then(|| b.create_vector(&[group]));
+            let known = wire::GroupStatus::create(b, &group);
+            let group = wire::GroupStatusArgs {
+                group: Some(b.create_string("h")),
+                lag_ms: 0,
+                lag_ms_unknown: true,
+                ..group
+            };
+            let timeless = wire::GroupStatus::create(b, &group);
+            let group = wire::GroupStatusArgs {
+                group: Some(b.create_string("i")),
+                lag_known: false,
+                lag_records: 0,
+                unknown_partitions: 2,
+                ..group
+            };
+            let unknown = wire::GroupStatus::create(b, &group);
+            let groups = groups.then(|| b.create_vector(&[known, timeless, unknown]));
             let args = wire::StatusResponseArgs {
                 topics,
                 groups,

@@ -102,10 +102,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for AppendOutcome {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ASK: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_ASK: u8 = 7;
+pub const ENUM_MAX_ASK: u8 = 8;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_ASK: [Ask; 8] = [
+pub const ENUM_VALUES_ASK: [Ask; 9] = [
   Ask::NONE,
   Ask::Append,
   Ask::Elect,
@@ -114,6 +114,7 @@ pub const ENUM_VALUES_ASK: [Ask; 8] = [
   Ask::Submit,
   Ask::Join,
   Ask::Heartbeat,
+  Ask::MeasureLag,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -129,9 +130,10 @@ impl Ask {
   pub const Submit: Self = Self(5);
   pub const Join: Self = Self(6);
   pub const Heartbeat: Self = Self(7);
+  pub const MeasureLag: Self = Self(8);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_MAX: u8 = 8;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Append,
@@ -141,6 +143,7 @@ impl Ask {
     Self::Submit,
     Self::Join,
     Self::Heartbeat,
+    Self::MeasureLag,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -153,6 +156,7 @@ impl Ask {
       Self::Submit => Some("Submit"),
       Self::Join => Some("Join"),
       Self::Heartbeat => Some("Heartbeat"),
+      Self::MeasureLag => Some("MeasureLag"),
       _ => None,
     }
   }
@@ -212,10 +216,10 @@ pub struct AskUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ANSWER: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_ANSWER: u8 = 10;
+pub const ENUM_MAX_ANSWER: u8 = 11;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_ANSWER: [Answer; 11] = [
+pub const ENUM_VALUES_ANSWER: [Answer; 12] = [
   Answer::NONE,
   Answer::Appended,
   Answer::Elected,
@@ -227,6 +231,7 @@ pub const ENUM_VALUES_ANSWER: [Answer; 11] = [
   Answer::Redirect,
   Answer::Refused,
   Answer::Unknown,
+  Answer::LagMeasured,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -245,9 +250,10 @@ impl Answer {
   pub const Redirect: Self = Self(8);
   pub const Refused: Self = Self(9);
   pub const Unknown: Self = Self(10);
+  pub const LagMeasured: Self = Self(11);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 10;
+  pub const ENUM_MAX: u8 = 11;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Appended,
@@ -260,6 +266,7 @@ impl Answer {
     Self::Redirect,
     Self::Refused,
     Self::Unknown,
+    Self::LagMeasured,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -275,6 +282,7 @@ impl Answer {
       Self::Redirect => Some("Redirect"),
       Self::Refused => Some("Refused"),
       Self::Unknown => Some("Unknown"),
+      Self::LagMeasured => Some("LagMeasured"),
       _ => None,
     }
   }
@@ -643,6 +651,420 @@ impl<'a> Vote {
         &x_le as *const _ as *const u8,
         self.0[16..].as_mut_ptr(),
         ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Place, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Place(pub [u8; 32]);
+impl Default for Place { 
+  fn default() -> Self { 
+    Self([0; 32])
+  }
+}
+impl ::core::fmt::Debug for Place {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Place")
+      .field("topic_high", &self.topic_high())
+      .field("topic_low", &self.topic_low())
+      .field("offset", &self.offset())
+      .field("partition", &self.partition())
+      .field("committed", &self.committed())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Place {}
+impl<'a> ::flatbuffers::Follow<'a> for Place {
+  type Inner = &'a Place;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Place>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Place {
+  type Inner = &'a Place;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Place>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Place {
+    type Output = Place;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Place as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Place {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Place {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic_high: u64,
+    topic_low: u64,
+    offset: u64,
+    partition: u32,
+    committed: bool,
+  ) -> Self {
+    let mut s = Self([0; 32]);
+    s.set_topic_high(topic_high);
+    s.set_topic_low(topic_low);
+    s.set_offset(offset);
+    s.set_partition(partition);
+    s.set_committed(committed);
+    s
+  }
+
+  pub fn topic_high(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_topic_high(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn topic_low(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_topic_low(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn offset(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_offset(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn committed(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[28..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_committed(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[28..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Distance, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Distance(pub [u8; 24]);
+impl Default for Distance { 
+  fn default() -> Self { 
+    Self([0; 24])
+  }
+}
+impl ::core::fmt::Debug for Distance {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Distance")
+      .field("place", &self.place())
+      .field("time_known", &self.time_known())
+      .field("records", &self.records())
+      .field("ms", &self.ms())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Distance {}
+impl<'a> ::flatbuffers::Follow<'a> for Distance {
+  type Inner = &'a Distance;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Distance>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Distance {
+  type Inner = &'a Distance;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Distance>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Distance {
+    type Output = Distance;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Distance as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Distance {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Distance {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    place: u32,
+    time_known: bool,
+    records: u64,
+    ms: u64,
+  ) -> Self {
+    let mut s = Self([0; 24]);
+    s.set_place(place);
+    s.set_time_known(time_known);
+    s.set_records(records);
+    s.set_ms(ms);
+    s
+  }
+
+  pub fn place(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_place(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn time_known(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_time_known(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn records(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_records(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn ms(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_ms(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -3191,6 +3613,200 @@ impl ::core::fmt::Debug for Unknown<'_> {
       ds.finish()
   }
 }
+pub enum MeasureLagOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct MeasureLag<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for MeasureLag<'a> {
+  type Inner = MeasureLag<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> MeasureLag<'a> {
+  pub const VT_PLACES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    MeasureLag { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MeasureLagArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<MeasureLag<'bldr>> {
+    let mut builder = MeasureLagBuilder::new(_fbb);
+    if let Some(x) = args.places { builder.add_places(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn places(&self) -> ::flatbuffers::Vector<'a, Place> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Place>>>(MeasureLag::VT_PLACES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for MeasureLag<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Place>>>("places", Self::VT_PLACES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MeasureLagArgs<'a> {
+    pub places: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Place>>>,
+}
+impl<'a> Default for MeasureLagArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MeasureLagArgs {
+      places: None, // required field
+    }
+  }
+}
+
+pub struct MeasureLagBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MeasureLagBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_places(&mut self, places: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Place>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MeasureLag::VT_PLACES, places);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MeasureLagBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MeasureLagBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<MeasureLag<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, MeasureLag::VT_PLACES,"places");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for MeasureLag<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("MeasureLag");
+      ds.field("places", &self.places());
+      ds.finish()
+  }
+}
+pub enum LagMeasuredOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct LagMeasured<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for LagMeasured<'a> {
+  type Inner = LagMeasured<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> LagMeasured<'a> {
+  pub const VT_DISTANCES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    LagMeasured { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args LagMeasuredArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<LagMeasured<'bldr>> {
+    let mut builder = LagMeasuredBuilder::new(_fbb);
+    if let Some(x) = args.distances { builder.add_distances(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn distances(&self) -> ::flatbuffers::Vector<'a, Distance> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Distance>>>(LagMeasured::VT_DISTANCES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for LagMeasured<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Distance>>>("distances", Self::VT_DISTANCES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct LagMeasuredArgs<'a> {
+    pub distances: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Distance>>>,
+}
+impl<'a> Default for LagMeasuredArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    LagMeasuredArgs {
+      distances: None, // required field
+    }
+  }
+}
+
+pub struct LagMeasuredBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> LagMeasuredBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_distances(&mut self, distances: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Distance>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(LagMeasured::VT_DISTANCES, distances);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> LagMeasuredBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    LagMeasuredBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<LagMeasured<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, LagMeasured::VT_DISTANCES,"distances");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for LagMeasured<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("LagMeasured");
+      ds.field("distances", &self.distances());
+      ds.finish()
+  }
+}
 pub enum RequestOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -3347,6 +3963,20 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn ask_as_measure_lag(&self) -> Option<MeasureLag<'a>> {
+    if self.ask_type() == Ask::MeasureLag {
+      let u = self.ask();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { MeasureLag::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -3365,6 +3995,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           Ask::Submit => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Submit>>("Ask::Submit", pos),
           Ask::Join => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Join>>("Ask::Join", pos),
           Ask::Heartbeat => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Heartbeat>>("Ask::Heartbeat", pos),
+          Ask::MeasureLag => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<MeasureLag>>("Ask::MeasureLag", pos),
           _ => Ok(()),
         }
      })?
@@ -3471,6 +4102,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         Ask::Heartbeat => {
           if let Some(x) = self.ask_as_heartbeat() {
+            ds.field("ask", &x)
+          } else {
+            ds.field("ask", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Ask::MeasureLag => {
+          if let Some(x) = self.ask_as_measure_lag() {
             ds.field("ask", &x)
           } else {
             ds.field("ask", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -3682,6 +4320,20 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn answer_as_lag_measured(&self) -> Option<LagMeasured<'a>> {
+    if self.answer_type() == Answer::LagMeasured {
+      let u = self.answer();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { LagMeasured::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -3703,6 +4355,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           Answer::Redirect => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Redirect>>("Answer::Redirect", pos),
           Answer::Refused => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Refused>>("Answer::Refused", pos),
           Answer::Unknown => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Unknown>>("Answer::Unknown", pos),
+          Answer::LagMeasured => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LagMeasured>>("Answer::LagMeasured", pos),
           _ => Ok(()),
         }
      })?
@@ -3830,6 +4483,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         Answer::Unknown => {
           if let Some(x) = self.answer_as_unknown() {
+            ds.field("answer", &x)
+          } else {
+            ds.field("answer", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Answer::LagMeasured => {
+          if let Some(x) = self.answer_as_lag_measured() {
             ds.field("answer", &x)
           } else {
             ds.field("answer", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -14394,6 +14394,8 @@ impl<'a> GroupStatus<'a> {
   pub const VT_LAG_KNOWN: ::flatbuffers::VOffsetT = 12;
   pub const VT_LAG_RECORDS: ::flatbuffers::VOffsetT = 14;
   pub const VT_LAG_MS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_LAG_MS_UNKNOWN: ::flatbuffers::VOffsetT = 18;
+  pub const VT_UNKNOWN_PARTITIONS: ::flatbuffers::VOffsetT = 20;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -14407,9 +14409,11 @@ impl<'a> GroupStatus<'a> {
     let mut builder = GroupStatusBuilder::new(_fbb);
     builder.add_lag_ms(args.lag_ms);
     builder.add_lag_records(args.lag_records);
+    builder.add_unknown_partitions(args.unknown_partitions);
     builder.add_partitions(args.partitions);
     builder.add_members(args.members);
     if let Some(x) = args.group { builder.add_group(x); }
+    builder.add_lag_ms_unknown(args.lag_ms_unknown);
     builder.add_lag_known(args.lag_known);
     builder.add_state(args.state);
     builder.finish()
@@ -14465,6 +14469,20 @@ impl<'a> GroupStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(GroupStatus::VT_LAG_MS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn lag_ms_unknown(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(GroupStatus::VT_LAG_MS_UNKNOWN, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn unknown_partitions(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(GroupStatus::VT_UNKNOWN_PARTITIONS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for GroupStatus<'_> {
@@ -14480,6 +14498,8 @@ impl ::flatbuffers::Verifiable for GroupStatus<'_> {
      .visit_field::<bool>("lag_known", Self::VT_LAG_KNOWN, false)?
      .visit_field::<u64>("lag_records", Self::VT_LAG_RECORDS, false)?
      .visit_field::<u64>("lag_ms", Self::VT_LAG_MS, false)?
+     .visit_field::<bool>("lag_ms_unknown", Self::VT_LAG_MS_UNKNOWN, false)?
+     .visit_field::<u32>("unknown_partitions", Self::VT_UNKNOWN_PARTITIONS, false)?
      .finish();
     Ok(())
   }
@@ -14492,6 +14512,8 @@ pub struct GroupStatusArgs<'a> {
     pub lag_known: bool,
     pub lag_records: u64,
     pub lag_ms: u64,
+    pub lag_ms_unknown: bool,
+    pub unknown_partitions: u32,
 }
 impl<'a> Default for GroupStatusArgs<'a> {
   #[inline]
@@ -14504,6 +14526,8 @@ impl<'a> Default for GroupStatusArgs<'a> {
       lag_known: false,
       lag_records: 0,
       lag_ms: 0,
+      lag_ms_unknown: false,
+      unknown_partitions: 0,
     }
   }
 }
@@ -14542,6 +14566,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot::<u64>(GroupStatus::VT_LAG_MS, lag_ms, 0);
   }
   #[inline]
+  pub fn add_lag_ms_unknown(&mut self, lag_ms_unknown: bool) {
+    self.fbb_.push_slot::<bool>(GroupStatus::VT_LAG_MS_UNKNOWN, lag_ms_unknown, false);
+  }
+  #[inline]
+  pub fn add_unknown_partitions(&mut self, unknown_partitions: u32) {
+    self.fbb_.push_slot::<u32>(GroupStatus::VT_UNKNOWN_PARTITIONS, unknown_partitions, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     GroupStatusBuilder {
@@ -14566,6 +14598,8 @@ impl ::core::fmt::Debug for GroupStatus<'_> {
       ds.field("lag_known", &self.lag_known());
       ds.field("lag_records", &self.lag_records());
       ds.field("lag_ms", &self.lag_ms());
+      ds.field("lag_ms_unknown", &self.lag_ms_unknown());
+      ds.field("unknown_partitions", &self.unknown_partitions());
       ds.finish()
   }
 }

@@ -1,10 +1,13 @@
 //! What `ringlog group describe` prints: the group, its members, and each partition with its lag.
 
 use crate::failure::Failure;
-use crate::output::{Output, Table, duration_ms, grouped};
+use crate::output::{Output, Table, counted, duration_ms, grouped};
 use ringlog_client::group_request::{GroupTopic, MemberDescription};
 use ringlog_client::{GroupLag, PartitionLag};
 use serde_json::{Value, json};
+
+/// What a leader that does not answer knows.
+const UNKNOWN: &str = "?";
 
 /// See the module.
 pub fn print(lag: &GroupLag, output: &mut Output) -> Result<(), Failure> {
@@ -29,6 +32,7 @@ fn print_json(lag: &GroupLag, output: &mut Output) -> Result<(), Failure> {
         "kind": "group", "group": group.group, "state": group.state.name(), "members": group.members.len(),
         "group_epoch": group.group_epoch, "assignor": group.assignor,
         "coordinator_partition": group.coordinator_partition, "lag_records": lag.records(),
+        "unknown_partitions": lag.unknown_partitions(),
         "empty_since_ms": Some(group.empty_since_ms).filter(|ms| *ms >= 0),
     }))?;
     for member in &group.members {
@@ -44,10 +48,14 @@ fn print_json(lag: &GroupLag, output: &mut Output) -> Result<(), Failure> {
     for one in &lag.partitions {
         output.json(&json!({
             "kind": "partition", "group": group.group, "topic": one.topic, "partition": one.partition,
-            "committed": one.committed, "commit_time_ms": one.commit_time_ms, "log_start": one.log_start,
-            "log_end": one.log_end, "lag_records": one.records, "overtaken_records": one.overtaken,
-            "first_unread_ms": one.first_unread_ms, "lag_ms": one.behind_ms,
-            "overtaken_in_ms": one.overtaken_in_ms, "member_id": one.member_id,
+            "committed": one.committed, "commit_time_ms": one.commit_time_ms, "member_id": one.member_id,
+            "log_start": one.behind.map(|behind| behind.log_start),
+            "log_end": one.behind.map(|behind| behind.log_end),
+            "lag_records": one.behind.map(|behind| behind.records),
+            "overtaken_records": one.behind.map(|behind| behind.overtaken),
+            "first_unread_ms": one.behind.and_then(|behind| behind.first_unread_ms),
+            "lag_ms": one.behind.and_then(|behind| behind.ms),
+            "overtaken_in_ms": one.behind.and_then(|behind| behind.overtaken_in_ms),
         }))?;
     }
     Ok(())
@@ -65,7 +73,7 @@ fn print_tables(lag: &GroupLag, output: &mut Output) -> Result<(), Failure> {
         group.group,
         group.state.name(),
         group.assignor,
-        grouped(lag.records())
+        lag.records().map_or(UNKNOWN.to_owned(), grouped)
     ))?;
     if !group.members.is_empty() {
         output.line("")?;
@@ -94,7 +102,15 @@ fn print_tables(lag: &GroupLag, output: &mut Output) -> Result<(), Failure> {
         table.row(partition_row(one));
     }
     output.table(&table)?;
-    let overtaken: u64 = lag.partitions.iter().map(|one| one.overtaken).sum();
+    match lag.unknown_partitions() as u64 {
+        0 => {}
+        unknown => output.line(&format!(
+            "{} without an answer: nobody leads it, or who does is silent; see: ringlog cluster status",
+            counted(unknown, "partition")
+        ))?,
+    }
+    let overtaken: u64 =
+        lag.partitions.iter().flat_map(|one| one.behind).map(|behind| behind.overtaken).sum();
     if overtaken > 0 {
         output.line(&format!(
             "retention has deleted {} records that the group had not read; it goes on at the first that is kept",
@@ -130,20 +146,76 @@ fn member_row(member: &MemberDescription) -> [String; 7] {
 }
 
 fn partition_row(one: &PartitionLag) -> [String; 8] {
-    let overtaken = match one.overtaken_in_ms {
-        _ if one.overtaken > 0 => format!("{} lost", grouped(one.overtaken)),
-        Some(0) => "now".to_owned(),
-        Some(ms) => duration_ms(ms),
-        None => "-".to_owned(),
+    let unknown = || UNKNOWN.to_owned();
+    let (end, records, time, overtaken) = match &one.behind {
+        Some(behind) => {
+            let time = match behind.ms {
+                _ if behind.records == 0 => "-".to_owned(),
+                Some(ms) => duration_ms(ms),
+                None => unknown(),
+            };
+            let overtaken = match behind.overtaken_in_ms {
+                _ if behind.overtaken > 0 => format!("{} lost", grouped(behind.overtaken)),
+                Some(0) => "now".to_owned(),
+                Some(ms) => duration_ms(ms),
+                None => "-".to_owned(),
+            };
+            (behind.log_end.to_string(), grouped(behind.records), time, overtaken)
+        }
+        None => (unknown(), unknown(), unknown(), unknown()),
     };
     [
         one.topic.clone(),
         one.partition.to_string(),
         one.committed.map_or("-".to_owned(), |offset| offset.to_string()),
-        one.log_end.to_string(),
-        grouped(one.records),
-        if one.records == 0 { "-".to_owned() } else { duration_ms(one.behind_ms) },
+        end,
+        records,
+        time,
         overtaken,
         one.member_id.clone().unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringlog_client::PartitionBehind;
+    use ringlog_client::request::TopicId;
+
+    #[test]
+    fn what_is_not_known_is_told_apart_from_nothing() {
+        let behind = PartitionBehind {
+            log_start: 2,
+            log_end: 9,
+            records: 4,
+            overtaken: 0,
+            first_unread_ms: Some(7),
+            ms: Some(1_500),
+            overtaken_in_ms: Some(60_000),
+        };
+        let row = |behind| {
+            let one = PartitionLag {
+                topic: "t".to_owned(),
+                topic_id: TopicId(0),
+                partition: 1,
+                committed: Some(5),
+                commit_time_ms: None,
+                member_id: None,
+                behind,
+            };
+            partition_row(&one)[3..7].to_vec()
+        };
+        let read = PartitionBehind { records: 0, first_unread_ms: None, ms: Some(0), ..behind };
+        let unreadable = PartitionBehind { first_unread_ms: None, ms: None, overtaken_in_ms: None, ..behind };
+        let overtaken = PartitionBehind { overtaken: 3, records: 7, overtaken_in_ms: Some(0), ..behind };
+        for (behind, expect) in [
+            (Some(behind), ["9", "4", "1.5 s", "1 min 0 s"]),
+            (Some(read), ["9", "0", "-", "1 min 0 s"]),
+            (Some(unreadable), ["9", "4", "?", "-"]),
+            (Some(overtaken), ["9", "7", "1.5 s", "3 lost"]),
+            (None, ["?", "?", "?", "?"]),
+        ] {
+            assert_eq!(row(behind), expect, "{behind:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! asks shards through an [`Observer`]. Lifecycle: listening before the broker starts, so that a long recovery can
 //! be told from a dead process → [`Http::serving`] → [`Http::stopping`] → the thread ends with the process.
 //! Invariants: at most [`HTTP_CONNECTIONS_MAX`] connections, whose heads are bounded in size and time; an answer
-//! waits for a shard at most [`HTTP_SHARD_TIMEOUT_MS`]; nothing here changes anything.
+//! waits for a shard, or for another broker, at most [`HTTP_SHARD_TIMEOUT_MS`]; nothing here changes anything.
 //! Absent on purpose: TLS and users (listen where only those may reach who may see it), and any way to write.
 
 use http_body_util::Full;
@@ -175,14 +175,14 @@ async fn scrape(observer: &Observer) -> String {
     })
 }
 
-/// Groups and how far they are behind, as far as shards answer in time; and how many coordinators load still.
+/// Groups and how far they are behind, as far as shards and other brokers answer in time; and how many coordinators load still.
 async fn groups(observer: &Observer) -> (Vec<GroupReport>, u32) {
     let gathered = ask_all(observer.shards().map(|shard| observer.groups(shard))).await;
     let gathered: Vec<_> = gathered.into_iter().flatten().collect();
     let loading = gathered.iter().map(|gathered| gathered.loading).sum();
     let groups: Vec<_> = gathered.into_iter().flat_map(|gathered| gathered.groups).collect();
     let questions = observer.lag_questions(&groups).into_iter();
-    let answers = ask_all(questions.map(|(shard, asked)| observer.lag(shard, asked))).await;
+    let answers = ask_all(questions.map(|(leader, asked)| observer.lag(leader, asked))).await;
     (observer.group_reports(groups, answers.into_iter().flatten().flatten().collect()), loading)
 }
 

@@ -13,6 +13,7 @@ mod changes;
 mod demo;
 mod faults;
 mod follower_fetch;
+mod group_lag;
 mod growth;
 mod hosts;
 mod majority;

@@ -3,10 +3,15 @@
 
 use crate::process::{Broker, directory, run};
 use crate::scrape::{Scrape, ask, get};
+use std::fs::File;
+use std::io::Read;
 use std::net::TcpStream;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 const TWO_SHARDS: [&str; 8] =
@@ -155,6 +160,70 @@ fn top_shows_what_goes_on() {
     over.store(true, Ordering::Relaxed);
     load.join().expect("it only produces");
     broker.run(&["top", "--every", "0"]).failed(2, &["--every"]);
+}
+
+/// A terminal: what is written to the second end can be read from the first.
+fn terminal() -> (File, OwnedFd) {
+    let (mut first, mut second) = (-1, -1);
+    let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+    // SAFETY: both numbers are ours to be written; what is null is not asked for.
+    assert_eq!(unsafe { libc::openpty(&mut first, &mut second, name, settings, size) }, 0);
+    // SAFETY: both were opened just now, and nobody else has them.
+    unsafe { (File::from_raw_fd(first), OwnedFd::from_raw_fd(second)) }
+}
+
+/// Killed when dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // One that has ended needs no end.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+#[test]
+fn top_refreshes_a_terminal_and_leaves_it_as_it_was() {
+    const HOME: &str = "\x1b[H\x1b[2J";
+    let data = directory();
+    let (broker, _) = start(data.path());
+    let (mut screen, other_end) = terminal();
+    let mut command = broker.command(&["top", "--every", "0.05"]);
+    let mut top = Killed(command.stdin(Stdio::null()).stdout(other_end).spawn().expect("it was built"));
+    // Only the process has the other end now: the screen ends with it.
+    drop(command);
+    let (sender, read) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = screen.read(&mut bytes) {
+            if sender.send(bytes[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    let (mut shown, mut interrupted) = (String::new(), false);
+    loop {
+        match read.recv_timeout(Duration::from_secs(60)) {
+            Ok(bytes) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => panic!("it does nothing more: {shown:?}"),
+        }
+        if !interrupted && shown.matches(HOME).count() > 2 {
+            // SAFETY: a signal to our own child, which has not been waited for.
+            assert_eq!(unsafe { libc::kill(top.0.id() as i32, libc::SIGINT) }, 0);
+            interrupted = true;
+        }
+    }
+    assert!(top.0.wait().expect("it is ours").success(), "{shown:?}");
+    let shown = shown.strip_prefix("\x1b[?1049h\x1b[?25l").unwrap_or_else(|| panic!("{shown:?}"));
+    let shown = shown.strip_suffix("\x1b[?25h\x1b[?1049l").unwrap_or_else(|| panic!("{shown:?}"));
+    let mut pictures = shown.split(HOME);
+    assert_eq!(pictures.next(), Some(""), "nothing is on the screen before the first");
+    for picture in pictures {
+        for part in ["broker 0", "REQUESTS/S", "TOPIC"] {
+            assert!(picture.contains(part), "{part} is not in {picture:?}");
+        }
+    }
 }
 
 /// Produces values of so many bytes until it is told to end.

@@ -43,13 +43,21 @@ impl Scrape {
 
     /// The sum of all samples of `name` that have these labels; they must be there.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let fits = |own: &BTreeMap<String, String>| {
-            labels.iter().all(|(label, value)| own.get(*label).is_some_and(|own| own == value))
-        };
-        let found: Vec<f64> =
-            self.0.iter().filter(|((own, labels), _)| own == name && fits(labels)).map(|it| *it.1).collect();
+        let found: Vec<f64> = self.samples(name, labels).collect();
         assert!(!found.is_empty(), "no {name} {labels:?} in {:?}", self.0.keys());
         found.into_iter().sum()
+    }
+
+    /// Whether there is a sample of `name` that has these labels.
+    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.samples(name, labels).next().is_some()
+    }
+
+    fn samples(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = f64> {
+        let fits = move |own: &BTreeMap<String, String>| {
+            labels.iter().all(|(label, value)| own.get(*label).is_some_and(|own| own == value))
+        };
+        self.0.iter().filter(move |((own, labels), _)| own == name && fits(labels)).map(|it| *it.1)
     }
 
     /// The names of all samples.

@@ -1,7 +1,8 @@
 //! Status: what the broker is and does, gathered from all its shards.
 
 use super::{Reply, ask, other_shards};
-use crate::group::{self, lag};
+use crate::group;
+use crate::group::lag::{self, Leader};
 use crate::mailbox::{Message, ShardReport};
 use crate::shard::Shard;
 use crate::traffic::{self, Amounts, PartitionReport};
@@ -72,9 +73,11 @@ impl Reply {
                         state: group::wire::state(group.state),
                         members: group.members,
                         partitions: group.partitions,
-                        lag_known: group.lags.is_some(),
-                        lag_records: group.records(),
-                        lag_ms: group.ms(),
+                        lag_known: group.records().is_some(),
+                        lag_records: group.records().unwrap_or(0),
+                        lag_ms: group.ms().unwrap_or(0),
+                        lag_ms_unknown: group.ms().is_none(),
+                        unknown_partitions: group.unknown_partitions() as u32,
                     };
                     wire::GroupStatus::create(builder, &args)
                 })
@@ -133,10 +136,13 @@ async fn group_reports(shard: &Rc<Shard>) -> Vec<lag::GroupReport> {
     let groups: Vec<_> = all.into_iter().flat_map(|gathered| gathered.groups).collect();
     let image = shard.metadata.image();
     let questions = lag::questions(&groups, &image, shard.identity.here());
-    let answers = questions.into_iter().map(|(home, asked)| async move {
-        match home == own {
-            true => lag::answer(shard, asked).await,
-            false => ask(shard, home, |reply| Message::Lag(asked, reply)).await.unwrap_or_default(),
+    let answers = questions.into_iter().map(|(leader, asked)| async move {
+        match leader {
+            Leader::Shard(home) if home == own => lag::answer(shard, asked).await,
+            Leader::Shard(home) => {
+                ask(shard, home, |reply| Message::Lag(asked, reply)).await.unwrap_or_default()
+            }
+            Leader::Broker(broker) => shard.metadata.measure_lag(broker, asked).await,
         }
     });
     let answers = join_all(answers).await.into_iter().flatten().collect();

@@ -1,22 +1,25 @@
 //! How far groups are behind, in records and in time, for whoever looks at the broker: metrics and status.
 //!
 //! ```text
-//! gather (shards with coordinators) → Progress → questions → answer (shards with partitions) → reports
+//! gather (shards with coordinators) → Progress → questions → answer (shards, brokers that lead) → reports
 //! ```
 //!
-//! Two bounded questions per shard, through the mailboxes, and only when somebody asks. Lifecycle: nothing lives
-//! longer than a question but [`Recent`], a shard's memory of timestamps, so that a group that stands still costs no
-//! reads. Invariants: groups without members are there like any other; what a group committed counts at once, also
-//! before its record is durable; at most [`LAG_DEVICE_READS_MAX`] reads of the device per question, after which a
-//! time is unknown until the next one.
+//! A group's coordinator knows what was committed; where logs end know those who lead the partitions, on this broker or
+//! on another. Two bounded questions per shard, through the mailboxes, and one per other leader, from metadata thread to
+//! metadata thread (`metadata/lag.rs`), and only when somebody asks. Lifecycle: nothing lives longer than a question but
+//! [`Recent`], a shard's memory of timestamps, so that a group that stands still costs no reads. Invariants: a partition
+//! of which no answer came is unknown, and so is every sum over it; groups without members are there like any other; what
+//! a group committed counts at once, also before its record is durable; at most [`LAG_DEVICE_READS_MAX`] reads of the
+//! device per question, after which a time is unknown until the next one.
 //!
 //! The same figures are computed by the client library for one group (`Admin::group_lag`), which asks the coordinator
-//! and reads the record itself. Absent on purpose: forecasts, which need the settings of topics and a look at growth.
+//! and the leaders and reads the record itself. Absent on purpose: forecasts, which need the settings of topics and a
+//! look at growth.
 
 use crate::partition::reader::ReadError;
 use crate::shard::{Partition, Shard};
 use logic::group::request::{GroupState, Progress};
-use logic::ids::{Offset, ShardId, TopicPartition};
+use logic::ids::{BrokerId, Offset, ShardId, TopicPartition};
 use logic::limits::{LAG_DEVICE_READS_MAX, LAG_PARTITIONS_MAX, LAG_TIMESTAMPS_MAX, LAG_UNPACKED_BYTES_MAX};
 use logic::metadata::Image;
 use logic::metadata::reconcile::Here;
@@ -44,12 +47,22 @@ pub type Question = (TopicPartition, Option<u64>);
 /// How far such a place is from the log's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// What was asked.
-    pub question: Question,
-    /// Records from there to the end.
+    /// Records from there to the high watermark.
     pub records: u64,
     /// Now, less the timestamp of the first of them that is kept; 0 = there is none. `None` = not known this time.
     pub ms: Option<u64>,
+}
+
+/// What was asked, and how far that is.
+pub type Answer = (Question, Behind);
+
+/// Who can answer: who leads the partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leader {
+    /// A shard of this broker.
+    Shard(ShardId),
+    /// Another broker.
+    Broker(BrokerId),
 }
 
 /// A group and how far it is behind.
@@ -63,7 +76,7 @@ pub struct GroupReport {
     pub members: u32,
     /// Partitions that it has committed for or has a member on.
     pub partitions: u32,
-    /// Each of them, by topic and partition, as far as they are on this broker. `None` = too many to be listed.
+    /// Each of them that exists, by topic and partition. `None` = too many to be listed.
     pub lags: Option<Vec<PartitionLag>>,
 }
 
@@ -72,19 +85,26 @@ pub struct GroupReport {
 pub struct PartitionLag {
     /// The topic's name.
     pub topic: Arc<str>,
-    /// How far.
-    pub behind: Behind,
+    /// What was asked.
+    pub question: Question,
+    /// How far; `None` = nobody leads the partition, or who does gave no answer.
+    pub behind: Option<Behind>,
 }
 
 impl GroupReport {
-    /// Records of all partitions together.
-    pub fn records(&self) -> u64 {
-        self.lags.iter().flatten().map(|lag| lag.behind.records).sum()
+    /// Records of all partitions together; `None` = one is unknown, or they are too many.
+    pub fn records(&self) -> Option<u64> {
+        self.lags.as_ref()?.iter().map(|lag| Some(lag.behind?.records)).sum()
     }
 
-    /// Of the partition that is furthest behind in time, milliseconds.
-    pub fn ms(&self) -> u64 {
-        self.lags.iter().flatten().filter_map(|lag| lag.behind.ms).max().unwrap_or(0)
+    /// Of the partition that is furthest behind in time, milliseconds; `None` = the time of one is not known.
+    pub fn ms(&self) -> Option<u64> {
+        self.lags.as_ref()?.iter().try_fold(0, |most, lag| Some(lag.behind?.ms?.max(most)))
+    }
+
+    /// Partitions of which there was no answer.
+    pub fn unknown_partitions(&self) -> usize {
+        self.lags.iter().flatten().filter(|lag| lag.behind.is_none()).count()
     }
 }
 
@@ -103,37 +123,41 @@ pub async fn gather(shard: &Rc<Shard>) -> Gathered {
     gathered
 }
 
-/// What is to be asked of which shard of this broker, each place once. Topics that are gone are left out.
-pub fn questions(groups: &[Progress], image: &Image, here: Here) -> BTreeMap<ShardId, Vec<Question>> {
+/// What is to be asked of whom, each place once. What nobody leads is asked of nobody.
+pub fn questions(groups: &[Progress], image: &Image, here: Here) -> BTreeMap<Leader, Vec<Question>> {
     let mut all: Vec<Question> =
         groups.iter().flat_map(|group| group.positions.iter().flatten()).copied().collect();
     all.sort_unstable();
     all.dedup();
-    let mut by_shard: BTreeMap<ShardId, Vec<Question>> = BTreeMap::new();
-    for question in all {
-        let id = question.0;
-        let partition =
-            image.topic(id.topic).and_then(|topic| topic.partitions.get(id.partition.get() as usize));
-        if partition.is_some_and(|partition| partition.leader == Some(here.broker)) {
-            by_shard.entry(image.home_here(here, id)).or_default().push(question);
-        }
-    }
-    by_shard
+    by_leader(all, image, here)
 }
 
-/// Groups with what was answered about them, by name.
-pub fn reports(groups: Vec<Progress>, answers: Vec<Behind>, image: &Image) -> Vec<GroupReport> {
-    let answers: HashMap<Question, Behind> = answers.into_iter().map(|one| (one.question, one)).collect();
+/// Places by who leads them.
+pub fn by_leader(asked: Vec<Question>, image: &Image, here: Here) -> BTreeMap<Leader, Vec<Question>> {
+    let mut by_leader: BTreeMap<Leader, Vec<Question>> = BTreeMap::new();
+    for question in asked {
+        let leader = match image.partition(question.0).and_then(|partition| partition.leader) {
+            Some(broker) if broker == here.broker => Leader::Shard(image.home_here(here, question.0)),
+            Some(broker) => Leader::Broker(broker),
+            None => continue,
+        };
+        by_leader.entry(leader).or_default().push(question);
+    }
+    by_leader
+}
+
+/// Groups with what was answered about them, by name. Topics that are gone are left out.
+pub fn reports(groups: Vec<Progress>, answers: Vec<Answer>, image: &Image) -> Vec<GroupReport> {
+    let answers: HashMap<Question, Behind> = answers.into_iter().collect();
     let lag = |question: Question| {
         let topic = image.topic(question.0.topic)?.name.clone();
-        Some(PartitionLag { topic, behind: *answers.get(&question)? })
+        image.partition(question.0)?;
+        Some(PartitionLag { topic, question, behind: answers.get(&question).copied() })
     };
     let report = |group: Progress| {
         let lags = group.positions.map(|positions| {
             let mut lags: Vec<PartitionLag> = positions.into_iter().filter_map(lag).collect();
-            lags.sort_by(|a, b| {
-                (&a.topic, a.behind.question.0.partition).cmp(&(&b.topic, b.behind.question.0.partition))
-            });
+            lags.sort_by(|a, b| (&a.topic, a.question.0.partition).cmp(&(&b.topic, b.question.0.partition)));
             lags
         });
         let Progress { group, state, members, partitions, .. } = group;
@@ -144,14 +168,19 @@ pub fn reports(groups: Vec<Progress>, answers: Vec<Behind>, image: &Image) -> Ve
     reports
 }
 
-/// Answers about this shard's partitions; those that are not here are left out.
-pub async fn answer(shard: &Rc<Shard>, asked: Vec<Question>) -> Vec<Behind> {
+/// Answers about partitions that this shard leads; others are left out, and those of which an earlier leader may have
+/// committed more than is visible here yet.
+pub async fn answer(shard: &Rc<Shard>, asked: Vec<Question>) -> Vec<Answer> {
     let mut answers = Vec::with_capacity(asked.len());
     let mut reads_left = LAG_DEVICE_READS_MAX;
     for question in asked {
         glommio::yield_if_needed().await;
         let (id, committed) = question;
         let Some(partition) = shard.store.partition(&id) else { continue };
+        let standing = partition.standing();
+        if !standing.leads || !standing.applied {
+            continue;
+        }
         let (start, end) = partition.with_log(|log| (log.log_start().get(), log.high_watermark().get()));
         let from = committed.unwrap_or(start);
         let unread = from.max(start);
@@ -162,7 +191,7 @@ pub async fn answer(shard: &Rc<Shard>, asked: Vec<Question>) -> Vec<Behind> {
             let now_ms = shard.store.storage.environment.now_ms();
             first_ms.map(|first_ms| now_ms.saturating_sub(first_ms).max(0) as u64)
         };
-        answers.push(Behind { question, records: end.saturating_sub(from), ms });
+        answers.push((question, Behind { records: end.saturating_sub(from), ms }));
     }
     answers
 }
@@ -259,10 +288,92 @@ mod tests {
     use super::*;
     use logic::group::partition;
     use logic::ids::TopicId;
+    use logic::metadata::{BrokerRegistration, Command, Placement};
     use schema::record_batch::{BatchBuilder, Compression, set_base_offset};
 
     fn place(offset: u64) -> Place {
         Place { id: partition(TopicId::new(1), 0), offset, replacements: 0 }
+    }
+
+    const BROKER: BrokerId = BrokerId::new(1);
+
+    /// Brokers 1, 2 and 3, and topic 1 with a partition on each; 3 is not heard.
+    fn image() -> Image {
+        let mut image = Image::default();
+        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
+        for broker in 1..=3 {
+            let registration = BrokerRegistration {
+                broker: BrokerId::new(broker),
+                host: "localhost".into(),
+                port: 1,
+                shards: 2,
+                storage_uuid: u128::from(broker),
+                rack: String::new(),
+            };
+            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: false });
+        }
+        apply(Command::CreateTopic {
+            id: TopicId::new(1),
+            name: "t".into(),
+            placement: Placement { replication_factor: 1, brokers: [1, 2, 3].map(BrokerId::new).to_vec() },
+            configs: Vec::new(),
+        });
+        let gone = BrokerId::new(3);
+        let epoch = image.broker(gone).unwrap().epoch;
+        image.apply(&Command::FenceBroker { broker: gone, epoch }).unwrap().0
+    }
+
+    fn group(positions: Option<Vec<Question>>) -> Progress {
+        let partitions = positions.as_ref().map_or(0, Vec::len) as u32;
+        Progress { group: "g".into(), state: GroupState::Empty, members: 0, partitions, positions }
+    }
+
+    #[test]
+    fn each_place_is_asked_once_of_who_leads_it() {
+        let image = image();
+        let at = |number: u32, offset| (partition(TopicId::new(1), number), offset);
+        let groups = [
+            group(Some(vec![at(0, Some(5)), at(1, Some(5)), at(2, None)])),
+            group(Some(vec![
+                at(1, None),
+                at(0, Some(5)),
+                at(9, None),
+                (partition(TopicId::new(2), 0), None),
+            ])),
+            group(None),
+        ];
+        let here = Here { broker: BROKER, shard: ShardId::new(0), shards: 2 };
+        let own = Leader::Shard(image.home_here(here, partition(TopicId::new(1), 0)));
+        let other = Leader::Broker(BrokerId::new(2));
+        let expect =
+            BTreeMap::from([(own, vec![at(0, Some(5))]), (other, vec![at(1, None), at(1, Some(5))])]);
+        assert_eq!(questions(&groups, &image, here), expect);
+    }
+
+    #[test]
+    fn what_nobody_answered_is_unknown_and_so_is_every_sum_over_it() {
+        let image = image();
+        let at = |number: u32| (partition(TopicId::new(1), number), Some(5));
+        let gone = (partition(TopicId::new(2), 0), Some(5));
+        let behind = |records, ms| Behind { records, ms };
+        /// Answers; records, milliseconds and unknown partitions of the group.
+        type Row = (Vec<Answer>, Option<u64>, Option<u64>, usize);
+        let rows: [Row; 4] = [
+            (vec![(at(0), behind(3, Some(7))), (at(1), behind(4, Some(6)))], Some(7), Some(7), 0),
+            (vec![(at(0), behind(3, Some(7))), (at(1), behind(4, None))], Some(7), None, 0),
+            (vec![(at(0), behind(3, Some(7)))], None, None, 1),
+            (vec![], None, None, 2),
+        ];
+        for (answers, records, ms, unknown) in rows {
+            let groups = vec![group(Some(vec![at(1), at(0), gone]))];
+            let reports = reports(groups, answers.clone(), &image);
+            let found = (reports[0].records(), reports[0].ms(), reports[0].unknown_partitions());
+            assert_eq!(found, (records, ms, unknown), "{answers:?}");
+            let listed: Vec<_> = reports[0].lags.iter().flatten().map(|lag| lag.question).collect();
+            assert_eq!(listed, [at(0), at(1)], "by partition, without the topic that is gone");
+        }
+        let reports = reports(vec![group(None)], vec![], &image);
+        assert_eq!((reports[0].records(), reports[0].ms(), reports[0].unknown_partitions()), (None, None, 0));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::raft::{Entry, Leader, LogId, Membership, Node, Types, Vote};
 use super::store::{Op, Owner, Store};
 use super::*;
 use crate::accept::PeerHello;
+use crate::mailbox::mailboxes;
 use openraft::EntryPayload;
 use openraft::raft::AppendEntriesRequest;
 use schema::consensus as fb;
@@ -39,7 +40,7 @@ fn settings(join: Vec<String>) -> ClusterConfig {
 }
 
 fn started(directory: &Path, join: Vec<String>) -> (MetadataHandle, MetadataThread) {
-    start(directory, settings(join), "127.0.0.1:1".to_owned(), 0, Box::new(|_| ())).unwrap()
+    start(directory, settings(join), "127.0.0.1:1".to_owned(), &mailboxes(0).0, Box::new(|_| ())).unwrap()
 }
 
 fn registration() -> BrokerRegistration {
@@ -177,7 +178,8 @@ fn come_back() {
         }
         assert!(!letting_in.is_finished());
         // Half joined it is nobody's broker.
-        let alone = start(directory.path(), settings(vec![]), "a:1".to_owned(), 0, Box::new(|_| ()));
+        let alone =
+            start(directory.path(), settings(vec![]), "a:1".to_owned(), &mailboxes(0).0, Box::new(|_| ()));
         let error = alone.map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("start it with --join again"), "{error}");
     });

@@ -1,7 +1,7 @@
 //! Connections to the metadata threads of other brokers, and Raft's messages over them.
 //!
 //! One connection per peer and kind, made when it is needed: the log's, the heartbeats', so that a slow disk does
-//! not look like silence, and one for snapshots. Requests are pipelined; answers carry the request's id.
+//! not look like silence, one for snapshots, one for what is asked of the leader, and one for the lag of groups. Requests are pipelined; answers carry the request's id.
 //!
 //! Invariant: what was sent and not answered is told apart from what was not sent ([`CallError::sent`]).
 
@@ -24,7 +24,7 @@ use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -46,6 +46,8 @@ pub(super) enum Kind {
     Snapshot,
     /// What brokers ask the leader.
     Requests,
+    /// How far groups are behind.
+    Lag,
 }
 
 /// Why a call has no answer.
@@ -130,7 +132,11 @@ impl Wire {
             None => return Err(CallError::unsent("the connection has ended")),
         };
         let exchange = async {
-            self.writer.lock().await.write_all(&frame).await.map_err(CallError::sent)?;
+            let mut writer = self.writer.lock().await;
+            let writing = Writing(self);
+            writer.write_all(&frame).await.map_err(CallError::sent)?;
+            std::mem::forget(writing);
+            drop(writer);
             answered.await.map_err(|_| CallError::sent("the connection ended before the answer"))
         };
         let result = tokio::time::timeout(patience, exchange).await;
@@ -138,6 +144,17 @@ impl Wire {
             waiting.remove(&id);
         }
         result.unwrap_or_else(|_| Err(CallError::sent(format!("no answer within {patience:?}"))))
+    }
+}
+
+/// A frame that is being written: one that is given up in the middle ends the connection, because what followed it would be
+/// taken for its rest.
+struct Writing<'w>(&'w Wire);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.reader.abort();
+        *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -248,6 +265,20 @@ impl Link {
         ask: impl FnOnce(&mut Builder) -> (fb::Ask, WIPOffset<UnionWIPOffset>),
     ) -> Result<Vec<u8>, CallError> {
         self.wire(peers).await?.call(patience, ask).await
+    }
+
+    /// The same until `deadline`, the wait for a connection included.
+    pub async fn call_by(
+        &self,
+        peers: &Peers,
+        deadline: Instant,
+        ask: impl FnOnce(&mut Builder) -> (fb::Ask, WIPOffset<UnionWIPOffset>),
+    ) -> Result<Vec<u8>, CallError> {
+        let wire = match tokio::time::timeout_at(deadline.into(), self.wire(peers)).await {
+            Ok(wire) => wire?,
+            Err(_) => return Err(CallError::unsent("no connection in time")),
+        };
+        wire.call(deadline.saturating_duration_since(Instant::now()), ask).await
     }
 }
 
@@ -447,6 +478,38 @@ impl Peer {
                 }
                 None => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// A connection to somebody who has not read anything, and his end of it.
+    async fn unread() -> (Wire, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (reader, writer) = stream.into_split();
+        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let reader = tokio::spawn(hand_out(reader, waiting.clone()));
+        let writer = tokio::sync::Mutex::new(writer);
+        (Wire { writer, waiting, reader, next: AtomicU64::new(1) }, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_cut_off_ends_its_connection() {
+        // Fits the sockets' buffers, or does not.
+        for (bytes, stays_open) in [(1_000, true), (64 << 20, false)] {
+            let (wire, _peer) = unread().await;
+            let ask = |b: &mut Builder| {
+                let command = Some(b.create_vector(&vec![0u8; bytes]));
+                (fb::Ask::Submit, fb::Submit::create(b, &fb::SubmitArgs { command }).as_union_value())
+            };
+            let error = wire.call(Duration::from_millis(50), ask).await.unwrap_err();
+            assert!(error.sent, "{error}");
+            assert_eq!(wire.is_open(), stays_open, "{bytes} bytes: {error}");
         }
     }
 }

@@ -68,6 +68,7 @@ fn install_hook() {
 #[cfg(test)]
 mod tests {
     use super::super::{ClusterConfig, Command, start};
+    use crate::mailbox::mailboxes;
     use logic::metadata::Image;
     use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
@@ -81,7 +82,8 @@ mod tests {
         let publish = |image: Arc<Image>| assert!(image.version() == 0, "made by the test");
         let settings = ClusterConfig::default();
         let (handle, _thread) =
-            start(directory, settings, "a:1".to_owned(), 0, Box::new(publish)).expect("nothing is wrong yet");
+            start(directory, settings, "a:1".to_owned(), &mailboxes(0).0, Box::new(publish))
+                .expect("nothing is wrong yet");
         let command = Command::InitializeCluster { id: 1 };
         let answered = futures_executor::block_on(handle.submit(command));
         panic!("the process goes on, and answers {answered:?}");

@@ -4,6 +4,7 @@ use super::machine::Applied;
 use super::network::{CallError, Kind, Link};
 use super::raft::{LogId, Raft};
 use super::{MetadataError, codec};
+use crate::mailbox::Mailboxes;
 use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::Image;
 use logic::metadata::controller::Heartbeat;
@@ -156,6 +157,8 @@ pub(super) struct Member {
     pub settings: super::ClusterConfig,
     /// Where the others find this broker, host:port.
     pub address: String,
+    /// The way to the shards.
+    pub mailboxes: Mailboxes,
     /// Whether it is a member, as far as it has been told: see [`Member::is_admitted`].
     pub admitted: Arc<AtomicBool>,
 }

@@ -5,10 +5,12 @@
 //! snapshot are in the order of their connection.
 
 use super::codec::{self, Builder, Malformed};
+use super::lag;
 use super::network::read_frame;
 use super::peers::{Member, Word};
 use super::raft::{LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, Types, Vote};
 use crate::accept::PeerHello;
+use crate::group::lag::Question;
 use flatbuffers::{UnionWIPOffset, WIPOffset};
 use logic::ids::{BrokerEpoch, BrokerId};
 use logic::limits::FRAME_BYTES_MAX;
@@ -53,6 +55,7 @@ enum Ask {
     Submit(Proposal),
     Join { broker: u32, address: String, storage_uuid: u128 },
     Heartbeat(Heartbeat),
+    MeasureLag(Vec<Question>),
 }
 
 type Answer = Box<dyn FnOnce(&mut Builder) -> (fb::Answer, WIPOffset<UnionWIPOffset>) + Send>;
@@ -172,6 +175,8 @@ fn ask_of(request: &fb::Request<'_>) -> Result<Ask, Malformed> {
             version: ask.version(),
             stopping: ask.stopping(),
         }))
+    } else if let Some(ask) = request.ask_as_measure_lag() {
+        Ok(Ask::MeasureLag(lag::places_of(&ask)?))
     } else {
         Err(Malformed(format!("request {} is not known here", request.ask_type().0)))
     }
@@ -297,6 +302,10 @@ async fn handle(member: &Member, ask: Ask) -> Answer {
                 return unknown("it does not hear from a majority");
             }
             Box::new(|b| (fb::Answer::Heard, fb::Heard::create(b, &fb::HeardArgs {}).as_union_value()))
+        }
+        Ask::MeasureLag(places) => {
+            let distances = lag::measured(member, places).await;
+            Box::new(move |b| lag::answer(b, &distances))
         }
         // Served in order, by the connection.
         Ask::Install { .. } => refused("a piece out of order"),

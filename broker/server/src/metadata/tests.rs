@@ -3,6 +3,7 @@
 use super::machine::SNAPSHOT_EVERY;
 use super::store::{Operation, RESERVE_BYTES};
 use super::*;
+use crate::mailbox::mailboxes;
 use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::{BrokerRegistration, Placement};
 use std::future::Future;
@@ -26,7 +27,7 @@ fn address() -> String {
 }
 
 fn run(directory: &Path) -> Result<(MetadataHandle, MetadataThread), MetadataError> {
-    start(directory, alone(), address(), 0, Box::new(|_| ()))
+    start(directory, alone(), address(), &mailboxes(0).0, Box::new(|_| ()))
 }
 
 fn register() -> Command {
@@ -152,7 +153,8 @@ fn a_crash_between_commit_and_publish_keeps_the_command() {
     let publish = move |_| {
         std::fs::copy(&from, &to).unwrap();
     };
-    let (handle, _thread) = start(directory.path(), alone(), address(), 0, Box::new(publish)).unwrap();
+    let (handle, _thread) =
+        start(directory.path(), alone(), address(), &mailboxes(0).0, Box::new(publish)).unwrap();
     for (at, command) in [register(), create(1), create(2), delete(1)].into_iter().enumerate() {
         block_on(handle.submit(command)).unwrap();
         // The copy was made before the answer.
@@ -317,7 +319,8 @@ fn many_submitters() {
     let published = Arc::new(Mutex::new(Vec::new()));
     let log = published.clone();
     let publish = move |image: Arc<Image>| log.lock().unwrap().push(image.version());
-    let (handle, thread) = start(directory.path(), alone(), address(), 0, Box::new(publish)).unwrap();
+    let (handle, thread) =
+        start(directory.path(), alone(), address(), &mailboxes(0).0, Box::new(publish)).unwrap();
     std::thread::scope(|scope| {
         for submitter in 0..8u128 {
             let handle = &handle;
@@ -397,9 +400,15 @@ struct Case {
 fn with_faults(kind: ErrorKind, sync_too: bool, from: u64, until: u64) -> Case {
     let (directory, _) = directory_with(&[register()]);
     let faults = Arc::new(Faults::default());
-    let (handle, thread) =
-        start_with(directory.path(), alone(), address(), 0, Box::new(|_| ()), faults.gate(kind, sync_too))
-            .unwrap();
+    let (handle, thread) = start_with(
+        directory.path(),
+        alone(),
+        address(),
+        &mailboxes(0).0,
+        Box::new(|_| ()),
+        faults.gate(kind, sync_too),
+    )
+    .unwrap();
     faults.arm(from, until);
     let answer = block_on(handle.submit(create(1)));
     let reached = faults.count.load(SeqCst) > from;
@@ -436,7 +445,7 @@ fn a_full_disk_delays_and_loses_nothing() {
     let faults = Arc::new(Faults::default());
     let gate = faults.gate(ErrorKind::StorageFull, false);
     let (handle, thread) =
-        start_with(directory.path(), alone(), address(), 0, Box::new(|_| ()), gate).unwrap();
+        start_with(directory.path(), alone(), address(), &mailboxes(0).0, Box::new(|_| ()), gate).unwrap();
     faults.arm(0, u64::MAX);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| block_on(handle.submit(create(1))));
