@@ -290,7 +290,7 @@ impl Admin {
         mut wanted: BTreeSet<u32>,
     ) -> Result<(Arc<Topic>, BTreeMap<u32, LedLog>), ClientError> {
         let until = Instant::now() + LEADERS_WAIT.min(self.cluster.config.request_timeout);
-        let mut logs = BTreeMap::new();
+        let mut logs: BTreeMap<u32, LedLog> = BTreeMap::new();
         let mut attempt = 0;
         loop {
             let topic = self.cluster.refresh(name, Instant::now()).await?;

@@ -230,7 +230,8 @@ impl View {
             0 => {}
             more => output.line(&format!("and {} more (--groups N)", counted(more as u64, "group")))?,
         }
-        match groups.iter().map(|group| u64::from(group.unknown_partitions)).sum() {
+        let unknown: u64 = groups.iter().map(|group| u64::from(group.unknown_partitions)).sum();
+        match unknown {
             0 => Ok(()),
             unknown => output.line(&format!(
                 "?: {} without an answer: nobody leads it, or who does is silent; see: ringlog cluster status",

@@ -138,22 +138,6 @@ impl Cluster {
         broker.said.iter().find_map(|line| line.strip_prefix("http ")).expect("it says where")
     }
 
-    /// A broker does nothing until it is [resumed](Self::resume).
-    pub fn pause(&self, id: u32) {
-        self.signal(id, libc::SIGSTOP);
-    }
-
-    /// See [`Self::pause`].
-    pub fn resume(&self, id: u32) {
-        self.signal(id, libc::SIGCONT);
-    }
-
-    fn signal(&self, id: u32, signal: i32) {
-        let broker = self.places[id as usize - 1].broker.as_ref().expect("it runs");
-        // SAFETY: sends a signal to our own child, which has not been waited for; touches no memory.
-        assert_eq!(unsafe { libc::kill(broker.id() as libc::pid_t, signal) }, 0);
-    }
-
     /// An empty disk takes the place of that of a broker that does not run.
     pub fn replace_disk(&mut self, id: u32) {
         let place = self.place(id);

@@ -3,10 +3,9 @@
 //! there.
 
 use crate::DEADLINE;
-use crate::brokers::Cluster;
+use crate::brokers::{Cluster, producer, run};
 use crate::faults::whole;
 use crate::scrape::Scrape;
-use crate::three::producer;
 use ringlog_client::{Client, NewTopic, Producer, ProducerRecord};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,8 +76,7 @@ struct Spread {
 
 impl Spread {
     async fn start() -> Self {
-        let mut cluster = Cluster::default();
-        (0..BROKERS).for_each(|_| drop(cluster.grow(&["--http", "127.0.0.1:0"])));
+        let cluster = Cluster::with(BROKERS as usize, &["--http", "127.0.0.1:0"]);
         let client = cluster.connect().await;
         whole(&client, BROKERS as usize).await;
         let topic = NewTopic { partitions: PARTITIONS, replication_factor: 1, ..NewTopic::named(TOPIC) };
@@ -95,18 +93,13 @@ impl Spread {
         Scrape::of(self.cluster.http(broker))
     }
 
-    fn json(&self, command: &str) -> Vec<Value> {
-        let said = self.cluster.ok(&format!("{command} --format json"));
-        said.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
-    }
-
     fn top(&self) -> Value {
-        self.json("top --once --every 0.05").remove(0)
+        self.cluster.json("top --once --every 0.05").remove(0)
     }
 
     /// What `ringlog group describe` says of the group, and of each partition.
     fn described(&self, group: &str) -> (Value, BTreeMap<u32, Value>) {
-        let mut lines = self.json(&format!("group describe {group}"));
+        let mut lines = self.cluster.json(&format!("group describe {group}"));
         let group = lines.remove(0);
         let partitions = lines.into_iter().filter(|line| line["kind"] == "partition");
         let number = |line: &Value| line["partition"].as_u64().expect("a number") as u32;
@@ -194,8 +187,7 @@ impl Spread {
 
 #[test]
 fn lag_is_the_same_whoever_leads_and_unknown_where_nobody_answers() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    run(async || {
         let mut spread = Spread::start().await;
         let producer = producer(&spread.client);
         produce(&producer, [10, 20, 30, 40, 50, 60]).await;
