@@ -91,12 +91,12 @@ impl Rig {
                 let _ = sender.try_send(());
             });
         });
-        let (address, shards) = ("127.0.0.1:1".to_owned(), usize::from(SHARDS));
-        let (metadata, thread) =
-            metadata::start(metadata_files.path(), settings, address, shards, publish).expect("it starts");
+        let (mailboxes, own) = mailboxes(usize::from(SHARDS));
+        let address = "127.0.0.1:1".to_owned();
+        let started = metadata::start(metadata_files.path(), settings, address, &mailboxes, publish);
+        let (metadata, thread) = started.expect("it starts");
         metadata.begin(registration(BROKER, SHARDS)).await.expect("it is alone");
         let (image, began) = (metadata.image(), Instant::now());
-        let (mailboxes, own) = mailboxes(shards);
         let mut shards = Vec::new();
         for (number, mailbox) in own.into_iter().enumerate() {
             let id = ShardId::new(number as u16);
