@@ -650,7 +650,7 @@ fn other_bytes_make_suspect() {
 }
 
 #[test]
-fn who_does_not_lead_although_metadata_says_so() {
+pub(super) fn who_does_not_lead_although_metadata_says_so() {
     // Metadata means an earlier registration, or has not heard that this replica is suspect.
     let mut script = Script::new(&[], 0, Status::Clean);
     script.check(Event::Registered(BrokerEpoch::new(2)), "");
