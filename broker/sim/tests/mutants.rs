@@ -143,3 +143,32 @@ fn every_rule_of_metadata_is_needed() {
     drop(panic::take_hook());
     report(killed);
 }
+
+/// Those that a run of a few seconds is enough for: the part that every change must pass.
+#[cfg(feature = "mutants")]
+#[test]
+fn rules_that_are_missed_early() {
+    use logic::replication::rules::Rule;
+    panic::set_hook(Box::new(|_| ()));
+    let rules = [
+        Rule::CutByEpochs,
+        Rule::FollowOwnEpoch,
+        Rule::RefuseGaps,
+        Rule::Sync,
+        Rule::StrictMinimum,
+        Rule::JoinAboveHighWatermark,
+        Rule::JoinAboveEpochStart,
+        Rule::LeadInOwnRegistration,
+        Rule::BeginAtLogStart,
+        Rule::RegisteringEndsLife,
+        Rule::NewLeaderNewEpoch,
+        Rule::ChangesRaiseEpoch,
+        Rule::KeepEligible,
+        Rule::ForgetEligible,
+        Rule::ElectServing,
+        Rule::ElectClean,
+    ];
+    let killed = rules.iter().map(|rule| kill(rule, 500)).collect();
+    drop(panic::take_hook());
+    report(killed);
+}
