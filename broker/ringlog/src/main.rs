@@ -31,6 +31,7 @@ mod tune;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use failure::Failure;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -114,7 +115,9 @@ fn start_logging(serving: bool) {
     let default = if serving { "info,openraft=error" } else { "warn" };
     let wanted = std::env::var("RINGLOG_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(wanted);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colours = std::io::stderr().is_terminal();
+    let format = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(colours);
+    format.with_writer(std::io::stderr).init();
 }
 
 /// Runs a client's work on this thread, until it ends or the user interrupts it.

@@ -154,10 +154,9 @@ async fn create(admin: &Admin, topic: &NewTopic, output: &mut Output) -> Result<
     admin.create_topic(topic).await?;
     let (made, copies) = made(admin, &topic.name).await?;
     if output.is_json() {
-        return output.json(&json!({
-            "topic": made.name, "id": made.id.to_string(), "partitions": made.partitions.len(),
-            "replication_factor": copies,
-        }));
+        let partitions = made.partitions.len();
+        return output
+            .json(&json!({ "topic": made.name, "id": made.id.to_string(), "partitions": partitions }));
     }
     output.line(&format!("created topic {} with {}", made.name, extent(&made, copies)))
 }

@@ -27,7 +27,13 @@ pub async fn move_home(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let broker = match broker {
-        Some(broker) => broker,
+        Some(broker) => {
+            let cluster = admin.describe_cluster(Some(&[])).await?;
+            if cluster.broker(broker).is_none() {
+                return Err(no_broker(broker));
+            }
+            broker
+        }
         None => leader(admin, &partition).await?,
     };
     let (from, pause) = admin.move_home(broker, &partition).await?;
@@ -46,6 +52,10 @@ pub async fn move_home(
         }
     };
     output.line(&line)
+}
+
+fn no_broker(broker: u32) -> Failure {
+    Failure::operation(format!("there is no broker {broker}; see: ringlog cluster status"))
 }
 
 async fn leader(admin: &Admin, of: &HomeMove) -> Result<u32, Failure> {
@@ -74,8 +84,7 @@ pub async fn rebalance(
 ) -> Result<(), Failure> {
     let cluster = admin.describe_cluster(Some(&[])).await?;
     if let Some(unknown) = broker.filter(|broker| cluster.broker(*broker).is_none()) {
-        let text = format!("there is no broker {unknown}; see: ringlog cluster status");
-        return Err(Failure::operation(text));
+        return Err(no_broker(unknown));
     }
     let mut first = Vec::new();
     for known in &cluster.brokers {

@@ -168,7 +168,7 @@ impl Member {
     pub async fn join(&self, storage_uuid: u128) -> Result<(), MetadataError> {
         let deadline = Instant::now() + JOIN_PATIENCE;
         let mut known: Vec<String> = self.settings.join.clone();
-        let mut last = String::new();
+        let (mut last, mut told) = (String::new(), String::new());
         self.log.note_joining(true).await.map_err(|error| MetadataError::Join(error.to_string()))?;
         while Instant::now() < deadline {
             let Some(address) = known.first().cloned() else { break };
@@ -190,7 +190,11 @@ impl Member {
                 Ok(_) => last = format!("{address} does not know who leads the metadata"),
                 Err(error) => last = error.to_string(),
             }
-            tracing::info!("cannot join yet: {last}");
+            // Once for each reason, not with every try.
+            if told != last {
+                tracing::info!("cannot join yet: {last}; it asks for up to {JOIN_PATIENCE:?}");
+                told.clone_from(&last);
+            }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Err(MetadataError::Join(format!("not let in within {JOIN_PATIENCE:?}: {last}")))
