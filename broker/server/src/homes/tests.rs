@@ -249,7 +249,7 @@ impl Drop for SmallDisk {
 /// served by nobody, which is told, until the other one's deletion gives room.
 #[test]
 fn a_partition_that_moves_on_a_full_disk_waits_for_room() {
-    let Some(disk) = SmallDisk::mount(24) else { return };
+    let Some(disk) = SmallDisk::mount(48) else { return };
     run(async move {
         let rig = Rig::start(disk.0.path()).await;
         let moved = rig.topic(1, 0, BROKER).await;
@@ -259,13 +259,14 @@ fn a_partition_that_moves_on_a_full_disk_waits_for_room() {
             rig.append_durably(0, moved).await;
             rig.append_durably(0, deleted).await;
         }
-        let large = rig.append(0, moved, 1_200_000);
-        until("a large append", || large.durable.get()).await;
+        let large = [moved, deleted].map(|id| rig.append(0, id, 1_200_000));
+        until("large appends", || large.iter().all(|told| told.durable.get())).await;
         let [from, to] = [0, 1].map(|at| rig.shards[at].clone());
         assert!(to.store.storage.spend_reserve().await);
         disk.fill();
-        let torn = rig.append(0, moved, 700_000);
-        let waits = rig.append(0, deleted, 3_000_000);
+        // More than what is written ahead.
+        let torn = rig.append(0, moved, 7_500_000);
+        let waits = rig.append(0, deleted, 7_500_000);
         until("the round waits", || from.store.storage.is_full()).await;
         // So that even the group that makes the cut durable needs another segment.
         let set = [("segment.bytes", "1048576"), ("max.message.bytes", "1000000")];

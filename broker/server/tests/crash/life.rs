@@ -698,6 +698,8 @@ impl Life<'_> {
     /// An orderly end, and images of the time after it.
     async fn shut_down(&mut self) {
         let ended = Rc::new(Cell::new(0));
+        // Where something is on its way, the last checkpoint of whoever gives it up claims no orderly end.
+        let moves = !self.moving.borrow().is_empty();
         self.stopping.set(true);
         for store in self.stores.clone() {
             let ended = ended.clone();
@@ -741,7 +743,7 @@ impl Life<'_> {
         let all_open = {
             let ledger = self.ledger.borrow();
             let slots = ledger.slots.iter().filter(|slot| !slot.deleted).count();
-            slots == self.open.borrow().len() && self.moving.borrow().is_empty()
+            slots == self.open.borrow().len() && !moves
         };
         for (at, partition) in self.open.borrow().iter() {
             let slot = &mut self.ledger.borrow_mut().slots[*at];
