@@ -265,7 +265,12 @@ async fn a_member_that_gives_nothing_up_in_time_is_put_out() {
         tokio::join!(nothing_or_more(&mut one), nothing_or_more(&mut two));
         assert!(joined.elapsed() < LIMIT, "it does not come back: {:?}", heard.0.lock().unwrap());
     }
-    assert_eq!(heard.0.lock().unwrap()[2..4], ["lost t/0", "lost t/1"]);
+    // What it was asked for it may still believe to give up; the other one it was never asked for.
+    let told = heard.0.lock().unwrap()[2..4].to_vec();
+    assert!(told.iter().any(|word| word.starts_with("lost t/")), "{told:?}");
+    for partition in ["t/0", "t/1"] {
+        assert!(told.iter().any(|word| word.contains(partition)), "{told:?}");
+    }
     assert_ne!(one.assignment(), two.assignment());
     one.close().await.unwrap();
     two.close().await.unwrap();

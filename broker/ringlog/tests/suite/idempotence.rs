@@ -10,8 +10,10 @@ use ringlog_client::{
 };
 use schema::record_batch;
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const PARTITIONS: u32 = 3;
@@ -223,18 +225,30 @@ async fn what_is_given_up_says_whether_it_may_be_there_and_the_next_epoch_goes_o
         producer.send(ProducerRecord::new("t", value)).await.expect("there is memory for it").await
     };
     assert_eq!(send(&producer, "first").await.expect("it is acknowledged").offset, 0);
+    let line = ["produce", "t", "--receipts", "--format", "json", "--set", "delivery.timeout.ms=2s"];
+    let mut command = broker.command(&line);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = command.spawn().expect("it runs");
+    let mut input = command.stdin.take().expect("it is piped");
+    input.write_all(b"heard\n").expect("it is read");
+    let mut receipt = String::new();
+    let mut output = BufReader::new(command.stdout.take().expect("it is piped"));
+    output.read_line(&mut receipt).expect("it is acknowledged");
+    assert!(receipt.contains("\"offset\":1"), "{receipt}");
     proxy.deaf(true);
-    let error = send(&producer, "unheard").await.expect_err("nobody answers");
+    input.write_all(b"unheard\n").expect("it is read");
+    drop(input);
+    while client.admin().describe_logs("t").await.expect("it answers")[0].log_end < 3 {}
+    let error = send(&producer, "unheard too").await.expect_err("nobody answers");
     assert!(matches!(error, ProduceError::TimedOut { outcome_unknown: true, .. }), "{error}");
-    let line = ["produce", "t", "--set", "delivery.timeout.ms=1s"];
-    broker.run_with(&line, b"unheard too\n").failed(
-        1,
-        &[
-            "1 of 1 record",
-            "not acknowledged within 1s",
-            "may or may not have been written: read back before",
-        ],
-    );
+    let ended = command.wait_with_output().expect("it is our child");
+    assert_eq!(ended.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&ended.stderr);
+    for part in
+        ["1 of 2 records", "not acknowledged within 2s", "may or may not have been written: read back before"]
+    {
+        assert!(said.contains(part), "'{part}' is not in:\n{said}");
+    }
     proxy.deaf(false);
     let receipt = send(&producer, "next").await.expect("it is acknowledged");
     assert!(!receipt.duplicate);
@@ -252,9 +266,9 @@ async fn what_is_given_up_says_whether_it_may_be_there_and_the_next_epoch_goes_o
         producers
             .extend(headers.map(|header| (header.producer_id, header.producer_epoch, header.base_sequence)));
     }
-    assert_eq!(values, ["first", "unheard", "unheard too", "next"]);
-    let (id, others) = (producers[0].0, producers[2].0);
-    assert_eq!(producers, [(id, 0, 0), (id, 0, 1), (others, 0, 0), (id, 1, 0)]);
+    assert_eq!(values, ["first", "heard", "unheard", "unheard too", "next"]);
+    let (id, others) = (producers[0].0, producers[1].0);
+    assert_eq!(producers, [(id, 0, 0), (others, 0, 0), (others, 0, 1), (id, 0, 1), (id, 1, 0)]);
     assert_ne!(id, others);
 
     let hurried = client.producer(patience(Duration::from_millis(200)));
