@@ -6,7 +6,7 @@
 
 use crate::admin::{Admin, ListedOffset, list_offsets_once, retry_may_help};
 use crate::client::ClientError;
-use crate::cluster::{Home, READ_ATTEMPT, Topic};
+use crate::cluster::{Home, Topic};
 use crate::consumer::Consumer;
 use crate::consumer::{AutoOffsetReset, ConsumerConfig, StartFrom};
 use crate::coordinator::Coordinator;
@@ -23,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long one partition's first unread record is waited for.
 const FIRST_UNREAD_WAIT: Duration = Duration::from_secs(5);
-/// How long leaders are asked again that are not there.
-const LEADERS_WAIT: Duration = READ_ATTEMPT;
+/// How long leaders are asked again that are not there: longer than an election takes.
+const LEADERS_WAIT: Duration = Duration::from_secs(2);
 
 /// How far a group is behind on one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -230,12 +230,12 @@ impl View {
             0 => {}
             more => output.line(&format!("and {} more (--groups N)", counted(more as u64, "group")))?,
         }
-        let unknown: u64 = groups.iter().map(|group| u64::from(group.unknown_partitions)).sum();
-        match unknown {
+        match groups.iter().filter(|group| group.unknown_partitions > 0).count() as u64 {
             0 => Ok(()),
             unknown => output.line(&format!(
-                "?: {} without an answer: nobody leads it, or who does is silent; see: ringlog cluster status",
-                counted(unknown, "partition")
+                "?: the lag of {} is not known: nobody leads some partition, or who does is silent; see: ringlog \
+                 cluster status",
+                counted(unknown, "group")
             )),
         }
     }
