@@ -20,6 +20,8 @@ struct State {
     trouble: AtomicBool,
     /// No answer gets through.
     deaf: AtomicBool,
+    /// Connections of which an answer was thrown away for that.
+    unheard: Mutex<Vec<TcpStream>>,
     /// Arrives with another bit, wherever it stands in an answer.
     damaged: Mutex<Option<&'static [u8]>>,
     cut: AtomicU64,
@@ -60,9 +62,14 @@ impl Proxy {
         self.state.trouble.store(on, Ordering::SeqCst);
     }
 
-    /// From now on all answers are thrown away, or are not any more.
+    /// From now on all answers are thrown away, or are not any more. Connections that have missed one end then: nobody waits
+    /// for what will not come.
     pub fn deaf(&self, on: bool) {
         self.state.deaf.store(on, Ordering::SeqCst);
+        for connection in self.state.unheard.lock().expect("nobody panics with it").drain(..) {
+            // It may be gone.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
 
     /// From now on these bytes arrive with one bit changed, or do not any more.
@@ -115,7 +122,10 @@ fn carry(client: TcpStream, server: TcpStream, state: Arc<State>, mut random: fa
                 {
                     bytes[at] ^= 1;
                 }
-                if !state.deaf.load(Ordering::SeqCst) && client_out.write_all(&bytes[..read]).is_err() {
+                if state.deaf.load(Ordering::SeqCst) {
+                    let connection = client_out.try_clone().expect("a handle");
+                    state.unheard.lock().expect("nobody panics with it").push(connection);
+                } else if client_out.write_all(&bytes[..read]).is_err() {
                     break;
                 }
             }
