@@ -684,7 +684,9 @@ impl Life<'_> {
                 }
                 return;
             }
-            if !self.disk.complete_one() && !self.disk.pass_to_next() {
+            // Who releases a partition sleeps again and again.
+            let sleeps = steps % 100 == 99 && !self.moving.borrow().is_empty();
+            if sleeps || !self.disk.complete_one() && !self.disk.pass_to_next() {
                 // What waits for housekeeping gets it.
                 self.disk.pass(Duration::from_millis(100));
                 self.tick();
