@@ -102,7 +102,7 @@ fn cuts_and_appends_of_a_follower() {
 #[test]
 fn partitions_move_into_power_cuts() {
     let moving = |seed| crash::life::run_plan(seed, &Plan::draw_moving(seed));
-    let tally = run_lives("partitions_move_into_power_cuts", 3_000_001, 8_000, moving);
+    let tally = run_lives("partitions_move_into_power_cuts", 3_000_001, 12_000, moving);
     let count = |event| tally.events.get(event).copied().unwrap_or(0);
     print(&format!(
         "crash images of moves: {} checked, {} moves, {} with records under way, {} waited for room, {} acknowledged \

@@ -234,82 +234,12 @@ impl SmallDisk {
     }
 }
 
-impl SmallDisk {
-    /// Gives some of what [`SmallDisk::fill`] took back.
-    fn leave(&self, bytes: u64) {
-        let file = std::fs::File::options().write(true).open(self.ballast()).expect("it is there");
-        let length = file.metadata().expect("it is there").len();
-        file.set_len(length - bytes).expect("it gets shorter");
-    }
-}
-
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: the files of what ends with the test may be open for a moment.
         let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
         assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.path().display());
     }
-}
-
-/// Two partitions wait for room, one with a torn group. That one moves, and its new shard finds no room to open it: it is
-/// served by nobody, which is told, until the other one's deletion gives room.
-#[test]
-fn a_partition_that_moves_on_a_full_disk_waits_for_room() {
-    let Some(disk) = SmallDisk::mount(48) else { return };
-    run(async move {
-        let rig = Rig::start(disk.0.path()).await;
-        let moved = rig.topic(1, 0, BROKER).await;
-        let deleted = rig.topic(2, 0, BROKER).await;
-        rig.follow([0, 1]).await;
-        for _ in 0..3 {
-            rig.append_durably(0, moved).await;
-            rig.append_durably(0, deleted).await;
-        }
-        let large = [moved, deleted].map(|id| rig.append(0, id, 1_200_000));
-        until("large appends", || large.iter().all(|told| told.durable.get())).await;
-        let [from, to] = [0, 1].map(|at| rig.shards[at].clone());
-        assert!(to.store.storage.spend_reserve().await);
-        disk.fill();
-        disk.leave(64 << 10);
-        let torn = rig.append(0, moved, 900_000);
-        until("the round waits", || from.store.storage.is_full()).await;
-        let waits = rig.append(0, deleted, 7_500_000);
-        // So that even the group that makes the cut durable needs another segment.
-        let set = [("segment.bytes", "1048576"), ("max.message.bytes", "1000000")];
-        let set = set.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        rig.submit(Command::AlterTopicConfigs { id: moved.topic, set, unset: Vec::new() }).await;
-        rig.move_home(moved, 1).await;
-        disk.fill();
-        rig.keep_following();
-        rig.settled().await;
-        assert!(!torn.durable.get() && !waits.durable.get());
-        assert!(from.store.partition(&moved).is_none() && to.store.partition(&moved).is_none());
-        assert!(matches!(to.locate(moved), Location::Nowhere(ErrorCode::LeaderNotAvailable)));
-        assert_eq!((arrival(&to, &moved), arrival(&from, &moved)), (Arrived::NoRoom, Arrived::Not));
-        assert!(to.store.storage.is_full(), "nothing is taken meanwhile");
-        let notices = to.store.storage.notices();
-        assert!(
-            notices.iter().any(|notice| notice.contains("cannot be opened: the disk is full")),
-            "{notices:?}"
-        );
-
-        rig.submit(Command::DeleteTopic { id: deleted.topic }).await;
-        until("it is served", || to.store.partition(&moved).is_some()).await;
-        assert!(matches!(arrival(&to, &moved), Arrived::Here(_)));
-        let ends =
-            to.store.partition(&moved).expect("it is open").with_log(|log| (log.log_start(), log.log_end()));
-        assert_eq!(ends, (Offset::new(0), Offset::new(4)), "what was acknowledged, and nothing else");
-        assert!(!to.store.storage.is_full());
-        rig.append_durably(1, moved).await;
-        until("nobody else waits", || !from.store.storage.is_full()).await;
-        let other = rig.topic(3, 0, BROKER).await;
-        rig.settled().await;
-        rig.append_durably(0, other).await;
-        until("the old shard forgets it", || from.homes.left.borrow().is_empty()).await;
-        let reports = to.store.storage.counters.damaged_ranges.get();
-        assert_eq!(reports, 1, "the tail was told of once");
-        rig.end();
-    });
 }
 
 /// The directory of a new partition finds no room: it is made when there is.

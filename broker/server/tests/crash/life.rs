@@ -14,7 +14,7 @@ use logic::ids::{Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::limits::PRODUCER_IN_FLIGHT_MAX;
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
-use logic::producer_state::Admission;
+use logic::producer_state::{Admission, ProducerError};
 use schema::record_batch::{self, BatchBuilder, Producer};
 use schema::segment::GROUP_HEADER_BYTES;
 use server::partition::reader::ReadError;
@@ -506,6 +506,12 @@ impl Life<'_> {
                 let waiter = Rc::new(Acknowledge { ledger: self.ledger.clone(), slot: at });
                 partition.when_durable(note.end(), waiter, token.expect("it is there") as u32);
                 self.event("repetitions answered");
+            }
+            // Below the start of a log that filled the disk, so that no checkpoint told of it: see `judge_producers`.
+            Err(ProducerError::Forgotten { .. })
+                if self.plan.fills_up && batch.end <= partition.with_log(|log| log.log_start().get()) =>
+            {
+                self.event("repetitions of what a full disk made forgotten");
             }
             other => panic!("{} sent again: {other:?}", batch.base),
         }
