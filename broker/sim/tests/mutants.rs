@@ -84,14 +84,23 @@ fn every_rule_of_the_machines_is_needed() {
     let killed = rules.iter().map(|rule| kill(rule, 3000)).collect();
     // The simulation of replication misses the first three, tables the last, which whole clusters cannot meet
     // (`docs/TESTING.md`). With RINGLOG_SIM_RARE_SEEDS=N they are looked for here all the same.
-    let rare = std::env::var("RINGLOG_SIM_RARE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let rarely =
-        [Rule::CompareFingerprints, Rule::CheckGeneration, Rule::SuspectsDoNotLead, Rule::MatchOpenings];
-    for (rule, seeds) in rarely.iter().filter(|_| rare > 0).map(|rule| kill(rule, rare)) {
-        println!("{rule}: {seeds:?} of {rare} seeds");
-    }
+    look_for(&[
+        Rule::CompareFingerprints,
+        Rule::CheckGeneration,
+        Rule::SuspectsDoNotLead,
+        Rule::MatchOpenings,
+    ]);
     drop(panic::take_hook());
     report(killed);
+}
+
+/// With RINGLOG_SIM_RARE_SEEDS=N, prints for rules that no test asserts which of N seeds notices that one is gone.
+#[cfg(feature = "mutants")]
+fn look_for(rules: &[logic::replication::rules::Rule]) {
+    let rare = std::env::var("RINGLOG_SIM_RARE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    for (rule, seeds) in rules.iter().filter(|_| rare > 0).map(|rule| kill(rule, rare)) {
+        println!("{rule}: {seeds:?} of {rare} seeds");
+    }
 }
 
 /// Rules of metadata that whole clusters meet; the others are left to the simulation of replication and to tables, by
@@ -115,8 +124,7 @@ fn every_rule_of_metadata_is_needed() {
         Rule::DeleteByNewerMetadata,
     ];
     let killed = rules.iter().map(|rule| kill(rule, 3000)).collect();
-    let rare = std::env::var("RINGLOG_SIM_RARE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let rarely = [
+    look_for(&[
         Rule::ChangeAsLeader,
         Rule::ChangeKnownState,
         Rule::LeaderInSet,
@@ -136,10 +144,7 @@ fn every_rule_of_metadata_is_needed() {
         Rule::WholeSession,
         Rule::UnfenceCaughtUp,
         Rule::StopWithoutLeading,
-    ];
-    for (rule, seeds) in rarely.iter().filter(|_| rare > 0).map(|rule| kill(rule, rare)) {
-        println!("{rule}: {seeds:?} of {rare} seeds");
-    }
+    ]);
     drop(panic::take_hook());
     report(killed);
 }
