@@ -8,6 +8,7 @@ use crate::history::checker::{Event, History, check};
 use crate::history::worker::{self, TOPIC};
 use crate::hosts::{Changing, Fault, Hosts, OF_CHANGES, OF_ONE, OF_SEVERAL, Whom};
 use crate::network::{Network, network};
+use crate::silences::Silences;
 use crate::slow_link::Slowness;
 use fastrand::Rng;
 use ringlog_client::{
@@ -229,14 +230,41 @@ async fn committed(client: &Client, log: &[Vec<String>]) -> BTreeMap<u32, u64> {
     }
 }
 
-/// Silences by fault.
-type Silences = BTreeMap<Fault, Vec<Duration>>;
+/// What is done to the brokers of one run, in an order by its seed.
+#[derive(Clone)]
+struct Plan {
+    /// How its rows in the table begin.
+    name: &'static str,
+    faults: Vec<Fault>,
+    /// Links that clients and brokers go through.
+    slow: Option<Slowness>,
+}
+
+impl Plan {
+    fn of(faults: &[Fault]) -> Self {
+        Self { name: "", faults: faults.to_vec(), slow: None }
+    }
+
+    /// One broker after the other, as for an upgrade.
+    fn restarts(brokers: u8) -> Self {
+        let faults = vec![Fault::Restart; brokers.into()];
+        Self { name: "in turn: ", faults, slow: None }
+    }
+
+    /// Everything goes through links that can be slowed.
+    fn slow_links() -> Self {
+        let faults = [Fault::Slow, Fault::Slow, Fault::Kill, Fault::Pause, Fault::Isolate];
+        Self { name: "through links: ", faults: faults.to_vec(), slow: Some(Slowness::NONE) }
+    }
+}
 
 /// One run, from an empty cluster to the verdict.
-fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slowness>, silences: &mut Silences) {
+fn run(cluster: (Network, u8), seed: u64, plan: &Plan, silences: &mut Silences) {
+    let Plan { name, faults, slow } = plan;
+    let name = *name;
     let mut random = Rng::with_seed(seed);
     let (network, count) = cluster;
-    let mut hosts = Hosts::start(network, count, slow, random.fork(), PARTITIONS);
+    let mut hosts = Hosts::start(network, count, *slow, random.fork(), PARTITIONS);
     let brokers = hosts.brokers();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let client = runtime.block_on(async {
@@ -278,8 +306,8 @@ fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slownes
         hosts.finish(*fault, at);
         runtime.block_on(whole(&client, count.into()));
         let silence = told.longest_silence(began, ended);
-        println!("seed {seed}, {fault:?}: nothing acknowledged for {} ms", silence.as_millis());
-        silences.entry(*fault).or_default().push(silence);
+        println!("seed {seed}, {name}{fault}: nothing acknowledged for {} ms", silence.as_millis());
+        silences.add(name, *fault, silence);
     }
     told.wait_for(told.count() + ACKNOWLEDGED_BETWEEN);
     stop.store(true, Ordering::Relaxed);
@@ -304,6 +332,7 @@ fn run(cluster: (Network, u8), seed: u64, faults: &[Fault], slow: Option<Slownes
         verdict.read_again,
         verdict.anomalies.len()
     );
+    silences.judged(count, &verdict);
     assert!(
         verdict.anomalies.is_empty(),
         "seed {seed}: {:#?}",
@@ -321,69 +350,80 @@ fn seeds() -> std::ops::Range<u64> {
     first..first + wanted().unwrap_or(1)
 }
 
-/// Runs all seeds, each with the faults of `plan` in an order of its own, and prints how long nothing was acknowledged.
-/// A usual run has one seed and the faults of `usual`.
-fn all(brokers: u8, plan: &[Fault], usual: &[Fault], slow: Option<Slowness>) {
-    let mut silences = Silences::new();
+/// Runs these plans with every seed, and prints one table of how long nothing was acknowledged.
+fn all(brokers: u8, plans: &[Plan]) {
+    if let Ok(other) = std::env::var("RINGLOG_OTHER_BINARY") {
+        println!("of {brokers} brokers every second one is {other}");
+    }
+    let mut silences = Silences::of(brokers);
     for seed in seeds() {
-        let Some(network) = network(brokers) else { return };
-        let mut plan = if wanted().is_some() { plan.to_vec() } else { usual.to_vec() };
-        // Not the numbers that the run itself takes.
-        Rng::with_seed(!seed).shuffle(&mut plan);
-        run((network, brokers), seed, &plan, slow, &mut silences);
+        for plan in plans {
+            let Some(network) = network(brokers) else { return };
+            let mut plan = plan.clone();
+            // Not the numbers that the run itself takes.
+            Rng::with_seed(!seed).shuffle(&mut plan.faults);
+            run((network, brokers), seed, &plan, &mut silences);
+        }
     }
-    for (fault, all) in &mut silences {
-        all.sort();
-        println!(
-            "{brokers} brokers, {fault:?}: {} times, nothing acknowledged for p50 {} ms, at most {} ms",
-            all.len(),
-            all[(all.len() - 1) / 2].as_millis(),
-            all[all.len() - 1].as_millis()
-        );
-    }
+}
+
+/// What a run of length is for, or a usual one.
+fn usually<'a>(usual: &'a [Fault], all: &'a [Fault]) -> Plan {
+    Plan::of(if wanted().is_some() { all } else { usual })
 }
 
 #[test]
 fn one_broker_under_faults_loses_nothing() {
-    all(1, &OF_ONE, &OF_ONE, None);
+    all(1, &[Plan::of(&OF_ONE)]);
 }
 
 #[test]
 fn one_broker_behind_a_slow_link_loses_nothing() {
     let slowness =
         Slowness { delay: Duration::from_millis(2), jitter: Duration::from_millis(20), rate: 2_000_000 };
-    let faults = [Fault::Kill, Fault::Pause];
-    all(1, &faults, &faults, Some(slowness));
+    let faults = vec![Fault::Kill, Fault::Pause];
+    all(1, &[Plan { name: "behind a slow link: ", faults, slow: Some(slowness) }]);
 }
 
 #[test]
 fn without_faults_nothing_is_read_twice() {
     let Some(network) = network(1) else { return };
-    run((network, 1), 0, &[], None, &mut Silences::new());
+    run((network, 1), 0, &Plan::of(&[]), &mut Silences::of(1));
 }
 
 #[test]
 fn three_brokers_under_faults_lose_nothing() {
     // What goes without a fault is another test's.
     let usual: Vec<Fault> = OF_SEVERAL.into_iter().filter(|fault| *fault != Fault::None).collect();
-    all(3, &OF_SEVERAL, &usual, None);
+    all(3, &[usually(&usual, &OF_SEVERAL)]);
 }
 
 #[test]
 fn three_brokers_restarted_in_turn_lose_nothing() {
-    all(3, &[Fault::Restart; 3], &[Fault::Restart; 3], None);
+    all(3, &[Plan::restarts(3)]);
 }
 
 #[test]
 fn with_three_brokers_and_no_faults_nothing_is_read_twice() {
     let Some(network) = network(3) else { return };
-    run((network, 3), 0, &[], None, &mut Silences::new());
+    run((network, 3), 0, &Plan::of(&[]), &mut Silences::of(3));
 }
 
 #[test]
 fn three_brokers_with_slow_links_lose_nothing() {
-    let plan = [Fault::Slow, Fault::Slow, Fault::Kill, Fault::Pause, Fault::Isolate];
-    all(3, &plan, &plan[..1], Some(Slowness::NONE));
+    let mut plan = Plan::slow_links();
+    if wanted().is_none() {
+        plan.faults.truncate(1);
+    }
+    all(3, &[plan]);
+}
+
+/// All that can be done to three brokers, in one table: only where runs of length are wanted.
+#[test]
+fn every_fault_of_three_brokers_loses_nothing() {
+    if wanted().is_some() {
+        all(3, &[Plan::of(&OF_SEVERAL), Plan::slow_links(), Plan::restarts(3)]);
+    }
 }
 
 #[test]
@@ -393,13 +433,29 @@ fn five_brokers_under_faults_and_changes_lose_nothing() {
         Fault::KillDuring(Changing::Remove, Whom::Controller),
         Fault::KillDuring(Changing::Join, Whom::Itself),
     ];
-    all(5, &[&OF_CHANGES[..], &OF_SEVERAL].concat(), &usual, None);
+    all(5, &[usually(&usual, &[&OF_CHANGES[..], &OF_SEVERAL].concat())]);
 }
 
 #[test]
 fn five_brokers_restarted_in_turn_lose_nothing() {
     // As with three, and longer: only where runs of length are wanted.
     if wanted().is_some() {
-        all(5, &[Fault::Restart; 5], &[], None);
+        all(5, &[Plan::restarts(5)]);
+    }
+}
+
+#[test]
+fn five_brokers_with_slow_links_lose_nothing() {
+    if wanted().is_some() {
+        all(5, &[Plan::slow_links()]);
+    }
+}
+
+/// As with three, and those of changes of membership.
+#[test]
+fn every_fault_of_five_brokers_loses_nothing() {
+    if wanted().is_some() {
+        let faults = Plan::of(&[&OF_SEVERAL[..], &OF_CHANGES].concat());
+        all(5, &[faults, Plan::slow_links(), Plan::restarts(5)]);
     }
 }

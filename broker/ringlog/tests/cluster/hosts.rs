@@ -9,6 +9,8 @@ use crate::network::Network;
 use crate::process::{Broker, Serve};
 use crate::slow_link::{SlowLink, Slowness};
 use fastrand::Rng;
+use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -97,6 +99,46 @@ pub const OF_CHANGES: [Fault; 10] = [
     Fault::KillDuring(Changing::Join, Whom::Itself),
 ];
 
+/// As the table of docs/TESTING.md names it.
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::None => "none",
+            Self::Kill => "`kill -9`, start, of one that does not lead the metadata",
+            Self::KillController => "`kill -9`, start, of the one that leads the metadata",
+            Self::Restart => "stop in order, start",
+            Self::Pause => "SIGSTOP",
+            Self::Isolate => "link down",
+            Self::Mute => "nothing from it gets anywhere",
+            Self::Deafen => "nothing gets to it",
+            Self::Sever => "nothing from it gets to one other",
+            Self::Slow => "slow link (60 to 180 ms, 200 kB/s)",
+            Self::KillDuring(changing, whom) => return write!(formatter, "`kill -9` of {whom}, {changing}"),
+        })
+    }
+}
+
+impl fmt::Display for Changing {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Move => "while a partition moves",
+            Self::Drain => "while a broker is drained",
+            Self::Remove => "while a broker is removed",
+            Self::Join => "while a broker joins",
+        })
+    }
+}
+
+impl fmt::Display for Whom {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Another => "another that does not lead the metadata",
+            Self::Controller => "the one that leads the metadata",
+            Self::Itself => "that broker itself",
+        })
+    }
+}
+
 /// A broker on its host.
 struct Host {
     number: u8,
@@ -104,6 +146,11 @@ struct Host {
     broker: Option<Broker>,
     /// What everybody goes through.
     slow: Option<SlowLink>,
+}
+
+/// The build that a host's broker has where two are mixed: `RINGLOG_OTHER_BINARY` names that of every second host.
+fn other_build(number: u8) -> Option<OsString> {
+    std::env::var_os("RINGLOG_OTHER_BINARY").filter(|_| number.is_multiple_of(2))
 }
 
 /// The brokers of a run.
@@ -164,10 +211,11 @@ impl Hosts {
         let other = self.hosts.iter().find(|other| other.number != host.number && other.broker.is_some());
         let join =
             other.map(|other| SocketAddr::from((self.network.address(other.number), PORT)).to_string());
-        Serve::new(host.data.path())
-            .shards(2)
-            .listen(listen)
-            .through(&words)
+        let mut serve = Serve::new(host.data.path()).shards(2).listen(listen).through(&words);
+        if let Some(other) = other_build(host.number) {
+            serve.binary = other;
+        }
+        serve
             .prepared(move |command| {
                 let settings = [("--advertise", advertised), ("--broker-id", id), ("--join", join)];
                 for (name, value) in settings {

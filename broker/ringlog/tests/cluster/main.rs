@@ -5,7 +5,8 @@
 //! ([`faults`]) has producers that want every acknowledgement to be durable, and a group of consumers; everything that they
 //! were told goes through the checker of histories. Without the rights to make namespaces the runs on hosts say so and
 //! pass; what they need is installed, or they fail. `RINGLOG_CLUSTER_SEEDS=N` for more than a handful, `RINGLOG_CLUSTER_FIRST=S` to
-//! begin at a seed.
+//! begin at a seed. `RINGLOG_BINARY` names another build than that of the tests, `RINGLOG_OTHER_BINARY` that of every second
+//! host's broker.
 
 mod acks;
 mod brokers;
@@ -29,6 +30,7 @@ mod scrape;
 #[path = "../faults/support/segments.rs"]
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod segments;
+mod silences;
 mod slow_disk;
 mod slow_link;
 mod three;

@@ -20,6 +20,8 @@ pub struct Serve {
     data: PathBuf,
     listen: String,
     shards: usize,
+    /// The program, that which is tested unless another is put here.
+    pub binary: OsString,
     wrapper: Vec<OsString>,
     prepare: Option<Prepare>,
 }
@@ -51,6 +53,7 @@ impl Serve {
             data: data.to_owned(),
             listen: "127.0.0.1:0".to_owned(),
             shards: 1,
+            binary: std::env::var_os("RINGLOG_BINARY").unwrap_or_else(|| BINARY.into()),
             wrapper: Vec::new(),
             prepare: None,
         }
@@ -94,7 +97,7 @@ impl Serve {
     /// Starts it, and does not wait: see [`Broker::until_ready`].
     pub fn spawn(self) -> Broker {
         let mut words = self.wrapper;
-        words.push(std::env::var_os("RINGLOG_BINARY").unwrap_or_else(|| BINARY.into()));
+        words.push(self.binary);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("serve").arg("--data").arg(&self.data);
         command.args(["--listen", &self.listen, "--cores", "none", "--shards", &self.shards.to_string()]);
