@@ -27,6 +27,18 @@ fn the_demo_of_three_loses_nothing_and_says_for_how_long() {
     assert!(number("partitions_led") >= 3.0, "{report}");
     assert!(0.0 < number("unavailable_p50_ms"), "{report}");
     assert!(number("unavailable_p50_ms") <= number("unavailable_max_ms"), "{report}");
+    // Each partition is told of, and the figures above are of them.
+    let told = report["unavailable"].as_array().expect("a list");
+    let of = |led: bool| -> Vec<f64> {
+        let some = told.iter().filter(|one| one["led"] == led);
+        some.map(|one| one["ms"].as_f64().expect("a number")).collect()
+    };
+    assert!(told.iter().map(|one| one["partition"].as_u64()).eq((0..8).map(Some)), "{report}");
+    assert_eq!(of(true).len() as f64, number("partitions_led"), "{report}");
+    assert!(of(true).iter().all(|ms| *ms > 0.0), "{report}");
+    for (led, most) in [(true, "unavailable_max_ms"), (false, "others_max_ms")] {
+        assert_eq!(of(led).into_iter().reduce(f64::max), Some(number(most)), "{report}");
+    }
     assert!(number("ack_p99_us") > 0.0 && number("filled_up_s") > 0.0, "{report}");
     let left = std::fs::read_dir(place).expect("it is there").count();
     assert_eq!(left, 0, "the temporary directory is gone");

@@ -9,6 +9,17 @@ use crate::output::{Output, Table, duration_us, grouped};
 use ringlog_client::ClusterDescription;
 use std::time::{Duration, Instant};
 
+/// How long one partition took nothing after the kill.
+#[derive(Debug, serde::Serialize)]
+pub struct Unavailable {
+    /// Which.
+    pub partition: u32,
+    /// The killed broker led it.
+    pub led: bool,
+    /// The longest time without an acknowledgement that reaches beyond the kill, from the kill on.
+    pub ms: f64,
+}
+
 /// See the module.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Outcome {
@@ -40,6 +51,8 @@ pub struct Outcome {
     pub killed_broker: u32,
     /// Partitions that it led.
     pub partitions_led: usize,
+    /// Each partition, in order.
+    pub unavailable: Vec<Unavailable>,
     /// From the kill to the next acknowledgement: the middle one of the partitions that it led.
     pub unavailable_p50_ms: f64,
     /// The longest.
@@ -61,20 +74,24 @@ pub struct Outcome {
 impl Outcome {
     /// What the producer and the cluster say. `before`: the cluster just before the kill.
     pub fn new(before: &ClusterDescription, victim: u32, written: &Written, killed_at: Instant) -> Self {
-        let mut led = Vec::new();
-        let mut others = Duration::ZERO;
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let mut unavailable = Vec::new();
         for (_, partition) in before.partitions() {
             let pauses = &written.pauses[partition.partition as usize];
             // A pause that was over before the kill is none of its doing.
             let after = pauses.iter().filter(|(_, to)| *to > killed_at);
             let longest = after.map(|(from, to)| *to - killed_at.max(*from)).max().unwrap_or_default();
-            match partition.leader == Some(victim) {
-                true => led.push(longest),
-                false => others = others.max(longest),
-            }
+            let led = partition.leader == Some(victim);
+            unavailable.push(Unavailable { partition: partition.partition, led, ms: ms(longest) });
         }
-        led.sort_unstable();
-        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        unavailable.sort_unstable_by_key(|one| one.partition);
+        let times = |of_victim: bool| {
+            let mut times: Vec<f64> =
+                unavailable.iter().filter(|one| one.led == of_victim).map(|one| one.ms).collect();
+            times.sort_unstable_by(f64::total_cmp);
+            times
+        };
+        let (led, others) = (times(true), times(false));
         let us = |quantile| written.acknowledge_ns.value_at_quantile(quantile) as f64 / 1e3;
         Self {
             brokers: before.brokers.len(),
@@ -84,9 +101,10 @@ impl Outcome {
             recognised: written.recognised,
             killed_broker: victim,
             partitions_led: led.len(),
-            unavailable_p50_ms: led.get(led.len() / 2).copied().map_or(0.0, ms),
-            unavailable_max_ms: led.last().copied().map_or(0.0, ms),
-            others_max_ms: ms(others),
+            unavailable_p50_ms: led.get(led.len() / 2).copied().unwrap_or_default(),
+            unavailable_max_ms: led.last().copied().unwrap_or_default(),
+            others_max_ms: others.last().copied().unwrap_or_default(),
+            unavailable,
             ack_p50_us: us(0.5),
             ack_p99_us: us(0.99),
             seconds: written.elapsed.as_secs_f64(),
@@ -143,6 +161,10 @@ impl Outcome {
         row("sent again, recognised", grouped(self.recognised), "their answer was lost with the broker");
         let led = format!("of the {} partitions that it led", self.partitions_led);
         row("broker killed", self.killed_broker.to_string(), &format!("it led {}", self.partitions_led));
+        for Unavailable { partition, led, ms: longest } in &self.unavailable {
+            let remark = if *led { "it led this one" } else { "led by another broker" };
+            row(&format!("unavailable, partition {partition}"), ms(*longest), remark);
+        }
         row("unavailable p50", ms(self.unavailable_p50_ms), &led);
         row("unavailable max", ms(self.unavailable_max_ms), &led);
         row("others' longest pause", ms(self.others_max_ms), "of partitions led by other brokers");
