@@ -39,6 +39,15 @@ fn in_sync(cluster: &ClusterDescription) -> Vec<u32> {
     members
 }
 
+/// Who may lead besides those in sync, since it has everything that was committed, sorted.
+fn eligible(cluster: &ClusterDescription) -> Vec<u32> {
+    let replicas = of_topic(cluster, TOPIC).flat_map(|partition| &partition.replicas);
+    let mut members: Vec<u32> =
+        replicas.filter(|replica| replica.eligible).map(|replica| replica.broker).collect();
+    members.sort_unstable();
+    members
+}
+
 /// Waits until these are in sync and no others.
 async fn until_in_sync(client: &Client, brokers: &[u32]) {
     let mut brokers = brokers.to_vec();
@@ -194,11 +203,13 @@ fn a_partition_without_enough_replicas_takes_and_shows_nothing_new_and_comes_bac
         let behind = log.len() as f64;
         assert_eq!(scrape.sum("ringlog_partition_replica_lag_records", &[("topic", TOPIC)]), behind);
         assert_eq!(scrape.sum("ringlog_replica_max_lag_records", &[]), behind);
+        assert!(scrape.sum("ringlog_replica_max_lag_seconds", &[]) > 0.0, "it is behind for some time");
         let lines = cluster.json("cluster describe --troubled");
         let partition = lines.iter().find(|line| line["kind"] == "partition").expect("it is listed");
         let lags = partition["lags"].as_array().expect("there are replicas");
         let lag = lags.iter().find(|lag| lag["broker"] == first).expect("it is one of them");
         assert_eq!((&lag["lag_records"], &lag["connected"]), (&log.len().into(), &false.into()), "{lag}");
+        assert!(lag["lag_ms"].as_u64().is_some_and(|ms| ms > 0), "{lag}");
 
         // The other is held: whatever is waited for, what only the leader has is not visible.
         cluster.pause(second);
@@ -262,8 +273,49 @@ fn a_partition_without_enough_replicas_takes_and_shows_nothing_new_and_comes_bac
         whole(&client, 5).await;
         until_said(&cluster, &[1, 2, 3, 4, 5], None).await;
         produce(&for_all, &mut log, 5).await;
+        assert_eq!(read_log(&client, TOPIC, 1).await, [log.clone()]);
+
+        all_three_go(&mut cluster, &client, [&for_all, &for_leader], &mut log).await;
         assert_eq!(read_log(&client, TOPIC, 1).await, [log]);
     });
+}
+
+/// All three go, one after the other. Who left when two were enough lacks what they committed, and may not lead. Who left
+/// when they were too few has all of that, and leads by itself.
+async fn all_three_go(
+    cluster: &mut Cluster,
+    client: &Client,
+    [for_all, for_leader]: [&Producer; 2],
+    log: &mut Vec<String>,
+) {
+    let leads = leader_of(client, TOPIC, 0).await;
+    let followers: Vec<u32> = [3, 4, 5].into_iter().filter(|id| *id != leads).collect();
+    let [goes, last] = followers[..] else { panic!("{followers:?} follow") };
+    cluster.kill(goes);
+    until_in_sync(client, &[leads, last]).await;
+    produce(for_all, log, 5).await;
+    cluster.pause(last);
+    let only_here = send(for_leader, "only its leader has it").await.await.expect("its leader has it");
+    assert_eq!(only_here.offset, log.len() as u64);
+    cluster.kill(last);
+    until(client, "who was in sync is eligible", |cluster| {
+        in_sync(cluster) == [leads] && eligible(cluster) == [last]
+    })
+    .await;
+    cluster.kill(leads);
+    cluster.start(goes);
+    until_said(cluster, &[1, 2, goes], Some("no leader")).await;
+    cluster.start(last);
+    until(client, "who was eligible leads", |cluster| {
+        of_topic(cluster, TOPIC).all(|partition| partition.leader == Some(last))
+    })
+    .await;
+    until_in_sync(client, &[goes, last]).await;
+    produce(for_all, log, 5).await;
+    cluster.start(leads);
+    whole(client, 5).await;
+    until_said(cluster, &[1, 2, 3, 4, 5], None).await;
+    produce(for_all, log, 5).await;
 }
 
 #[test]
