@@ -1,22 +1,26 @@
 //! Hosts of their own: network namespaces on one bridge, whose links can be cut, both ways or one way.
 //!
-//! Owner: one test; everything is removed with it, whatever the test did. Host 0 is this process, at the bridge. A cut is
-//! silent: nobody is told, packets are lost, as with a cable or a switch. Needs `ip` of iproute2, and the right to make
-//! namespaces: without the right a run says so and passes, without the tool it fails. Absent on purpose:
-//! loss and delay, which a kernel may not offer; see [`super::slow_link`].
+//! Owner: one test; everything is removed with it, whatever the test did, and what a test that was killed has left by the
+//! next process that makes a network. `hosts.sh` beside this file makes and removes them, for a person too. Host 0 is this
+//! process, at the bridge. A cut is silent: nobody is told, packets are lost, as with a cable or a switch. Needs `ip` of
+//! iproute2, and the right to make namespaces: without the right a run says so and passes, without the tool it fails. Absent
+//! on purpose: loss and delay, which a kernel may not offer; see [`super::slow_link`].
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 static NETWORKS: AtomicU32 = AtomicU32::new(0);
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/hosts.sh");
+/// What the script ends with where a right is missing.
+const NO_RIGHTS: i32 = 77;
 
 /// A bridge and the hosts on it.
 pub struct Network {
     /// Of everything that this network has.
     name: String,
     prefix: [u8; 3],
-    hosts: u8,
 }
 
 /// Why something was not done.
@@ -28,57 +32,50 @@ enum NotDone {
     Failed(String),
 }
 
-fn ip(arguments: &str) -> Result<(), NotDone> {
-    let words = arguments.split_whitespace();
-    let output = Command::new("ip").args(words).output();
-    let output = output.map_err(|error| NotDone::Failed(format!("ip: {error}; install iproute2")))?;
-    if output.status.success() {
-        return Ok(());
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output();
+    let output = output.map_err(|error| format!("ip: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim())),
     }
-    Err(NotDone::of(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
 
-impl NotDone {
-    /// What `ip` has said.
-    fn of(said: String) -> Self {
-        // The words for EPERM and EACCES, which it does not translate.
-        let no_rights = ["Operation not permitted", "Permission denied"];
-        match no_rights.iter().any(|words| said.contains(words)) {
-            true => Self::NoRights(said),
-            false => Self::Failed(said),
-        }
+/// Runs `hosts.sh`; what it makes belongs to process `owner`.
+fn script(owner: u32, prepare: impl FnOnce(&mut Command)) -> Result<(), NotDone> {
+    let mut command = Command::new("/bin/sh");
+    command.arg(SCRIPT).env("RINGLOG_HOSTS_OWNER", owner.to_string());
+    prepare(&mut command);
+    let output = command.output().map_err(|error| NotDone::Failed(format!("/bin/sh: {error}")))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(NO_RIGHTS) => Err(NotDone::NoRights(said)),
+        _ => Err(NotDone::Failed(said)),
     }
+}
+
+fn sweep() -> Result<(), NotDone> {
+    script(std::process::id(), |command| {
+        command.arg("sweep");
+    })
 }
 
 impl Network {
-    /// A network with hosts 1 to `hosts` beside this process.
-    fn new(hosts: u8) -> Result<Self, NotDone> {
+    /// A network with hosts 1 to `hosts` beside this process, which is there as long as process `owner` is.
+    fn new(owner: u32, hosts: u8) -> Result<Self, NotDone> {
+        static SWEPT: Once = Once::new();
+        // What cannot be removed is in nobody's way, or the next step says so.
+        SWEPT.call_once(|| drop(sweep()));
         let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
         let place = std::process::id().wrapping_mul(16).wrapping_add(number) % (64 * 256);
         let prefix = [10, 64 + (place / 256) as u8, (place % 256) as u8];
-        // Names of interfaces have at most 15 letters.
-        let network = Self { name: format!("rl{place:x}"), prefix, hosts };
-        network.make()?;
+        let network = Self { name: format!("rl{place:x}"), prefix };
+        let [a, b, c] = prefix;
+        script(owner, |command| {
+            command.args(["up", &network.name, &hosts.to_string(), &format!("{a}.{b}.{c}")]);
+        })?;
         Ok(network)
-    }
-
-    fn make(&self) -> Result<(), NotDone> {
-        let name = &self.name;
-        ip(&format!("link add {name} type bridge"))?;
-        ip(&format!("addr add {}/24 dev {name}", self.address(0)))?;
-        ip(&format!("link set {name} up"))?;
-        for host in 1..=self.hosts {
-            let (space, link) = (self.space(host), self.link(host));
-            ip(&format!("addr add {}/24 dev {name}", self.front(host)))?;
-            ip(&format!("netns add {space}"))?;
-            ip(&format!("link add {link} type veth peer name eth0 netns {space}"))?;
-            ip(&format!("link set {link} master {name}"))?;
-            ip(&format!("link set {link} up"))?;
-            ip(&format!("-n {space} addr add {}/24 dev eth0", self.address(host)))?;
-            ip(&format!("-n {space} link set eth0 up"))?;
-            ip(&format!("-n {space} link set lo up"))?;
-        }
-        Ok(())
     }
 
     fn space(&self, host: u8) -> String {
@@ -136,12 +133,9 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         // What was not made cannot be removed.
-        for host in 1..=self.hosts {
-            let _ = ip(&format!("route del blackhole {}/32", self.address(host)));
-            let _ = ip(&format!("link del {}", self.link(host)));
-            let _ = ip(&format!("netns del {}", self.space(host)));
-        }
-        let _ = ip(&format!("link del {}", self.name));
+        let _ = script(std::process::id(), |command| {
+            command.args(["down", &self.name]);
+        });
     }
 }
 
@@ -150,13 +144,11 @@ impl Drop for Network {
 /// # Panics
 /// It cannot be made for another reason: what tests need is installed, and is found out if not.
 pub fn network(hosts: u8) -> Option<Network> {
-    match Network::new(hosts) {
+    match Network::new(std::process::id(), hosts) {
         Ok(network) => Some(network),
         Err(NotDone::Failed(why)) => panic!("no network can be made: {why}"),
         Err(NotDone::NoRights(why)) => {
-            use std::io::Write;
-            // Not println: the harness would keep it to itself, because the test passes.
-            let _ = writeln!(std::io::stderr(), "NOT run, networks may not be made here: {why}");
+            crate::skipped(&format!("networks may not be made here: {why}"));
             None
         }
     }
@@ -165,7 +157,10 @@ pub fn network(hosts: u8) -> Option<Network> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Stdio;
+    use std::fs::Permissions;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::{Child, Stdio};
 
     /// Whether host `from` gets an answer from host `to`.
     fn reaches(network: &Network, from: u8, to: u8) -> bool {
@@ -183,7 +178,7 @@ mod tests {
     }
 
     /// Answers every datagram, on a host, until killed.
-    fn echo(network: &Network, host: u8) -> std::process::Child {
+    fn echo(network: &Network, host: u8) -> Child {
         let script = format!(
             "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM)\ns.bind(('{}',7007))\n\
              print('ready',flush=True)\nwhile True:\n d,a=s.recvfrom(9)\n try: s.sendto(d,a)\n except OSError: pass",
@@ -193,23 +188,72 @@ mod tests {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(["python3", "-c", &script]).stdout(Stdio::piped());
         let mut child = command.spawn().expect("python is there");
-        let mut line = String::new();
-        let mut output = std::io::BufReader::new(child.stdout.take().expect("it is piped"));
-        std::io::BufRead::read_line(&mut output, &mut line).expect("it says ready");
+        wait_for_line(&mut child);
         child
+    }
+
+    /// It has said something, and so runs where it is meant to.
+    fn wait_for_line(child: &mut Child) {
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().expect("it is piped"));
+        output.read_line(&mut line).expect("it says ready");
+        assert_eq!(line, "ready\n");
     }
 
     #[test]
     fn only_a_missing_right_is_no_failure() {
         let rows = [
-            ("ip link add rl0 type bridge: RTNETLINK answers: Operation not permitted", true),
-            ("ip netns add rl0s1: mkdir /run/netns failed: Permission denied", true),
-            ("ip link add rl0 type bridge: Error: Unknown device type.", false),
-            ("ip: No such file or directory (os error 2); install iproute2", false),
+            ("RTNETLINK answers: Operation not permitted", true),
+            ("mkdir /run/netns failed: Permission denied", true),
+            ("Error: Unknown device type.", false),
         ];
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("it can be written to");
+        // Another `ip` comes first: it knows no link, and makes none.
+        let path = format!("{}:{}", place.path().display(), std::env::var("PATH").expect("there is one"));
+        let up = |path: &str| {
+            script(0, |command| {
+                command.args(["up", "rl-none", "1"]).env("PATH", path);
+            })
+            .expect_err("no ip")
+        };
+        let fake = place.path().join("ip");
         for (said, no_rights) in rows {
-            assert_eq!(matches!(NotDone::of(said.to_owned()), NotDone::NoRights(_)), no_rights, "{said}");
+            std::fs::write(&fake, format!("#!/bin/sh\necho '{said}' >&2\nexit 2\n"))
+                .expect("it can be written to");
+            std::fs::set_permissions(&fake, Permissions::from_mode(0o755)).expect("it is ours");
+            let why = up(&path);
+            assert_eq!(matches!(why, NotDone::NoRights(_)), no_rights, "{why:?}");
+            assert!(
+                matches!(&why, NotDone::NoRights(why) | NotDone::Failed(why) if why.ends_with(said)),
+                "{why:?}"
+            );
         }
+        // And none at all: sh finds what it needs by itself.
+        std::fs::remove_file(&fake).expect("it is there");
+        let why = up(&place.path().display().to_string());
+        assert!(matches!(&why, NotDone::Failed(why) if why.contains("install iproute2")), "{why:?}");
+    }
+
+    #[test]
+    fn what_a_killed_test_has_left_is_swept_away() {
+        let Some(kept) = network(1) else { return };
+        let mut maker = Command::new("sleep").arg("1000").spawn().expect("it is everywhere");
+        let left = Network::new(maker.id(), 2).expect("one could be made");
+        let words = left.enter(2);
+        let mut runs = Command::new(&words[0]);
+        runs.args(&words[1..]).args(["sh", "-c", "echo ready && exec sleep 1000"]).stdout(Stdio::piped());
+        let mut runs = runs.spawn().expect("it runs");
+        wait_for_line(&mut runs);
+        let is_there =
+            |network: &Network, host: u8| ip(&format!("-n {} link show eth0", network.space(host))).is_ok();
+        assert!(is_there(&left, 1) && is_there(&left, 2) && is_there(&kept, 1));
+        maker.kill().and_then(|()| maker.wait()).expect("it is our child");
+        sweep().expect("nothing is in its way");
+        assert!(
+            !is_there(&left, 1) && !is_there(&left, 2) && ip(&format!("link show {}", left.name)).is_err()
+        );
+        assert!(!runs.wait().expect("it is our child").success(), "what ran there is killed");
+        assert!(is_there(&kept, 1) && ip(&format!("link show {}", kept.name)).is_ok());
     }
 
     #[test]
