@@ -9,6 +9,7 @@
 //! host's broker.
 
 mod acks;
+mod backup;
 mod brokers;
 mod changes;
 mod demo;
