@@ -310,7 +310,7 @@ pub const CATCH_UP_BYTES_PER_SECOND: u64 = 16 * MIB as u64;
 pub const REPLICATION_PARTITION_BYTES_MAX: usize = 8 * MIB;
 /// What may wait to be sent over one stream, bytes; above it the stream is closed.
 pub const REPLICATION_QUEUE_BYTES_MAX: usize = 48 * MIB;
-/// Reads of the device under way for one follower broker.
+/// Reads of the device under way for one follower broker, of each of its streams.
 pub const REPLICATION_READS_MAX: usize = 2;
 /// How long connecting to another broker may take, Hello included, milliseconds.
 pub const REPLICATION_CONNECT_TIMEOUT_MS: u64 = 1_000;

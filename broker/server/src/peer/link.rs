@@ -86,8 +86,9 @@ struct Session {
     catch_up: RefCell<CatchUp>,
     live_turns: RefCell<Turns>,
     catch_up_turns: RefCell<Turns>,
-    /// Reads of the device under way.
-    reads: Cell<usize>,
+    /// Reads of the device under way, of each stream its own: live batches wait for no other's.
+    live_reads: Cell<usize>,
+    catch_up_reads: Cell<usize>,
     /// Of the catch-up stream.
     pace: RefCell<Pace>,
     /// It is woken when it may send again.
@@ -109,6 +110,13 @@ impl Session {
         match kind {
             StreamKind::Live => &self.live_turns,
             StreamKind::CatchUp => &self.catch_up_turns,
+        }
+    }
+
+    fn reads(&self, kind: StreamKind) -> &Cell<usize> {
+        match kind {
+            StreamKind::Live => &self.live_reads,
+            StreamKind::CatchUp => &self.catch_up_reads,
         }
     }
 
@@ -278,7 +286,8 @@ impl Link {
                 REPLICATION_CATCH_UP_BYTES_MAX,
                 REPLICATION_PARTITION_BYTES_MAX,
             )),
-            reads: Cell::new(0),
+            live_reads: Cell::new(0),
+            catch_up_reads: Cell::new(0),
             pace: RefCell::default(),
             paces: Cell::new(false),
         });
@@ -373,7 +382,7 @@ impl Link {
     ) {
         let Some(replicas) = peers.replicas() else { return };
         while stream.waiting_bytes() < REPLICATION_FRAME_BODY_BYTES
-            && session.reads.get() < REPLICATION_READS_MAX
+            && session.reads(kind).get() < REPLICATION_READS_MAX
         {
             if kind == StreamKind::CatchUp && self.must_wait(peers, session) {
                 return;
@@ -384,20 +393,18 @@ impl Link {
                 Chunk::Nothing => {}
                 Chunk::Batches(batches) => self.push(peers, session, kind, id, batches, true),
                 Chunk::Device => {
-                    session.reads.set(session.reads.get() + 1);
+                    session.reads(kind).set(session.reads(kind).get() + 1);
                     let read = replicas.read_device(self.peer, id);
                     let (link, peers, session) = (self.clone(), peers.clone(), session.clone());
                     stall::spawn("batches for a follower that is behind", async move {
                         let batches = read.await;
-                        session.reads.set(session.reads.get() - 1);
+                        session.reads(kind).set(session.reads(kind).get() - 1);
                         if let Some(batches) = batches {
                             link.push(&peers, &session, kind, id, batches, false);
                         }
-                        // Whichever waited for the reads to become fewer.
-                        for kind in [StreamKind::Live, StreamKind::CatchUp] {
-                            if let Some(stream) = session.stream(kind) {
-                                stream.wake_writer();
-                            }
+                        // It may have waited for its reads to become fewer.
+                        if let Some(stream) = session.stream(kind) {
+                            stream.wake_writer();
                         }
                     })
                     .detach();
@@ -412,8 +419,10 @@ impl Link {
         let now = Instant::now();
         let waits = [session.pace.borrow().wait(now), peers.pace.borrow().wait(now)];
         let Some(wait) = waits.into_iter().flatten().max() else {
-            // How much a read brings is not known before; its end wakes the stream.
-            return peers.throttle.get().is_some() && session.reads.get() > 0;
+            // How much a read brings is not known before; its end wakes the stream. Several at once would be a burst, which
+            // what is produced then waits behind at the follower.
+            let has_rate = peers.throttle.get().or_else(|| peers.replicas()?.catch_up_rate()).is_some();
+            return has_rate && session.catch_up_reads.get() > 0;
         };
         if !session.paces.replace(true) {
             let session = session.clone();

@@ -9,7 +9,9 @@ use crate::socket::Socket;
 use crate::storage::buffer::BufferPool;
 use futures_util::FutureExt;
 use logic::ids::{PartitionIndex, TopicId};
-use logic::limits::{PUSH_BYTES_MAX, REPLICATION_LIVE_BYTES_MAX, REPLICATION_PARTITION_BYTES_MAX};
+use logic::limits::{
+    PUSH_BYTES_MAX, REPLICATION_LIVE_BYTES_MAX, REPLICATION_PARTITION_BYTES_MAX, REPLICATION_READS_MAX,
+};
 use logic::replication::message::{FromFollower, Nack, Opened, Status};
 use schema::error_code::ErrorCode;
 use schema::frame::{self, Aligned, PREFIX_BYTES, Prefix};
@@ -70,6 +72,11 @@ struct Made {
     full: Cell<bool>,
     /// Everything is read from the device, and sent by the catch-up stream.
     behind: Cell<bool>,
+    /// Bytes per second of that.
+    catch_up_rate: Cell<Option<NonZeroU64>>,
+    /// Reads of the device do not end, and how many are under way.
+    reads_held: Cell<bool>,
+    reads: Cell<usize>,
     /// Where partitions are; absent = here.
     homes: RefCell<BTreeMap<TopicPartition, ShardId>>,
     /// Follower: acknowledges nothing.
@@ -181,7 +188,7 @@ impl Replicas for Rc<Made> {
     }
 
     fn catch_up_rate(&self) -> Option<NonZeroU64> {
-        None
+        self.catch_up_rate.get()
     }
 
     fn home(&self, id: TopicPartition) -> Option<ShardId> {
@@ -253,7 +260,10 @@ impl Replicas for Rc<Made> {
     fn read_device(&self, _to: BrokerId, id: TopicPartition) -> LocalBoxFuture<'static, Option<Batches>> {
         let made = self.clone();
         async move {
+            made.reads.set(made.reads.get() + 1);
             glommio::executor().yield_task_queue_now().await;
+            until("reads may end", || !made.reads_held.get()).await;
+            made.reads.set(made.reads.get() - 1);
             made.batches(id)
         }
         .boxed_local()
@@ -534,6 +544,34 @@ fn what_is_under_way_is_bounded() {
         }
         until("everything is there", || leader.replicas.agrees_with(&follower.replicas)).await;
     });
+}
+
+#[test]
+fn live_batches_wait_for_no_read_of_those_that_are_behind() {
+    for (rate, reads) in [(None, REPLICATION_READS_MAX), (NonZeroU64::new(1 << 40), 1)] {
+        run(async move {
+            let pair = pair();
+            let (leader, follower) = (&pair.leader, &pair.follower);
+            let made = &leader.replicas;
+            (1..=4).for_each(|partition| made.lead(partition, [10]));
+            leader.peers.want(FOLLOWER);
+            until("all are level", || made.agrees_with(&follower.replicas)).await;
+            // Three fall behind, and the device takes its time. At a rate one is read after another.
+            made.catch_up_rate.set(rate);
+            made.reads_held.set(true);
+            made.behind.set(true);
+            (1..=3).for_each(|partition| made.lead(partition, [20]));
+            (1..=3).for_each(|partition| made.ask(id(partition)));
+            until("reads are under way", || made.reads.get() == reads).await;
+            made.behind.set(false);
+            made.lead(4, [30]);
+            made.ask(id(4));
+            until("the live batch is there", || made.led.borrow()[&id(4)].acknowledged == 2).await;
+            assert_eq!(made.reads.get(), reads);
+            made.reads_held.set(false);
+            until("everything is there", || made.agrees_with(&follower.replicas)).await;
+        });
+    }
 }
 
 #[test]
