@@ -152,7 +152,7 @@ pub async fn describe(
 
 /// How far replicas are, by topic, partition and broker, as their leaders say it. A leader that does not answer soon, as in
 /// the moment when it has just gone, is left out.
-async fn progress<'a>(
+pub async fn progress<'a>(
     admin: &Admin,
     cluster: &'a ClusterDescription,
 ) -> BTreeMap<(&'a str, u32, u32), ReplicaProgress> {

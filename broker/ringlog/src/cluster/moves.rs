@@ -1,5 +1,6 @@
 //! Plans of moves: shown, carried out, followed until they are done.
 
+use super::describe;
 use crate::failure::Failure;
 use crate::output::{Output, Table, bytes, counted};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,11 +8,16 @@ use ringlog_client::plan::Loads;
 use ringlog_client::{Admin, ClusterDescription, Reassignment};
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::num::NonZeroU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at how far it is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between two lines that say so, where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(3);
+/// Nobody answered for so long.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How moves are carried out.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -139,41 +145,78 @@ pub fn list(brokers: &[u32]) -> String {
     }
 }
 
-/// Until none of the planned partitions moves any more.
+/// Says how far a plan is: a bar on a terminal, elsewhere a line on standard error once in a while.
+struct Progress {
+    bar: ProgressBar,
+    began: Instant,
+    /// When a line was written last, where nobody sees a bar.
+    told: Option<Instant>,
+}
+
+impl Progress {
+    fn of(partitions: usize) -> Self {
+        let style = ProgressStyle::with_template("moving {bar:40} {pos}/{len} partitions, {elapsed}{msg}");
+        let bar = ProgressBar::new(partitions as u64);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let began = Instant::now();
+        let told = (!std::io::stderr().is_terminal()).then_some(began);
+        Self { bar, began, told }
+    }
+
+    /// `lag`: records that new replicas lack; `None` while a leader does not say.
+    fn tell(&mut self, moved: usize, lag: Option<u64>) {
+        let behind = match lag {
+            Some(lag) => format!(", {} behind", counted(lag, "record")),
+            None => ", a leader does not say how far".to_owned(),
+        };
+        self.bar.set_position(moved as u64);
+        if self.told.is_some_and(|told| told.elapsed() >= LINE_EVERY) {
+            let (all, seconds) = (self.bar.length().unwrap_or_default(), self.began.elapsed().as_secs());
+            eprintln!("moving: {moved} of {} done, {seconds} s{behind}", counted(all, "partition"));
+            self.told = Some(Instant::now());
+        }
+        self.bar.set_message(behind);
+    }
+}
+
+/// Until none of the planned partitions moves any more. The plan goes on without whoever looks at it, so brokers that do not
+/// answer for a while end nothing.
 async fn wait(admin: &Admin, plan: &[Reassignment]) -> Result<(), Failure> {
     let topics: BTreeSet<String> = plan.iter().map(|one| one.topic.clone()).collect();
     let topics: Vec<String> = topics.into_iter().collect();
     let planned: BTreeSet<(&str, u32)> = plan.iter().map(|one| (one.topic.as_str(), one.partition)).collect();
-    let style = ProgressStyle::with_template("moving {bar:40} {pos}/{len} partitions, {elapsed}{msg}");
-    let bar = ProgressBar::new(plan.len() as u64);
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut progress = Progress::of(plan.len());
+    let mut answered = Instant::now();
     loop {
-        let cluster = admin.describe_cluster(Some(&topics)).await?;
-        let mine = cluster
+        let cluster = match admin.describe_cluster(Some(&topics)).await {
+            Ok(cluster) => cluster,
+            Err(_) if answered.elapsed() < SILENCE_MAX => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error) => {
+                return Err(Failure::operation(format!(
+                    "{error}; what has begun goes on, look with: ringlog cluster status"
+                )));
+            }
+        };
+        answered = Instant::now();
+        let moving: Vec<_> = cluster
             .partitions()
-            .filter(|(topic, partition)| planned.contains(&(topic.name.as_str(), partition.partition)));
-        let moving: Vec<_> = mine.filter(|(_, partition)| partition.is_moving()).collect();
-        bar.set_position((plan.len() - moving.len()) as u64);
+            .filter(|(topic, partition)| planned.contains(&(topic.name.as_str(), partition.partition)))
+            .filter(|(_, partition)| partition.is_moving())
+            .collect();
         if moving.is_empty() {
-            bar.finish_and_clear();
+            progress.bar.finish_and_clear();
             return Ok(());
         }
-        let mut lag = 0;
-        for topic in moving.iter().map(|(topic, _)| topic.name.as_str()).collect::<BTreeSet<_>>() {
-            let logs = admin.describe_logs(topic).await?;
-            let adding = |partition: u32, broker: u32| {
-                moving.iter().any(|(of, state)| {
-                    of.name == topic
-                        && state.partition == partition
-                        && state.replicas.iter().any(|replica| replica.adding && replica.broker == broker)
-                })
-            };
-            for log in &logs {
-                let replicas = log.replicas.iter().filter(|replica| adding(log.partition, replica.broker));
-                lag += replicas.map(|replica| replica.lag_records).sum::<u64>();
-            }
-        }
-        bar.set_message(format!(", {} behind", counted(lag, "record")));
+        let lags = &describe::progress(admin, &cluster).await;
+        let lag = moving.iter().flat_map(|(topic, partition)| {
+            let adding = partition.replicas.iter().filter(|replica| replica.adding);
+            adding.map(move |replica| lags.get(&(topic.name.as_str(), partition.partition, replica.broker)))
+        });
+        let lag = lag.map(|replica| replica.map(|replica| replica.lag_records)).sum();
+        progress.tell(plan.len() - moving.len(), lag);
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

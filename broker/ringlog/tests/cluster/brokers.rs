@@ -10,9 +10,11 @@ use ringlog_client::{
     Acks, BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, Producer,
     ProducerConfig, TopicReplicas,
 };
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// A place for a broker: its directory, its port, and the broker when it runs. Broker `id` has place `id - 1`.
@@ -28,6 +30,12 @@ struct Place {
 #[derive(Default)]
 pub struct Cluster {
     places: Vec<Place>,
+}
+
+/// A command that has not ended.
+pub struct UnderWay {
+    child: Child,
+    lines: Receiver<String>,
 }
 
 impl Cluster {
@@ -206,11 +214,26 @@ impl Cluster {
         self.connect_to(id).await.admin().status().await.expect("it answers")
     }
 
+    fn command(&self, words: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringlog"));
+        command.args(words.split_whitespace()).env("RINGLOG_BROKERS", self.running());
+        command
+    }
+
+    /// Begins such a command; what it says, line by line, is heard from now on.
+    pub fn begin(&self, words: &str) -> UnderWay {
+        let mut command = self.command(words);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        let said = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (sender, lines) = channel();
+        std::thread::spawn(move || said.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        UnderWay { child, lines }
+    }
+
     /// Runs `ringlog …` against it; whether it succeeded, and all that it said.
     pub fn run(&self, command: &str) -> (bool, String) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ringlog"));
-        child.args(command.split_whitespace()).env("RINGLOG_BROKERS", self.running());
-        let output = child.output().expect("it runs");
+        let output = self.command(command).output().expect("it runs");
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     }
@@ -228,6 +251,29 @@ impl Cluster {
     pub fn json(&self, command: &str) -> Vec<serde_json::Value> {
         let said = self.ok(&format!("{command} --format json"));
         said.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect()
+    }
+}
+
+impl UnderWay {
+    /// The next line on standard error.
+    #[track_caller]
+    pub fn line(&self) -> String {
+        self.lines.recv_timeout(DEADLINE).expect("it says something")
+    }
+
+    /// It ends, and has done it.
+    #[track_caller]
+    pub fn finish(mut self) {
+        let rest: Vec<String> = self.lines.iter().collect();
+        assert!(self.child.wait().expect("it is our child").success(), "{rest:?}");
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // Still there when a test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

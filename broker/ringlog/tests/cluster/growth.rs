@@ -4,189 +4,15 @@
 //! Everything is done by the commands that a person uses, under producers that want every acknowledgement from the whole
 //! in-sync set and a consumer that follows. What is measured and not judged is how long nothing was acknowledged.
 
-use crate::DEADLINE;
 use crate::brokers::{Cluster, of_topic, run, until};
 use crate::faults::{read_log, whole};
+use crate::load::{Load, PARTITIONS, TOPIC};
+use crate::trouble::until_votes;
 use ringlog_client::{
-    Acks, Client, ClientConfig, ConsumerConfig, NewTopic, PartitionReplicas, ProducerConfig, ProducerRecord,
-    StartFrom,
+    Client, ClusterDescription, NewTopic, PartitionReplicas, ProducerConfig, ProducerRecord,
 };
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-const TOPIC: &str = "grows";
-/// To begin with.
-const PARTITIONS: u32 = 4;
-/// Records that are waited for together.
-const TOGETHER: usize = 20;
-
-/// What the load was told.
-#[derive(Default)]
-struct Told {
-    /// When, partition, offset, value; as it came.
-    acknowledged: Mutex<Vec<(Instant, u32, u64, String)>>,
-    /// What the consumer has read.
-    consumed: Mutex<Vec<(u32, u64, String)>>,
-    /// What anybody was refused.
-    errors: Mutex<Vec<String>>,
-    partitions: AtomicU32,
-    stop: AtomicBool,
-    /// The producer has been answered for everything.
-    produced: AtomicBool,
-}
-
-/// A producer and a consumer that go on until they are stopped.
-struct Load {
-    told: Arc<Told>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(brokers: &str) -> Self {
-        let told = Arc::new(Told::default());
-        told.partitions.store(PARTITIONS, Ordering::Relaxed);
-        let on_its_own = |work: AsyncWork| {
-            let (brokers, told) = (brokers.to_owned(), told.clone());
-            std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.expect("a runtime").block_on(async {
-                    let mut config = ClientConfig::new(brokers).expect("addresses");
-                    config.request_timeout = Duration::from_secs(2);
-                    let client = Client::connect(config).await.expect("a broker is there");
-                    match work {
-                        AsyncWork::Produce => produce(&client, &told).await,
-                        AsyncWork::Consume => consume(&client, &told).await,
-                    }
-                });
-            })
-        };
-        let threads = vec![on_its_own(AsyncWork::Produce), on_its_own(AsyncWork::Consume)];
-        Self { told, threads }
-    }
-
-    /// Waits for acknowledgements of what was sent from now on.
-    async fn goes_on(&self) {
-        let limit = Instant::now() + DEADLINE;
-        let count = || self.told.acknowledged.lock().unwrap().len();
-        let enough = count() + 3 * TOGETHER;
-        while count() < enough {
-            assert!(
-                Instant::now() < limit,
-                "nothing is acknowledged: {:?}",
-                self.told.errors.lock().unwrap()
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    /// Says how long nothing was acknowledged since `from`.
-    fn silence(&self, what: &str, from: Instant) {
-        let told = self.told.acknowledged.lock().unwrap();
-        let mut longest = Duration::ZERO;
-        for pair in told.windows(2).filter(|pair| pair[1].0 > from) {
-            longest = longest.max(pair[1].0 - pair[0].0);
-        }
-        let (took, longest) = (from.elapsed().as_millis(), longest.as_millis());
-        println!("{what}: {took} ms, nothing acknowledged for {longest} ms at most");
-    }
-
-    /// Stops, and judges.
-    async fn finish(self, client: &Client) {
-        self.told.stop.store(true, Ordering::Relaxed);
-        let partitions = self.told.partitions.load(Ordering::Relaxed);
-        let acknowledged = self.threads.into_iter().try_for_each(JoinHandle::join);
-        acknowledged.expect("the load panicked");
-        let log = read_log(client, TOPIC, partitions).await;
-        let errors = self.told.errors.lock().unwrap();
-        assert!(errors.is_empty(), "clients saw errors: {errors:#?}");
-        let acknowledged = self.told.acknowledged.lock().unwrap();
-        let consumed = self.told.consumed.lock().unwrap();
-        for (partition, offset, value) in acknowledged
-            .iter()
-            .map(|(_, p, o, v)| (p, o, v))
-            .chain(consumed.iter().map(|(p, o, v)| (p, o, v)))
-        {
-            let found = log[*partition as usize].get(*offset as usize);
-            assert_eq!(found, Some(value), "{partition} at {offset}");
-        }
-        // Everything was acknowledged, so that there is nothing else, and each once.
-        let all: Vec<&String> = log.iter().flatten().collect();
-        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "something is there twice");
-        assert_eq!(all.len(), acknowledged.len());
-        for partition in &log {
-            let numbers: Vec<u64> = partition.iter().map(|value| value.parse().expect("a number")).collect();
-            assert!(numbers.is_sorted(), "order is lost");
-        }
-        let followed: usize = log[..PARTITIONS as usize].iter().map(Vec::len).sum();
-        assert_eq!(consumed.len(), followed, "the consumer has seen all of what it follows, once");
-        println!("{} acknowledged and there once, {} consumed in order", all.len(), consumed.len());
-    }
-}
-
-enum AsyncWork {
-    Produce,
-    Consume,
-}
-
-async fn produce(client: &Client, told: &Told) {
-    let producer = client.producer(ProducerConfig { acks: Acks::All, ..ProducerConfig::default() });
-    let mut number = 0u64;
-    while !told.stop.load(Ordering::Relaxed) {
-        let mut pending = Vec::with_capacity(TOGETHER);
-        for _ in 0..TOGETHER {
-            let partition = (number % u64::from(told.partitions.load(Ordering::Relaxed))) as u32;
-            let record = ProducerRecord::new(TOPIC, number.to_string()).to_partition(partition);
-            match producer.send(record).await {
-                Ok(delivery) => pending.push((number, delivery)),
-                Err(error) => told.errors.lock().unwrap().push(format!("{number} is not taken: {error}")),
-            }
-            number += 1;
-        }
-        for (number, delivery) in pending {
-            match delivery.await {
-                Ok(receipt) => told.acknowledged.lock().unwrap().push((
-                    Instant::now(),
-                    receipt.partition,
-                    receipt.offset,
-                    number.to_string(),
-                )),
-                Err(error) => told.errors.lock().unwrap().push(format!("{number}: {error}")),
-            }
-        }
-    }
-    producer.close().await.expect("the brokers are there");
-    told.produced.store(true, Ordering::Relaxed);
-}
-
-/// Reads what is there and what comes, until everything acknowledged has been seen.
-async fn consume(client: &Client, told: &Told) {
-    let mut consumer = client.consumer(ConsumerConfig::default());
-    let all: Vec<_> = (0..PARTITIONS).map(|partition| (partition, StartFrom::Earliest)).collect();
-    consumer.assign(TOPIC, &all).await.expect("it is there");
-    let limit = Instant::now() + 4 * DEADLINE;
-    loop {
-        if told.produced.load(Ordering::Relaxed) {
-            let acknowledged = told.acknowledged.lock().unwrap();
-            let followed = acknowledged.iter().filter(|(_, partition, ..)| *partition < PARTITIONS).count();
-            if told.consumed.lock().unwrap().len() >= followed {
-                return;
-            }
-        }
-        assert!(Instant::now() < limit, "the consumer does not get to the end");
-        match tokio::time::timeout(Duration::from_millis(50), consumer.next()).await {
-            Ok(Some(Ok(record))) => {
-                let value = String::from_utf8_lossy(&record.value.expect("all have one")).into_owned();
-                told.consumed.lock().unwrap().push((record.partition, record.offset, value));
-            }
-            Ok(Some(Err(error))) => told.errors.lock().unwrap().push(format!("consuming: {error}")),
-            Ok(None) => return,
-            Err(_) => {}
-        }
-    }
-}
+use std::time::Instant;
 
 async fn create_topic(client: &Client, replication_factor: u32) {
     let topic = NewTopic { partitions: PARTITIONS, replication_factor, ..NewTopic::named(TOPIC) };
@@ -210,18 +36,44 @@ async fn keepers(client: &Client) -> BTreeSet<u32> {
     of_topic(&cluster, TOPIC).flat_map(|one| one.replicas.iter().map(|replica| replica.broker)).collect()
 }
 
-/// One broker becomes three and four, with as many copies; then the first one goes.
+/// Who keeps each partition of a topic, the preferred leader first, or is to.
+fn replicas(cluster: &ClusterDescription, topic: &str) -> Vec<Vec<u32>> {
+    of_topic(cluster, topic).map(|one| one.replicas.iter().map(|replica| replica.broker).collect()).collect()
+}
+
+/// What a plan that is only shown would do to partitions of a topic: which, from where, where to. Nothing is done.
+async fn planned(cluster: &Cluster, client: &Client, command: &str) -> Vec<(usize, Vec<u64>, Vec<u64>)> {
+    let before = client.admin().describe_cluster(None).await.expect("it answers");
+    let moves = cluster.json(&format!("{command} --dry-run"));
+    let after = client.admin().describe_cluster(None).await.expect("it answers");
+    assert_eq!(replicas(&after, TOPIC), replicas(&before, TOPIC), "{command}");
+    assert!(
+        after.partitions().all(|(_, one)| !one.is_moving()) && after.brokers == before.brokers,
+        "{after:#?}"
+    );
+    let brokers = |list: &serde_json::Value| -> Vec<u64> {
+        list.as_array().expect("a list").iter().map(|id| id.as_u64().expect("a number")).collect()
+    };
+    assert!(moves.iter().all(|one| one["kind"] == "move" && one["bytes"].is_u64()), "{moves:?}");
+    let of_topic = moves.iter().filter(|one| one["topic"] == TOPIC);
+    let number = |one: &serde_json::Value| one["partition"].as_u64().expect("a number") as usize;
+    of_topic.map(|one| (number(one), brokers(&one["from"]), brokers(&one["to"]))).collect()
+}
+
+/// One broker becomes three, four and five, with more copies and more votes on the metadata; then the first one goes.
 #[test]
-fn one_broker_grows_to_four_and_the_first_one_goes() {
+fn one_broker_grows_to_five_and_the_first_one_goes() {
     run(async || {
-        let mut cluster = Cluster::of(1);
+        let arguments = ["--metadata-voters", "5", "--http", "127.0.0.1:0"];
+        let mut cluster = Cluster::with(1, &arguments);
         let (client, load) = under_load(&cluster, 1, 1).await;
         // Offsets of a group, which only this broker has.
         cluster.ok(&format!("group reset readers --topic {TOPIC} --to 3"));
 
         let began = Instant::now();
-        let (second, third) = (cluster.grow(&[]), cluster.grow(&[]));
+        let (second, third) = (cluster.grow(&arguments), cluster.grow(&arguments));
         whole(&client, 3).await;
+        until_votes(&cluster, 1, 3, 0).await;
         load.silence("two join", began);
         until(&client, "the offsets are on three brokers", |cluster| {
             of_topic(cluster, "__consumer_offsets").all(|one| one.in_sync() == 3)
@@ -239,36 +91,58 @@ fn one_broker_grows_to_four_and_the_first_one_goes() {
         load.silence("three copies", began);
 
         let began = Instant::now();
-        let fourth = cluster.grow(&[]);
+        let fourth = cluster.grow(&arguments);
         whole(&client, 4).await;
+        // An even number would stand no more failures.
+        until_votes(&cluster, fourth, 3, 1).await;
+        let plan = planned(&cluster, &client, &format!("cluster add {fourth}")).await;
+        let comes = |(_, from, to): &(_, Vec<u64>, Vec<u64>)| {
+            !from.contains(&fourth.into()) && to.contains(&fourth.into())
+        };
+        assert!(!plan.is_empty() && plan.iter().all(comes), "{plan:?}");
         cluster.ok(&format!("cluster add {fourth}"));
         assert!(keepers(&client).await.contains(&fourth));
         load.goes_on().await;
         load.silence("a fourth is added", began);
 
         let began = Instant::now();
+        let fifth = cluster.grow(&arguments);
+        whole(&client, 5).await;
+        for id in [1, second, third, fourth, fifth] {
+            until_votes(&cluster, id, 5, 0).await;
+        }
+        cluster.ok(&format!("cluster add {fifth}"));
+        assert!(keepers(&client).await.contains(&fifth));
+        load.goes_on().await;
+        load.silence("a fifth is added", began);
+
+        let began = Instant::now();
         cluster.ok(&format!("topic alter {TOPIC} --partitions 6"));
         until(&client, "six partitions", |cluster| of_topic(cluster, TOPIC).count() == 6).await;
-        load.told.partitions.store(6, Ordering::Relaxed);
+        load.spread(6);
         load.goes_on().await;
         load.silence("two more partitions", began);
 
         let began = Instant::now();
+        let plan = planned(&cluster, &client, "cluster drain 1").await;
+        let goes = |(_, from, to): &(_, Vec<u64>, Vec<u64>)| from.contains(&1) && !to.contains(&1);
+        assert!(!plan.is_empty() && plan.iter().all(goes), "{plan:?}");
         cluster.ok("cluster drain 1");
-        assert_eq!(keepers(&client).await, BTreeSet::from([second, third, fourth]));
+        assert_eq!(keepers(&client).await, BTreeSet::from([second, third, fourth, fifth]));
         let (removed, said) = cluster.run("cluster remove 1");
         assert!(!removed && said.contains("stop it first"), "{said}");
         cluster.stop(1);
         cluster.ok("cluster remove 1");
         // Who has asked about nothing else knows no broker but the first.
         let client = cluster.connect().await;
-        until(&client, "three brokers", |cluster| {
-            cluster.brokers.iter().map(|broker| broker.id).eq([second, third, fourth])
+        until(&client, "four brokers", |cluster| {
+            cluster.brokers.iter().map(|broker| broker.id).eq([second, third, fourth, fifth])
         })
         .await;
+        until_votes(&cluster, second, 3, 1).await;
         load.goes_on().await;
         load.silence("the first one goes", began);
-        whole(&client, 3).await;
+        whole(&client, 4).await;
         let readers = client.admin().describe_group("readers").await.expect("it has a coordinator");
         let committed: Vec<_> = readers.offsets.iter().map(|one| (one.partition, one.offset)).collect();
         assert_eq!(committed, [0, 1, 2, 3].map(|partition| (partition, Some(3))));
@@ -299,8 +173,8 @@ fn disks_brokers_and_leaders_change_and_clients_do_not_notice() {
             load.silence(&format!("broker {id} is restarted"), began);
         }
 
+        // By itself: nobody asks for it.
         let began = Instant::now();
-        cluster.ok("cluster elect");
         until(&client, "preferred leaders", |cluster| {
             cluster.partitions().all(|(_, one)| one.leader == one.preferred_leader())
         })
@@ -329,8 +203,10 @@ fn disks_brokers_and_leaders_change_and_clients_do_not_notice() {
         let began = Instant::now();
         let fourth = cluster.grow(&["--rack", "blue"]);
         whole(&client, 4).await;
-        // Two of one rack never keep the same partition, as long as there are others.
-        cluster.ok(&format!("cluster add {fourth}"));
+        // It gets its share, and two of one rack never keep the same partition, as long as there are others.
+        let plan = planned(&cluster, &client, "cluster rebalance").await;
+        assert!(plan.iter().any(|(_, _, to)| to.contains(&fourth.into())), "{plan:?}");
+        cluster.ok("cluster rebalance");
         let described = client.admin().describe_cluster(None).await.expect("it answers");
         let mut moved = 0;
         for partition in of_topic(&described, TOPIC) {
@@ -392,6 +268,11 @@ fn a_throttled_move_waits_and_the_others_do_not() {
         let load = Load::start(&cluster.addresses());
         load.goes_on().await;
 
+        let said = cluster.ok(&format!("cluster move old:0 --to {to} --dry-run"));
+        assert!(said.contains("1 partition, 6.") && said.contains(" MB to copy"), "{said}");
+        let still = client.admin().describe_cluster(None).await.expect("it answers");
+        assert_eq!(replicas(&still, "old"), replicas(&described, "old"), "it was to be shown only");
+
         cluster.ok(&format!("cluster move old:0 --to {to} --throttle 1kB --no-wait"));
         let status = cluster.ok("cluster status");
         assert!(status.contains("1.0 kB/s") && status.contains("1 moving"), "{status}");
@@ -407,7 +288,10 @@ fn a_throttled_move_waits_and_the_others_do_not() {
         let described = client.admin().describe_cluster(None).await.expect("it answers");
         let kept = of_topic(&described, "old").next().expect("it is there");
         assert!(!kept.is_moving() && kept.replicas.len() == 1 && kept.leader == Some(from), "{kept:?}");
-        cluster.ok(&format!("cluster move old:0 --to {to} --no-wait"));
+        // Whoever waits is told how far it is, where there is no terminal too.
+        let waits = cluster.begin(&format!("cluster move old:0 --to {to}"));
+        let said = waits.line();
+        assert!(said.starts_with("moving: 0 of 1 partition done, ") && said.ends_with(" behind"), "{said}");
         assert!(cluster.ok("cluster status").contains("1 moving"));
         let said = cluster.ok("cluster throttle none");
         assert!(said.contains("as fast as there is room"), "{said}");
@@ -415,6 +299,7 @@ fn a_throttled_move_waits_and_the_others_do_not() {
             of_topic(cluster, "old").all(|one| !one.is_moving() && one.leader == Some(to))
         })
         .await;
+        waits.finish();
         let log = read_log(&client, "old", 1).await;
         let numbers: Vec<_> = log[0].iter().map(|value| value.split('-').next().expect("a number")).collect();
         assert_eq!(numbers, (0..64).map(|number| number.to_string()).collect::<Vec<_>>());

@@ -18,6 +18,7 @@ mod follower_fetch;
 mod group_lag;
 mod growth;
 mod hosts;
+mod load;
 mod majority;
 mod network;
 #[path = "../faults/support/process.rs"]
