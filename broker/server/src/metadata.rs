@@ -383,7 +383,8 @@ impl MetadataHandle {
     }
 
     /// How far places in partitions that `broker` leads are from their ends; those of which it says nothing within
-    /// [`LAG_PEER_TIMEOUT_MS`](logic::limits::LAG_PEER_TIMEOUT_MS) are not there. Works on any executor.
+    /// [`LAG_PEER_TIMEOUT_MS`](logic::limits::LAG_PEER_TIMEOUT_MS) are not there; of a broker that owes an answer nothing is, at
+    /// once. Works on any executor.
     pub async fn measure_lag(&self, broker: BrokerId, places: Vec<Question>) -> Vec<Answer> {
         lag::measure(&self.lag, broker, places).await
     }
