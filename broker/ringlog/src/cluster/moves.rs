@@ -170,7 +170,9 @@ async fn wait(admin: &Admin, plan: &[Reassignment]) -> Result<(), Failure> {
             };
             for log in &logs {
                 let replicas = log.replicas.iter().filter(|replica| adding(log.partition, replica.broker));
-                lag += replicas.map(|replica| replica.lag_records).sum::<u64>();
+                // One that the leader has not heard yet has just been made.
+                let all = log.log_end - log.log_start;
+                lag += replicas.map(|replica| replica.lag_records.unwrap_or(all)).sum::<u64>();
             }
         }
         bar.set_message(format!(", {} behind", counted(lag, "record")));
