@@ -812,6 +812,8 @@ mod crash;
 #[cfg(test)]
 mod founder;
 #[cfg(test)]
+pub(crate) mod images;
+#[cfg(test)]
 mod suite;
 #[cfg(test)]
 mod tests;

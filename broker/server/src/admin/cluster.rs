@@ -438,30 +438,11 @@ fn encode_replicas<'f>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use logic::metadata::{BrokerRegistration, Placement};
+    use crate::metadata::images::{fenced, three_brokers};
 
     #[test]
     fn by_force_who_had_everything_goes_first() {
-        let mut image = Image::default();
-        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
-        for broker in 1..=3 {
-            let registration = BrokerRegistration {
-                broker: BrokerId::new(broker),
-                host: "localhost".into(),
-                port: 1,
-                shards: 1,
-                storage_uuid: u128::from(broker),
-                rack: String::new(),
-            };
-            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: broker == 3 });
-        }
-        let brokers = [1, 2].map(BrokerId::new).to_vec();
-        apply(Command::CreateTopic {
-            id: logic::ids::TopicId::new(1),
-            name: "t".into(),
-            placement: Placement { replication_factor: 2, brokers },
-            configs: Vec::new(),
-        });
+        let image = fenced(&three_brokers("t", 2, &[1, 2]), 3);
         let led = image.topic_by_name("t").unwrap().partitions[0].clone();
         assert_eq!(candidate(&image, &led, true), Err(ErrorCode::ElectionNotNeeded));
         let (all, none): (&[u32], &[u32]) = (&[1, 2, 3], &[]);
