@@ -113,6 +113,24 @@ impl MetadataError {
             Self::Stopped => ErrorCode::ShuttingDown,
         }
     }
+
+    /// What to tell people, who know topics by their names: as `image` has them.
+    pub fn in_words(&self, image: &Image) -> String {
+        let named = |id: &TopicPartition| {
+            let topic = image.topic(id.topic)?;
+            Some(format!("topic {} partition {}", topic.name, id.partition))
+        };
+        let words = match self {
+            Self::Rejected(CommandError::InvalidPartition { partition, problem }) => {
+                named(partition).map(|partition| format!("{partition}: {problem}"))
+            }
+            Self::Rejected(CommandError::UnknownPartition(partition)) => {
+                named(partition).map(|partition| format!("there is no {partition}"))
+            }
+            _ => None,
+        };
+        words.unwrap_or_else(|| self.to_string())
+    }
 }
 
 /// How a broker takes part in a cluster; a broker without others is a cluster of one.

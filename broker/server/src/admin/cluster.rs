@@ -203,7 +203,7 @@ impl Reply {
                 MetadataError::Rejected(_) => ErrorCode::InvalidReplicaAssignment,
                 _ => error.error_code(),
             };
-            return self.refuse(code, &error.to_string());
+            return self.refuse(code, &error.in_words(&image));
         }
         self.send(wire::ResponseApi::ReassignPartitionsResponse, |builder| {
             let args = wire::ReassignPartitionsResponseArgs {};
@@ -251,7 +251,7 @@ impl Reply {
                 tracing::warn!("unclean election asked for by a client, records may be lost: {elections:?}");
             }
             if let Err(error) = submit(shard, command).await {
-                return self.refuse(error.error_code(), &error.to_string());
+                return self.refuse(error.error_code(), &error.in_words(&image));
             }
         }
         self.send(wire::ResponseApi::ElectLeadersResponse, |builder| {
@@ -438,7 +438,26 @@ fn encode_replicas<'f>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::images::{fenced, three_brokers};
+    use crate::metadata::images::{TOPIC, fenced, three_brokers};
+
+    #[test]
+    fn a_refusal_names_the_topic() {
+        let image = three_brokers("t", 1, &[1, 2]);
+        let partition =
+            |partition| TopicPartition { topic: TOPIC, partition: PartitionIndex::new(partition) };
+        let brokers = |brokers: &[u32]| brokers.iter().copied().map(BrokerId::new).collect();
+        let rows: [(u32, &[u32], &str); 3] = [
+            (1, &[3, 3], "topic t partition 1: one broker is there twice"),
+            (0, &[7], "topic t partition 0: broker 7 is not registered"),
+            (5, &[1], "there is no topic t partition 5"),
+        ];
+        for (number, replicas, expect) in rows {
+            let reassignment = Reassignment { partition: partition(number), replicas: brokers(replicas) };
+            let command = Command::ReassignPartitions { partitions: vec![reassignment] };
+            let refused = MetadataError::Rejected(image.apply(&command).unwrap_err());
+            assert_eq!(refused.in_words(&image), expect);
+        }
+    }
 
     #[test]
     fn by_force_who_had_everything_goes_first() {
