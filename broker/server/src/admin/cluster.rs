@@ -10,7 +10,9 @@ use crate::metadata::{MetadataError, Quorum};
 use crate::shard::Shard;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use logic::ids::{BrokerId, PartitionIndex, TopicPartition};
-use logic::limits::{PARTITIONS_PER_TOPIC_MAX, REPLICAS_PER_PARTITION_MAX, TOPICS_PER_REQUEST_MAX};
+use logic::limits::{
+    OFFSETS_TOPIC_REPLICAS_MAX, PARTITIONS_PER_TOPIC_MAX, REPLICAS_PER_PARTITION_MAX, TOPICS_PER_REQUEST_MAX,
+};
 use logic::metadata::{Broker, Command, Image, Partition, Reassignment, Topic};
 use schema::error_code::ErrorCode;
 use schema::wire;
@@ -172,22 +174,31 @@ impl Reply {
             let found = image.topic_by_name(&name).map(|topic| {
                 let partition = PartitionIndex::new(partition);
                 let entry = topic.partitions.get(partition.get() as usize);
-                (TopicPartition { topic: topic.id, partition }, entry)
+                (TopicPartition { topic: topic.id, partition }, topic, entry)
             });
-            let (id, entry) = match found {
+            let (id, topic, entry) = match found {
                 None => {
                     let text = format!("there is no topic {name:?}; see ringlog topic list");
                     return self.refuse(ErrorCode::UnknownTopic, &text);
                 }
-                Some((_, None)) => {
+                Some((_, _, None)) => {
                     let text = format!("topic {name} has no partition {partition}");
                     return self.refuse(ErrorCode::UnknownPartition, &text);
                 }
-                Some((id, Some(entry))) => (id, entry),
+                Some((id, topic, Some(entry))) => (id, topic, entry),
             };
             if replicas.is_empty() && !entry.is_reassigned() {
                 let text = format!("topic {name} partition {partition} is not being moved");
                 return self.refuse(ErrorCode::NoReassignment, &text);
+            }
+            if let Some(copies) = copies_kept(&image, topic).filter(|copies| replicas.len() < *copies)
+                && !replicas.is_empty()
+            {
+                let text = format!(
+                    "topic {name} partition {partition}: the brokers' own topic keeps {copies} copies as long as there are brokers \
+                     for them; it would get them back"
+                );
+                return self.refuse(ErrorCode::InvalidReplicaAssignment, &text);
             }
             if let Some(unknown) = replicas.iter().find(|id| image.broker(BrokerId::new(**id)).is_none()) {
                 let text = format!("topic {name} partition {partition}: there is no broker {unknown}");
@@ -328,6 +339,11 @@ fn encode_quorum(quorum: &Quorum, me: BrokerId) -> Vec<wire::QuorumMember> {
     if members.len() < 2 { Vec::new() } else { members }
 }
 
+/// How many copies the controller sees to that a topic has; `None` = as many as people ask for.
+fn copies_kept(image: &Image, topic: &Topic) -> Option<usize> {
+    topic.is_internal().then(|| image.replicas_at_most(OFFSETS_TOPIC_REPLICAS_MAX) as usize)
+}
+
 /// Who is to lead a partition.
 fn candidate(image: &Image, entry: &Partition, unclean: bool) -> Result<BrokerId, ErrorCode> {
     let serves = |broker: &BrokerId| image.broker(*broker).is_some_and(|known| !known.fenced);
@@ -438,7 +454,18 @@ fn encode_replicas<'f>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::images::{TOPIC, fenced, three_brokers};
+    use crate::metadata::images::{TOPIC, applied, fenced, three_brokers};
+
+    #[test]
+    fn the_groups_offsets_keep_their_copies() {
+        let offsets = three_brokers(schema::OFFSETS_TOPIC, 3, &[1, 2, 3]);
+        let kept = |image: &Image| copies_kept(image, image.topic(TOPIC).unwrap());
+        assert_eq!(kept(&offsets), Some(3));
+        // A broker that goes takes its copy along.
+        let drain = Command::DrainBroker { broker: BrokerId::new(3), draining: true };
+        assert_eq!(kept(&applied(&offsets, &drain)), Some(2));
+        assert_eq!(kept(&three_brokers("t", 3, &[1, 2, 3])), None);
+    }
 
     #[test]
     fn a_refusal_names_the_topic() {
