@@ -7,7 +7,7 @@
 
 use crate::client::ClientError;
 use crate::config::{ClientConfig, ConfigError};
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionError};
 use crate::reply::BrokerEndpoint;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::HashMap;
@@ -25,6 +25,14 @@ pub(crate) struct Bootstrap {
     state: Mutex<State>,
 }
 
+/// No broker answers.
+pub(crate) struct NoBroker {
+    /// Why not the first that was tried.
+    pub first: ClientError,
+    /// One takes connections: another attempt may be answered.
+    pub may_answer: bool,
+}
+
 #[derive(Default)]
 struct State {
     connection: Option<Connection>,
@@ -38,12 +46,12 @@ impl Bootstrap {
     /// The connection, opened if need be.
     ///
     /// # Errors
-    /// Of the first broker that was tried, when none answers.
+    /// None answers.
     pub(crate) async fn connection(
         &self,
         config: &ClientConfig,
         brokers: &HashMap<u32, BrokerEndpoint>,
-    ) -> Result<Connection, ClientError> {
+    ) -> Result<Connection, NoBroker> {
         let mut state = self.state.lock().await;
         if let Some(connection) = state.connection.as_ref().filter(|connection| !connection.is_closed()) {
             return Ok(connection.clone());
@@ -62,7 +70,7 @@ impl Bootstrap {
         }
         // Those that have not failed first, in their order; then the one whose failure is longest ago.
         addresses.sort_by_key(|address| state.failed.get(address).copied());
-        let mut last = ClientError::Config(ConfigError::NoBrokers);
+        let mut none = NoBroker { first: ClientError::Config(ConfigError::NoBrokers), may_answer: false };
         let mut waiting = addresses.into_iter();
         let mut trying = FuturesUnordered::new();
         loop {
@@ -88,11 +96,12 @@ impl Bootstrap {
                 }
                 Some((address, Err(error))) => {
                     state.note_failure(&address);
-                    if matches!(last, ClientError::Config(_)) {
-                        last = error.into();
+                    none.may_answer |= matches!(error, ConnectionError::Unanswered { .. });
+                    if matches!(none.first, ClientError::Config(_)) {
+                        none.first = error.into();
                     }
                 }
-                None => return Err(last),
+                None => return Err(none),
             }
         }
     }

@@ -92,7 +92,8 @@ impl Client {
     /// does not answer at once is not waited for: the next is tried beside it.
     ///
     /// # Errors
-    /// [`ConnectionError::Unreachable`] of the first broker tried when none answers.
+    /// [`ConnectionError::Unreachable`] of the first broker tried when none answers. One that takes connections is tried for
+    /// [`ClientConfig::request_timeout`].
     pub async fn connect(config: ClientConfig) -> Result<Self, ClientError> {
         let cluster = Cluster::new(config);
         cluster.find().await?;

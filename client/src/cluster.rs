@@ -302,10 +302,48 @@ impl Cluster {
 
     /// A connection to any core of `broker`: the one that answers for the cluster, if it is that broker's.
     pub(crate) async fn connection_to(&self, broker: u32) -> Result<Connection, ClientError> {
+        let started = Instant::now();
         match self.bootstrap.connection(&self.config, &self.brokers()).await {
-            Ok(connection) if connection.hello().broker == broker => Ok(connection),
-            _ => self.connection(Home { broker, shard: 0 }).await,
+            Ok(connection) if connection.hello().broker == broker => return Ok(connection),
+            _ => {}
         }
+        let mut attempt = 0;
+        loop {
+            let error = match self.connection(Home { broker, shard: 0 }).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            let unanswered = matches!(error, ClientError::Connection(ConnectionError::Unanswered { .. }));
+            if !unanswered || !self.tries_again(started, &mut attempt).await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// A connection to whichever broker answers, for a request that began at `started`: as long as one takes connections, and as
+    /// the request may take.
+    async fn any_connection(&self, started: Instant) -> Result<Connection, ClientError> {
+        let mut attempt = 0;
+        loop {
+            let none = match self.bootstrap.connection(&self.config, &self.brokers()).await {
+                Ok(connection) => return Ok(connection),
+                Err(none) => none,
+            };
+            if !none.may_answer || !self.tries_again(started, &mut attempt).await {
+                return Err(none.first);
+            }
+        }
+    }
+
+    /// Waits a moment; `false` = another attempt to connect would not fit into the request that began at `started`.
+    async fn tries_again(&self, started: Instant, attempt: &mut u32) -> bool {
+        *attempt += 1;
+        let wait = self.config.backoff(*attempt);
+        let fits = started.elapsed() + wait + self.config.attempt_timeout() <= self.config.request_timeout;
+        if fits {
+            tokio::time::sleep(wait).await;
+        }
+        fits
     }
 
     /// A connection to `home` outside the pool.
@@ -326,7 +364,7 @@ impl Cluster {
         let mut attempt = 0;
         loop {
             let brokers = self.brokers();
-            let connection = self.bootstrap.connection(&self.config, &brokers).await?;
+            let connection = self.any_connection(started).await?;
             let left = self.config.request_timeout.saturating_sub(started.elapsed());
             let mut timeout = left.max(Duration::from_millis(1));
             let several = brokers.len().max(self.config.brokers.len()) > 1;

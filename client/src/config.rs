@@ -30,7 +30,8 @@ pub struct ClientConfig {
     pub client_id: String,
     /// How long one request may take, from its first byte written to its reply.
     pub request_timeout: Duration,
-    /// How long the TCP handshake and `Hello` may take together.
+    /// How long the TCP handshake and `Hello` may take together; at most a third of `request_timeout`, so that a lost answer costs
+    /// an attempt and not the request.
     pub connect_timeout: Duration,
     /// The age at which metadata is learnt anew although nothing failed, to notice added partitions.
     pub metadata_max_age: Duration,
@@ -71,6 +72,11 @@ impl ClientConfig {
             retry_backoff_max: Duration::from_secs(1),
             max_response_bytes: (64 << 20) + (1 << 16),
         })
+    }
+
+    /// How long one attempt to connect may take.
+    pub fn attempt_timeout(&self) -> Duration {
+        self.connect_timeout.min(self.request_timeout / 3)
     }
 
     /// The wait before try `attempt` (1 = the first repetition): doubling, capped, and between half and

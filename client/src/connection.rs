@@ -48,6 +48,17 @@ pub enum ConnectionError {
         /// What the system said.
         reason: Arc<str>,
     },
+    /// The connection was taken, and Hello not answered in time: the answer was lost, or whoever should give it is held. Another
+    /// attempt may be answered.
+    #[error(
+        "{address} takes connections and does not answer Hello within {waited:?}; see what it does: ringlog status"
+    )]
+    Unanswered {
+        /// Host and port.
+        address: Arc<str>,
+        /// How long the client waited.
+        waited: Duration,
+    },
     /// The connection broke. What was sent and not answered may or may not have taken effect.
     #[error("the connection to {address} was lost: {reason}")]
     Lost {
@@ -96,6 +107,7 @@ impl ConnectionError {
             | ConnectionError::TimedOut { .. }
             | ConnectionError::Protocol { .. } => true,
             ConnectionError::Unreachable { .. }
+            | ConnectionError::Unanswered { .. }
             | ConnectionError::RequestTooLarge { .. }
             | ConnectionError::TooManyPending { .. } => false,
         }
@@ -148,7 +160,7 @@ struct Outgoing {
 }
 
 impl Connection {
-    /// Connects to `address` (`host:port`) and says Hello for `shard`.
+    /// Connects to `address` (`host:port`) and says Hello for `shard`, within [`ClientConfig::attempt_timeout`].
     pub async fn open(
         address: &str,
         shard: Option<u32>,
@@ -156,14 +168,16 @@ impl Connection {
     ) -> Result<Self, ConnectionError> {
         let unreachable =
             |reason: &str| ConnectionError::Unreachable { address: address.into(), reason: reason.into() };
-        let opening = async {
-            let stream = TcpStream::connect(address).await.map_err(|e| unreachable(&describe(&e)))?;
-            stream.set_nodelay(true).map_err(|e| unreachable(&describe(&e)))?;
-            Self::greet(stream, address.into(), shard, config).await
+        let waited = config.attempt_timeout();
+        let deadline = tokio::time::Instant::now() + waited;
+        let stream = match tokio::time::timeout_at(deadline, TcpStream::connect(address)).await {
+            Ok(stream) => stream.map_err(|e| unreachable(&describe(&e)))?,
+            Err(_) => return Err(unreachable(&format!("no answer within {waited:?}"))),
         };
-        match tokio::time::timeout(config.connect_timeout, opening).await {
+        stream.set_nodelay(true).map_err(|e| unreachable(&describe(&e)))?;
+        match tokio::time::timeout_at(deadline, Self::greet(stream, address.into(), shard, config)).await {
             Ok(connection) => connection,
-            Err(_) => Err(unreachable(&format!("no answer within {:?}", config.connect_timeout))),
+            Err(_) => Err(ConnectionError::Unanswered { address: address.into(), waited }),
         }
     }
 
@@ -193,7 +207,7 @@ impl Connection {
             outbox: Mutex::new(outbox),
         };
         // Nothing may follow Hello before its reply: the broker moves the socket to another core.
-        let reply = inner.post(Request::Hello { shard }, config.connect_timeout)?;
+        let reply = inner.post(Request::Hello { shard }, config.attempt_timeout())?;
         let response = match reply.await {
             Ok(response) => response?,
             Err(_) => return Err(shared.reason()),

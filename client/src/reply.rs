@@ -416,10 +416,10 @@ pub struct PartitionLog {
 pub struct ReplicaProgress {
     /// Whose.
     pub broker: u32,
-    /// Every offset below is on its device, as it last acknowledged.
-    pub end: u64,
-    /// Records of the leader's log that it does not have yet.
-    pub lag_records: u64,
+    /// Every offset below is on its device, as it last acknowledged; `None` = it has not been heard since this leader leads.
+    pub end: Option<u64>,
+    /// Records of the leader's log that it does not have yet, as far as `end` is known.
+    pub lag_records: Option<u64>,
     /// For how long it has not been caught up; 0 = it is.
     pub lag_ms: u64,
     /// It has a stream from the leader.

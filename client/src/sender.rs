@@ -285,6 +285,7 @@ impl Sender<'_> {
                 Verdict::Failed(self.outcome_unknown(batch, error))
             }
             ConnectionError::Unreachable { .. }
+            | ConnectionError::Unanswered { .. }
             | ConnectionError::Lost { .. }
             | ConnectionError::TimedOut { .. }
             | ConnectionError::Protocol { .. }

@@ -424,6 +424,8 @@ pub const LAG_TIMESTAMPS_MAX: usize = 2 * LAG_PARTITIONS_MAX;
 pub const LAG_QUESTIONS_MAX: usize = 32;
 /// How long the answer of another broker about lag is waited for, milliseconds; then it is unknown.
 pub const LAG_PEER_TIMEOUT_MS: u64 = 2_000;
+/// The same of a broker that did not answer the question before, milliseconds.
+pub const LAG_SILENT_PEER_TIMEOUT_MS: u64 = 100;
 /// How long that broker waits for its shards, milliseconds: it answers with what it knows by then.
 pub const LAG_SHARD_TIMEOUT_MS: u64 = 1_500;
 /// What a compressed batch may unpack to for the timestamp of a record inside; of a larger one the batch's first

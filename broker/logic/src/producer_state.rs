@@ -9,21 +9,25 @@
 //! final: from then on nothing of that epoch is appended, whatever is still under way on some connection; so the
 //! producer may send the same records again under the next epoch and they are never there twice. (This is
 //! remembered in memory only: what was under way ends with the process.) The newest durable batch of a producer is
-//! always known, however many follow it, so a summary can be made at any durable end.
+//! always known, however many follow it, so a summary can be made at any durable end. Whoever cuts the log reads again
+//! what is left of producers of whom all that is remembered is cut ([`ProducerTable::unknown_after_cut`]).
 //!
 //! Absent on purpose: ids, which the metadata gives; the answer to a duplicate whose original is not durable yet,
 //! which has to wait and is the driver's; transactions.
 
 use crate::ids::Offset;
-use crate::limits::{PRODUCER_BATCHES_KEPT, PRODUCERS_PER_PARTITION_MAX};
+use crate::limits::{PRODUCER_BATCHES_KEPT, PRODUCER_IN_FLIGHT_MAX, PRODUCERS_PER_PARTITION_MAX};
 use schema::checkpoint::{ProducerBatchSummary, ProducerSummary};
 use schema::record_batch::Header;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Sequences go from here to 0.
 const SEQUENCE_MAX: i32 = i32::MAX;
 /// A sequence that is ahead by less than this is ahead, by more it is behind.
 const SEQUENCES_HALF: i32 = 1 << 30;
+
+/// A durable end above every offset: what is taken in is durable.
+const EVERYTHING: Offset = Offset::new(u64::MAX);
 
 /// What a batch says about its producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +140,9 @@ pub struct Bounds {
 /// One producer.
 #[derive(Clone, Debug)]
 struct Entry {
-    /// Oldest first, in the order of the log.
-    batches: [BatchNote; PRODUCER_BATCHES_KEPT],
-    /// How many of them there are, at least 1.
-    count: usize,
+    /// Oldest first, in the order of the log; at least one. More than [`PRODUCER_BATCHES_KEPT`] only while a follower has not
+    /// got them onto its device.
+    batches: VecDeque<BatchNote>,
     /// The last epoch of which a batch was refused for a gap: it is over.
     ended_epoch: Option<i16>,
     used_ms: i64,
@@ -147,31 +150,30 @@ struct Entry {
 
 impl Entry {
     fn new(first: BatchNote) -> Self {
-        let mut batches = [BatchNote::default(); PRODUCER_BATCHES_KEPT];
-        batches[0] = first;
-        Self { batches, count: 1, ended_epoch: None, used_ms: first.append_time_ms }
-    }
-
-    fn known(&self) -> &[BatchNote] {
-        &self.batches[..self.count]
+        let mut batches = VecDeque::with_capacity(PRODUCER_BATCHES_KEPT);
+        batches.push_back(first);
+        Self { batches, ended_epoch: None, used_ms: first.append_time_ms }
     }
 
     fn newest(&self) -> &BatchNote {
-        &self.batches[self.count - 1]
+        self.batches.back().expect("there is at least one")
     }
 
-    /// Whether another batch would push out the newest durable one.
+    /// Whether another batch would be one too many that are not durable.
     fn is_full(&self, durable_end: Offset) -> bool {
-        self.count == PRODUCER_BATCHES_KEPT && self.batches[1].end() > durable_end
+        let oldest_in_flight = self.batches.len().checked_sub(PRODUCER_IN_FLIGHT_MAX);
+        oldest_in_flight.is_some_and(|at| at > 0 && self.batches[at].end() > durable_end)
     }
 
-    fn push(&mut self, note: BatchNote) {
-        if self.count == PRODUCER_BATCHES_KEPT {
-            self.batches.copy_within(1.., 0);
-            self.count -= 1;
+    fn push(&mut self, note: BatchNote, durable_end: Offset) {
+        while self.batches.len() >= PRODUCER_BATCHES_KEPT && self.batches[1].end() <= durable_end {
+            self.batches.pop_front();
         }
-        self.batches[self.count] = note;
-        self.count += 1;
+        self.batches.push_back(note);
+        if self.batches.len() <= PRODUCER_BATCHES_KEPT && self.batches.capacity() > 8 * PRODUCER_BATCHES_KEPT
+        {
+            self.batches.shrink_to(PRODUCER_BATCHES_KEPT);
+        }
         self.used_ms = self.used_ms.max(note.append_time_ms);
     }
 
@@ -190,7 +192,7 @@ impl Entry {
             let same = |note: &&BatchNote| {
                 note.epoch == batch.epoch && note.first == batch.first && note.last == batch.last
             };
-            if let Some(note) = self.known().iter().rev().find(same) {
+            if let Some(note) = self.batches.iter().rev().find(same) {
                 return Ok(Admission::Duplicate(*note));
             }
             expected = advance(newest.last, 1);
@@ -223,7 +225,8 @@ impl ProducerTable {
         let mut table = Self::default();
         for summary in summaries {
             for batch in &summary.batches {
-                table.note(summary.producer_id, from_summary(batch), PRODUCERS_PER_PARTITION_MAX);
+                let note = from_summary(batch);
+                table.note(summary.producer_id, note, EVERYTHING, PRODUCERS_PER_PARTITION_MAX);
             }
         }
         table
@@ -260,7 +263,7 @@ impl ProducerTable {
             let admission = entry.judge(batch, log.durable_end)?;
             entry.used_ms = entry.used_ms.max(now_ms);
             if admission == Admission::Append {
-                entry.push(note);
+                entry.push(note, log.durable_end);
             }
             return Ok(admission);
         }
@@ -268,19 +271,25 @@ impl ProducerTable {
             return Err(ProducerError::Unknown { found: batch.first });
         }
         self.producers.remove(&batch.id);
-        self.note(batch.id, note, bounds.producers_max);
+        self.note(batch.id, note, log.durable_end, bounds.producers_max);
         Ok(Admission::Append)
     }
 
-    /// Takes in a batch of the log, in the order of the log. One that is known already changes nothing.
+    /// Takes in a durable batch of the log, in the order of the log. One that is known already changes nothing.
     pub fn replay(&mut self, batch: &ProducerBatch, base: Offset, append_time_ms: i64) {
-        let ProducerBatch { id, epoch, first, last } = *batch;
-        self.note(id, BatchNote { base, append_time_ms, epoch, first, last }, PRODUCERS_PER_PARTITION_MAX);
+        self.follow(batch, base, append_time_ms, EVERYTHING);
     }
 
-    fn note(&mut self, id: i64, note: BatchNote, producers_max: usize) {
+    /// The same of a batch that a leader has admitted, in a log that is durable up to `durable_end`.
+    pub fn follow(&mut self, batch: &ProducerBatch, base: Offset, append_time_ms: i64, durable_end: Offset) {
+        let ProducerBatch { id, epoch, first, last } = *batch;
+        let note = BatchNote { base, append_time_ms, epoch, first, last };
+        self.note(id, note, durable_end, PRODUCERS_PER_PARTITION_MAX);
+    }
+
+    fn note(&mut self, id: i64, note: BatchNote, durable_end: Offset, producers_max: usize) {
         match self.producers.get_mut(&id) {
-            Some(entry) if entry.newest().base < note.base => entry.push(note),
+            Some(entry) if entry.newest().base < note.base => entry.push(note, durable_end),
             Some(_) => {}
             None => {
                 if self.producers.len() >= producers_max {
@@ -302,13 +311,13 @@ impl ProducerTable {
             if entry.is_none() && self.producers.len() >= PRODUCERS_PER_PARTITION_MAX {
                 continue;
             }
-            let known = entry.map_or(&[][..], Entry::known).to_vec();
+            let known: Vec<_> = entry.iter().flat_map(|entry| &entry.batches).copied().collect();
             let until = known.first().map_or(log_start, |oldest| oldest.base.min(log_start));
             let older = summary.batches.iter().map(from_summary).filter(|note| note.end() <= until);
             let mut notes = older.chain(known.iter().copied());
             let Some(first) = notes.next() else { continue };
             let mut merged = Entry::new(first);
-            notes.for_each(|note| merged.push(note));
+            notes.for_each(|note| merged.push(note, EVERYTHING));
             self.producers.insert(summary.producer_id, merged);
         }
     }
@@ -318,16 +327,37 @@ impl ProducerTable {
     pub fn needs_checkpoint(&self, log_start: Offset, checkpointed_end: Offset) -> bool {
         let only_there = |note: &BatchNote| note.end() <= log_start && note.end() > checkpointed_end;
         checkpointed_end < log_start
-            && self.producers.values().any(|entry| entry.known().iter().any(only_there))
+            && self.producers.values().any(|entry| entry.batches.iter().any(only_there))
     }
 
-    /// The log ends at `end` now. Of each producer the newest batch that is left is known, as long as batches were
-    /// admitted with an end below which nothing is cut.
-    pub fn truncate(&mut self, end: Offset) {
+    /// Producers of whom a log that is cut at `end` may keep batches that the table would not know: everything that is
+    /// remembered of them lies above, and it does not begin with their first batch.
+    pub fn unknown_after_cut(&self, end: Offset) -> BTreeSet<i64> {
+        let is_unknown = |entry: &Entry| {
+            let oldest = entry.batches[0];
+            oldest.end() > end && (oldest.epoch, oldest.first) != (0, 0)
+        };
+        self.producers.iter().filter(|(_, entry)| is_unknown(entry)).map(|(id, _)| *id).collect()
+    }
+
+    /// The log ends at `end` now. `kept` is what it holds below of those that are
+    /// [unknown](ProducerTable::unknown_after_cut) to the table itself: of each producer the newest batch that is left is known.
+    pub fn truncate(&mut self, end: Offset, kept: Self) {
         self.producers.retain(|_, entry| {
-            entry.count = entry.known().partition_point(|note| note.end() <= end);
-            entry.count > 0
+            let kept = entry.batches.partition_point(|note| note.end() <= end);
+            entry.batches.truncate(kept);
+            kept > 0
         });
+        self.adopt(kept);
+    }
+
+    /// Takes over producers of another table that are not known here; who they were.
+    pub fn adopt(&mut self, other: Self) -> BTreeSet<i64> {
+        let new: Vec<_> =
+            other.producers.into_iter().filter(|(id, _)| !self.producers.contains_key(id)).collect();
+        let ids = new.iter().map(|(id, _)| *id).collect();
+        self.producers.extend(new);
+        ids
     }
 
     /// Forgets whoever has been silent for too long.
@@ -338,8 +368,9 @@ impl ProducerTable {
     /// The table as it follows from the log below `durable_end`, by rising ids.
     pub fn summaries(&self, durable_end: Offset) -> Vec<ProducerSummary> {
         let summary = |(id, entry): (&i64, &Entry)| {
-            let durable = entry.known().iter().filter(|note| note.end() <= durable_end);
-            let batches: Vec<_> = durable.map(to_summary).collect();
+            let durable = entry.batches.partition_point(|note| note.end() <= durable_end);
+            let newest = durable.saturating_sub(PRODUCER_BATCHES_KEPT)..durable;
+            let batches: Vec<_> = entry.batches.range(newest).map(to_summary).collect();
             (!batches.is_empty()).then_some(ProducerSummary { producer_id: *id, batches })
         };
         self.producers.iter().filter_map(summary).collect()

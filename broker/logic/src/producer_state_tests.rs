@@ -247,6 +247,67 @@ fn an_older_summary_adds_who_is_gone_from_the_log() {
     assert_eq!(table.summaries(Offset::new(10)).iter().map(|p| p.producer_id).collect::<Vec<_>>(), [1]);
 }
 
+/// Batches of producer 1, one record each, from an offset on: what is sent, and what is left of it.
+fn sent(table: &mut ProducerTable, from: u64, sequences: std::ops::Range<i32>, durable_end: u64) {
+    for (at, first) in sequences.enumerate() {
+        table.follow(&batch(1, 0, first, 1), Offset::new(from + at as u64), 0, Offset::new(durable_end));
+    }
+}
+
+#[test]
+fn a_low_cut_asks_for_what_the_log_keeps() {
+    // Ten batches at 0..10; 4..10 are remembered. Where the log is cut, whether it must be read, what comes next.
+    for (end, read, next) in
+        [(10, false, 10), (7, false, 7), (5, false, 5), (4, true, 4), (2, true, 2), (0, true, 0)]
+    {
+        let mut table = ProducerTable::default();
+        sent(&mut table, 0, 0..10, 10);
+        let unknown = table.unknown_after_cut(Offset::new(end));
+        assert_eq!(unknown, if read { [1].into() } else { [].into() }, "cut at {end}");
+        let mut kept = ProducerTable::default();
+        if read {
+            sent(&mut kept, 0, 0..end as i32, end);
+        }
+        table.truncate(Offset::new(end), kept);
+        let mut rig = Rig { table, end, durable_end: end, ..Rig::default() };
+        let again = rig.admit(batch(1, 0, next - 1, 1));
+        assert_eq!(
+            word(again),
+            if end == 0 { "unknown".into() } else { format!("duplicate {}..{end} 0", end - 1) }
+        );
+        assert_eq!(word(rig.admit(batch(1, 0, next, 1))), "append", "cut at {end}");
+    }
+    // What is remembered begins with the producer's first batch: there is nothing to be read.
+    let mut table = ProducerTable::default();
+    sent(&mut table, 5, 0..3, 8);
+    assert!(table.unknown_after_cut(Offset::new(5)).is_empty());
+}
+
+#[test]
+fn a_follower_knows_the_newest_durable_batch_however_many_follow_it() {
+    let mut table = ProducerTable::default();
+    sent(&mut table, 0, 0..3, 3);
+    sent(&mut table, 3, 3..40, 3);
+    let newest = |table: &ProducerTable, durable_end| {
+        let summaries = table.summaries(Offset::new(durable_end));
+        let batches = &summaries[0].batches;
+        assert!(batches.len() <= PRODUCER_BATCHES_KEPT);
+        batches.last().map(|batch| batch.first_sequence)
+    };
+    for durable_end in [3, 4, 17, 40] {
+        assert_eq!(newest(&table, durable_end), Some(durable_end as i32 - 1));
+    }
+    // It leads now: no more than five are under way.
+    let mut rig = Rig { table, end: 40, durable_end: 35, ..Rig::default() };
+    assert_eq!(word(rig.admit(batch(1, 0, 40, 1))), "in flight");
+    rig.durable_end = 36;
+    assert_eq!(word(rig.admit(batch(1, 0, 40, 1))), "append");
+    assert_eq!(newest(&rig.table, 36), Some(35));
+    rig.durable_end = 41;
+    assert_eq!(word(rig.admit(batch(1, 0, 41, 1))), "append");
+    assert_eq!(newest(&rig.table, 42), Some(41));
+}
+
 proptest! {
     /// At any durable end, a summary and the batches behind it give the table that the whole log gives, and the
     /// answer to every repetition of the newest batches.

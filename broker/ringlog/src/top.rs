@@ -17,10 +17,13 @@ use ringlog_client::{Admin, BrokerDescription, BrokerStatus};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 use view::View;
 
 /// How long a broker may take to say how it is. It asks others about its groups, and does not wait for those as long.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// The same of one that did not answer the last time.
+const LATE_ANSWER_MAX: Duration = Duration::from_millis(100);
 
 /// `ringlog top`
 #[derive(clap::Args)]
@@ -70,12 +73,22 @@ struct Look {
     health: Health,
 }
 
+/// Brokers that did not answer in time, and what they are still asked: it is an answer to the next look.
+type Late = BTreeMap<u32, Question>;
+type Question = JoinHandle<Result<Answer, String>>;
+
 impl Look {
-    async fn at(admin: &Admin) -> Result<Self, Failure> {
+    async fn at(admin: &Admin, late: &mut Late) -> Result<Self, Failure> {
         let cluster = admin.describe_cluster(None).await?;
-        let brokers = cluster.brokers.iter().map(|broker| ask(admin, broker));
+        let asked = cluster.brokers.iter().map(|broker| ask(admin, broker, late.remove(&broker.id)));
+        let asked = asked.collect::<Vec<_>>();
+        let mut brokers = BTreeMap::new();
+        for (id, answer, asking) in join_all(asked).await {
+            brokers.insert(id, answer);
+            late.extend(asking.map(|asking| (id, asking)));
+        }
         Ok(Self {
-            brokers: join_all(brokers).await.into_iter().collect(),
+            brokers,
             partitions: cluster
                 .topics
                 .iter()
@@ -86,16 +99,38 @@ impl Look {
     }
 }
 
-async fn ask(admin: &Admin, broker: &BrokerDescription) -> (u32, Result<Answer, String>) {
-    let answer = match broker.fenced {
-        true => Err("the cluster does not hear it".to_owned()),
-        false => match tokio::time::timeout(ANSWER_MAX, admin.full_status_of(broker.id)).await {
-            Ok(Ok(status)) => Ok(Answer { at: Instant::now(), status }),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", ANSWER_MAX.as_secs())),
-        },
-    };
-    (broker.id, answer)
+/// What `broker` says, or why it says nothing; and the question, if it is late.
+async fn ask(
+    admin: &Admin,
+    broker: &BrokerDescription,
+    late: Option<Question>,
+) -> (u32, Result<Answer, String>, Option<Question>) {
+    if broker.fenced {
+        return (broker.id, Err("the cluster does not hear it".to_owned()), None);
+    }
+    let limit = if late.is_some() { LATE_ANSWER_MAX } else { ANSWER_MAX };
+    match in_time(late, limit, || tokio::spawn(status_of(admin.clone(), broker.id))).await {
+        Ok(answer) => (broker.id, answer, None),
+        Err(asking) => (broker.id, Err("it does not answer".to_owned()), Some(asking)),
+    }
+}
+
+/// The answer to the question that is under way, or else to a new one; the question, if it takes longer than `limit`.
+async fn in_time<T>(
+    late: Option<JoinHandle<Result<T, String>>>,
+    limit: Duration,
+    question: impl FnOnce() -> JoinHandle<Result<T, String>>,
+) -> Result<Result<T, String>, JoinHandle<Result<T, String>>> {
+    let mut asking = late.unwrap_or_else(question);
+    match tokio::time::timeout(limit, &mut asking).await {
+        Ok(answer) => Ok(answer.unwrap_or_else(|error| Err(error.to_string()))),
+        Err(_) => Err(asking),
+    }
+}
+
+async fn status_of(admin: Admin, broker: u32) -> Result<Answer, String> {
+    let status = admin.full_status_of(broker).await.map_err(|error| error.to_string())?;
+    Ok(Answer { at: Instant::now(), status })
 }
 
 async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
@@ -104,11 +139,12 @@ async fn watch(arguments: &TopArguments) -> Result<(), Failure> {
     let live = !arguments.once && arguments.format.format == Format::Text && std::io::stdout().is_terminal();
     let _screen = live.then(Screen::take);
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-    let mut before = Look::at(&admin).await?;
+    let mut late = Late::new();
+    let mut before = Look::at(&admin, &mut late).await?;
     loop {
         let next = async {
             tokio::time::sleep(Duration::from_secs_f64(arguments.every)).await;
-            Look::at(&admin).await
+            Look::at(&admin, &mut late).await
         };
         let after = tokio::select! {
             after = next => after?,
@@ -156,6 +192,22 @@ impl Drop for Screen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_answer_is_one_to_the_next_look() {
+        crate::block_on(async {
+            let (answer, answered) = tokio::sync::oneshot::channel();
+            let moment = Duration::from_millis(1);
+            let question = || tokio::spawn(async { Ok(answered.await.expect("it is answered")) });
+            let late = in_time(None, moment, question).await.expect_err("it is late");
+            let again = || -> JoinHandle<Result<u32, String>> { panic!("it is not asked again") };
+            let late = in_time(Some(late), moment, again).await.expect_err("it is late");
+            answer.send(7).expect("it is waited for");
+            assert_eq!(in_time(Some(late), ANSWER_MAX, again).await.expect("in time"), Ok(7));
+            Ok(())
+        })
+        .expect("it ends");
+    }
 
     #[test]
     fn how_often() {

@@ -157,10 +157,10 @@ pub struct DescribedLog {
 pub struct DescribedReplica {
     /// Whose it is.
     pub broker: BrokerId,
-    /// Every offset below is on its device, as it last acknowledged.
-    pub end: Offset,
-    /// Records of the leader's log that it does not have.
-    pub lag_records: u64,
+    /// Every offset below is on its device, as it last acknowledged; `None` = it has not been heard since this broker leads.
+    pub end: Option<Offset>,
+    /// Records of the leader's log that it does not have, as far as `end` is known.
+    pub lag_records: Option<u64>,
     /// For how long it has not had all of them; 0 = it has.
     pub lag_ms: u64,
     /// It follows: the partition is open on a stream.

@@ -113,6 +113,24 @@ impl MetadataError {
             Self::Stopped => ErrorCode::ShuttingDown,
         }
     }
+
+    /// What to tell people, who know topics by their names: as `image` has them.
+    pub fn in_words(&self, image: &Image) -> String {
+        let named = |id: &TopicPartition| {
+            let topic = image.topic(id.topic)?;
+            Some(format!("topic {} partition {}", topic.name, id.partition))
+        };
+        let words = match self {
+            Self::Rejected(CommandError::InvalidPartition { partition, problem }) => {
+                named(partition).map(|partition| format!("{partition}: {problem}"))
+            }
+            Self::Rejected(CommandError::UnknownPartition(partition)) => {
+                named(partition).map(|partition| format!("there is no {partition}"))
+            }
+            _ => None,
+        };
+        words.unwrap_or_else(|| self.to_string())
+    }
 }
 
 /// How a broker takes part in a cluster; a broker without others is a cluster of one.
@@ -383,7 +401,8 @@ impl MetadataHandle {
     }
 
     /// How far places in partitions that `broker` leads are from their ends; those of which it says nothing within
-    /// [`LAG_PEER_TIMEOUT_MS`](logic::limits::LAG_PEER_TIMEOUT_MS) are not there. Works on any executor.
+    /// [`LAG_PEER_TIMEOUT_MS`](logic::limits::LAG_PEER_TIMEOUT_MS) are not there; of a broker that owes an answer nothing is, at
+    /// once. Works on any executor.
     pub async fn measure_lag(&self, broker: BrokerId, places: Vec<Question>) -> Vec<Answer> {
         lag::measure(&self.lag, broker, places).await
     }
@@ -810,6 +829,8 @@ mod cluster;
 mod crash;
 #[cfg(test)]
 mod founder;
+#[cfg(test)]
+pub(crate) mod images;
 #[cfg(test)]
 mod suite;
 #[cfg(test)]

@@ -247,7 +247,7 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
         .filter_map(|one| Some((seen.observer.topic_name(one.log.id.topic)?, one)))
         .collect();
     named.sort_by(|a, b| (&a.0, a.1.log.id.partition).cmp(&(&b.0, b.1.log.id.partition)));
-    let figures: [Figure<PartitionReport>; 8] = [
+    let figures: [Figure<PartitionReport>; 7] = [
         ("ringlog_partition_log_start_offset", "The first offset kept.", |one| one.log.log_start),
         ("ringlog_partition_high_watermark", "The first offset that is not visible.", |one| {
             one.log.high_watermark
@@ -257,11 +257,6 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
         ("ringlog_partition_damaged", "1 if a range of offsets is damaged.", |one| {
             u64::from(one.log.error.is_some())
         }),
-        (
-            "ringlog_partition_replica_lag_records",
-            "Records that the replica lacks that is furthest behind, if this broker leads.",
-            |one| furthest(&one.log.replicas).0,
-        ),
         ("ringlog_partition_produced_records_total", "Records appended.", |one| one.amounts.produced_records),
         ("ringlog_partition_fetched_bytes_total", "Bytes of batches sent to consumers.", |one| {
             one.amounts.fetched_bytes
@@ -274,29 +269,55 @@ fn partitions(out: &mut Text, seen: &Seen<'_>) {
             out.sample(metric, &[("topic", topic), ("partition", &partition)], value(one));
         }
     }
+    let metric = "ringlog_partition_replica_lag_records";
+    out.figure(metric, "Records that the replica lacks that is furthest behind, if this broker leads.");
+    for (topic, one) in &named {
+        let furthest = Furthest::of(&one.log.replicas);
+        if furthest.unknown == 0 {
+            let partition = one.log.id.partition.get().to_string();
+            out.sample(metric, &[("topic", topic), ("partition", &partition)], furthest.records);
+        }
+    }
 }
 
-/// How far the replica is behind that is furthest: records, milliseconds.
-fn furthest<'a>(replicas: impl IntoIterator<Item = &'a DescribedReplica>) -> (u64, u64) {
-    let further = |(records, ms): (u64, u64), one: &DescribedReplica| {
-        (records.max(one.lag_records), ms.max(one.lag_ms))
-    };
-    replicas.into_iter().fold((0, 0), further)
+/// How far the replica is behind that is furthest.
+#[derive(Default)]
+struct Furthest {
+    /// Of those of which it is known.
+    records: u64,
+    ms: u64,
+    /// Replicas that have not been heard since their leader leads.
+    unknown: u64,
+}
+
+impl Furthest {
+    fn of<'a>(replicas: impl IntoIterator<Item = &'a DescribedReplica>) -> Self {
+        let further = |far: Self, one: &DescribedReplica| Self {
+            records: far.records.max(one.lag_records.unwrap_or(0)),
+            ms: far.ms.max(one.lag_ms),
+            unknown: far.unknown + u64::from(one.lag_records.is_none()),
+        };
+        replicas.into_iter().fold(Self::default(), further)
+    }
 }
 
 /// A broker tells it of what it leads.
 fn replicas<'a>(out: &mut Text, replicas: impl IntoIterator<Item = &'a DescribedReplica>) {
-    let (records, ms) = furthest(replicas);
+    let furthest = Furthest::of(replicas);
+    let metric = "ringlog_replicas_unknown";
+    let help = "Replicas of partitions led here that have not been heard since: what they lack is not known.";
+    out.metric(metric, "gauge", help);
+    out.sample(metric, &[], furthest.unknown);
     let metric = "ringlog_replica_max_lag_records";
     out.metric(
         metric,
         "gauge",
-        "Records that the replica lacks that is furthest behind, of partitions led here.",
+        "Records that the replica lacks that is furthest behind, of partitions led here, as far as it is known.",
     );
-    out.sample(metric, &[], records);
+    out.sample(metric, &[], furthest.records);
     let metric = "ringlog_replica_max_lag_seconds";
     out.metric(metric, "gauge", "For how long a replica of a partition led here has not had everything.");
-    out.sample_text(metric, &[], &seconds(ms.saturating_mul(1000)));
+    out.sample_text(metric, &[], &seconds(furthest.ms.saturating_mul(1000)));
 }
 
 /// What a group does, by the word for it.
@@ -479,20 +500,26 @@ mod tests {
 
     #[test]
     fn the_replica_that_is_furthest_behind_counts() {
-        let replica = |lag_records, lag_ms| DescribedReplica {
+        let replica = |lag_records: Option<u64>, lag_ms| DescribedReplica {
             broker: logic::ids::BrokerId::new(2),
-            end: logic::ids::Offset::new(0),
+            end: lag_records.map(|_| logic::ids::Offset::new(0)),
             lag_records,
             lag_ms,
             connected: true,
         };
+        let known = vec![replica(Some(7), 20), replica(Some(3), 1_500), replica(Some(0), 0)];
+        let away = vec![replica(Some(7), 20), replica(None, 2_500)];
         for (all, expect) in
-            [(vec![], ["0", "0"]), (vec![replica(7, 20), replica(3, 1_500), replica(0, 0)], ["7", "1.5"])]
+            [(vec![], ["0", "0", "0"]), (known, ["7", "1.5", "0"]), (away, ["7", "2.5", "1"])]
         {
             let mut out = Text::default();
             replicas(&mut out, &all);
             let told = |metric: &str| out.0.lines().find_map(|line| line.strip_prefix(metric));
-            let metrics = ["ringlog_replica_max_lag_records ", "ringlog_replica_max_lag_seconds "];
+            let metrics = [
+                "ringlog_replica_max_lag_records ",
+                "ringlog_replica_max_lag_seconds ",
+                "ringlog_replicas_unknown ",
+            ];
             assert_eq!(metrics.map(told), expect.map(Some));
         }
     }

@@ -705,13 +705,13 @@ impl Shard {
         let described = self.replicas.look(id, |replica| {
             let log_end = replica.log_end();
             let describe = |peer: PeerProgress| {
-                let lag_records = log_end.get().saturating_sub(peer.acked.get());
+                let lag_records = peer.acked.map(|acked| log_end.get().saturating_sub(acked.get()));
                 let late_ms = now_ms.saturating_sub(peer.caught_up_ms);
                 DescribedReplica {
                     broker: peer.broker,
                     end: peer.acked,
                     lag_records,
-                    lag_ms: if lag_records > 0 { late_ms } else { 0 },
+                    lag_ms: if lag_records == Some(0) { 0 } else { late_ms },
                     connected: peer.following,
                 }
             };

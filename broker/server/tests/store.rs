@@ -8,7 +8,8 @@
 use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
-use schema::record_batch::{self, BatchBuilder};
+use logic::producer_state::Admission;
+use schema::record_batch::{self, BatchBuilder, Producer};
 use schema::segment::GROUP_HEADER_BYTES;
 use server::partition::reader::ReadError;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings, Standing};
@@ -746,6 +747,56 @@ fn a_log_that_was_cut_goes_on_there() {
             }
         });
     }
+}
+
+/// One batch of one record of a producer, or of none, at `base`.
+fn sent(base: u64, producer: Producer, value_bytes: usize) -> Vec<u8> {
+    let mut builder = BatchBuilder::new().with_producer(producer);
+    builder.append(1_700_000_000_000, None, Some(&vec![b'v'; value_bytes]), &[]);
+    let mut bytes = builder.finish();
+    record_batch::set_base_offset(&mut bytes, base);
+    record_batch::set_leader_epoch(&mut bytes, 1);
+    bytes
+}
+
+/// As a suspect's log is cut. What is remembered of a producer is cut, and what is left of it lies two segments before.
+#[test]
+fn a_low_cut_forgets_no_producer() {
+    let of = |id, base_sequence| Producer { id, epoch: 0, base_sequence };
+    run(move |root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        rig.partition(0).replicate(true);
+        let mut bytes = Vec::new();
+        let producers = (0..3)
+            .map(|sequence| (of(1, sequence), 200))
+            .chain([(Producer::NONE, 700_000); 3])
+            .chain((3..13).map(|sequence| (of(1, sequence), 200)))
+            .chain((0..3).map(|sequence| (of(2, sequence), 200)));
+        for (base, (producer, value_bytes)) in producers.enumerate() {
+            bytes.extend(sent(base as u64, producer, value_bytes));
+        }
+        rig.follow(&bytes, 1).await;
+        rig.store.checkpoint(false).await.expect("a checkpoint of before");
+        let home = rig.partition(0);
+        assert!(home.with_log(|log| log.segments().len()) >= 3 && home.producer_count() == 2);
+        assert_eq!(rig.store.truncate(&home, Offset::new(6)).await.expect("it is cut").get(), 6);
+        drop(home);
+        // As it goes on, and as a recovery finds it.
+        for _ in 0..2 {
+            let home = rig.partition(0);
+            assert_eq!((rig.ends().1, home.producer_count()), (6, 1));
+            let admitted = |producer| {
+                let header = record_batch::Header::decode(&sent(0, producer, 1)).expect("it was built");
+                home.admit_producer(&header)
+            };
+            let again = admitted(of(1, 2)).expect("it is there");
+            assert!(matches!(again, Admission::Duplicate(note) if note.base.get() == 2), "{again:?}");
+            assert!(admitted(of(1, 4)).is_err(), "a gap");
+            assert_eq!(admitted(of(2, 0)), Ok(Admission::Append), "nothing of it is left");
+            drop((home, rig));
+            rig = Rig::open(&root, 1, -1, true).await;
+        }
+    });
 }
 
 #[test]

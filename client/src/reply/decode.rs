@@ -327,8 +327,8 @@ fn logs(topics: Tables<'_, wire::TopicLogs<'_>>) -> Result<Vec<TopicLogs>, Reply
         for progress in topic.replicas().into_iter().flatten() {
             replicas.entry(progress.partition()).or_default().push(ReplicaProgress {
                 broker: progress.broker(),
-                end: progress.end(),
-                lag_records: progress.lag_records(),
+                end: (!progress.unknown()).then(|| progress.end()),
+                lag_records: (!progress.unknown()).then(|| progress.lag_records()),
                 lag_ms: progress.lag_ms(),
                 connected: progress.connected(),
             });

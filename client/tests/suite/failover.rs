@@ -44,9 +44,36 @@ async fn any_of_the_brokers_will_do_to_begin_with() {
     assert_eq!(client.admin().describe_topic("t").await.unwrap().partitions.len(), 3);
     // Nobody: the first is named.
     brokers[2].kill();
-    let config = ClientConfig { connect_timeout: Duration::from_millis(300), ..config_of(&brokers) };
+    let config = ClientConfig { request_timeout: Duration::from_millis(900), ..config_of(&brokers) };
     let error = Client::connect(config).await.err().unwrap().to_string();
     assert!(error.contains(&brokers[0].address), "{error}");
+}
+
+/// An attempt to connect has a limit of its own: a request goes on with the next one.
+#[tokio::test]
+async fn a_lost_answer_to_hello_costs_an_attempt_and_not_the_request() {
+    // The limit that is given, and a third of the request's time where that is less.
+    for (connect_ms, request_ms, lost) in [(200, 20_000, 2), (60_000, 3_000, 1)] {
+        let brokers = FakeBroker::cluster(2, 1).await;
+        let mut left = [lost, lost];
+        brokers[0].hook(move |call| {
+            let left = &mut left[(call.broker - FIRST) as usize];
+            let loses = matches!(call.request, Request::Hello { .. }) && *left > 0;
+            *left -= u32::from(loses);
+            if loses { Do::Ignore } else { Do::Serve }
+        });
+        let config = ClientConfig {
+            connect_timeout: Duration::from_millis(connect_ms),
+            request_timeout: Duration::from_millis(request_ms),
+            ..config_of(&brokers[..1])
+        };
+        // Of whichever broker answers, and of a certain one.
+        let client = Client::connect(config).await.expect("a later attempt is answered");
+        client.admin().status_of(FIRST + 1).await.expect("a later attempt is answered");
+        let hellos =
+            brokers[0].calls().iter().filter(|call| matches!(call.request, Request::Hello { .. })).count();
+        assert!(hellos >= 2 * (lost as usize + 1), "{hellos}");
+    }
 }
 
 #[tokio::test]

@@ -3536,7 +3536,7 @@ impl ::core::fmt::Debug for ReplicaProgress {
       .field("lag_records", &self.lag_records())
       .field("lag_ms", &self.lag_ms())
       .field("connected", &self.connected())
-      .field("reserved1", &self.reserved1())
+      .field("unknown", &self.unknown())
       .field("reserved2", &self.reserved2())
       .field("reserved3", &self.reserved3())
       .finish()
@@ -3589,7 +3589,7 @@ impl<'a> ReplicaProgress {
     lag_records: u64,
     lag_ms: u64,
     connected: bool,
-    reserved1: u8,
+    unknown: bool,
     reserved2: u16,
     reserved3: u32,
   ) -> Self {
@@ -3600,7 +3600,7 @@ impl<'a> ReplicaProgress {
     s.set_lag_records(lag_records);
     s.set_lag_ms(lag_ms);
     s.set_connected(connected);
-    s.set_reserved1(reserved1);
+    s.set_unknown(unknown);
     s.set_reserved2(reserved2);
     s.set_reserved3(reserved3);
     s
@@ -3780,8 +3780,8 @@ impl<'a> ReplicaProgress {
     }
   }
 
-  pub fn reserved1(&self) -> u8 {
-    let mut mem = ::core::mem::MaybeUninit::<<u8 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+  pub fn unknown(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
     // Safety:
     // Created from a valid Table for this object
     // Which contains a valid value in this slot
@@ -3789,13 +3789,13 @@ impl<'a> ReplicaProgress {
       ::core::ptr::copy_nonoverlapping(
         self.0[33..].as_ptr(),
         mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
       );
       mem.assume_init()
     })
   }
 
-  pub fn set_reserved1(&mut self, x: u8) {
+  pub fn set_unknown(&mut self, x: bool) {
     let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
     // Safety:
     // Created from a valid Table for this object
@@ -3804,7 +3804,7 @@ impl<'a> ReplicaProgress {
       ::core::ptr::copy_nonoverlapping(
         &x_le as *const _ as *const u8,
         self.0[33..].as_mut_ptr(),
-        ::core::mem::size_of::<<u8 as ::flatbuffers::EndianScalar>::Scalar>(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }

@@ -26,8 +26,8 @@ pub struct PeerProgress {
     pub following: bool,
     /// Whether it holds the high watermark: it is, or may be, in the set.
     pub counts: bool,
-    /// Everything below is on its device, as far as is known in this epoch.
-    pub acked: Offset,
+    /// Everything below is on its device, as it last said in this epoch; `None` = it has said nothing.
+    pub acked: Option<Offset>,
     /// When it last had everything, milliseconds of the clock of steps.
     pub caught_up_ms: u64,
 }
@@ -150,7 +150,7 @@ impl Leader {
             in_sync: peer.in_sync,
             following: peer.phase == Phase::Following,
             counts: peer.maximal,
-            acked: peer.acked,
+            acked: peer.last_acked,
             caught_up_ms: peer.caught_up_ms,
         })
     }

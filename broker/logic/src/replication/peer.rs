@@ -54,6 +54,8 @@ pub(super) struct Peer {
     opened: Option<(BrokerEpoch, Status)>,
     /// Everything below is durable there, and the same as here.
     pub acked: Offset,
+    /// The last of these that was known, for who watches: it stays when the follower goes. `None` = none in this epoch.
+    pub last_acked: Option<Offset>,
     /// What is pushed next.
     pub next: Offset,
     /// The driver has been asked to push, and has not reported.
@@ -98,6 +100,7 @@ impl Peer {
             open_sequence: OpenSequence::new(0),
             opened: None,
             acked: zero,
+            last_acked: None,
             next: zero,
             pushing: false,
             stream: Stream::Live,
@@ -238,6 +241,7 @@ impl Peer {
         }
         self.phase = Phase::Following;
         self.acked = end;
+        self.last_acked = Some(end);
         self.next = end;
         self.unfit = false;
         self.retry_ms = u64::MAX;
@@ -319,6 +323,7 @@ impl Peer {
             return true;
         }
         self.acked = durable_end;
+        self.last_acked = Some(durable_end);
         if durable_end >= self.mark.0 {
             let slow = now_ms >= self.mark.1 + REPLICA_SLOW_MS;
             self.slow_since_ms = if slow { self.slow_since_ms.min(self.mark.1) } else { u64::MAX };
@@ -395,7 +400,9 @@ impl Peer {
 
 #[cfg(test)]
 impl Peer {
+    /// And what is only told.
     pub fn forget_times(&mut self) {
+        self.last_acked = None;
         let forget = |at_ms: &mut u64| *at_ms = if *at_ms == u64::MAX { u64::MAX } else { 0 };
         forget(&mut self.caught_up_ms);
         forget(&mut self.slow_since_ms);

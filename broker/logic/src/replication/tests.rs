@@ -361,6 +361,33 @@ pub(super) fn a_leader_ignores_what_belongs_to_an_earlier_opening() {
     script.ack(2, 2, 4, "hw 4");
 }
 
+#[test]
+fn what_a_follower_had_is_told_when_it_has_gone() {
+    let mut script = Script::leading();
+    let acked = |script: &Script| -> Vec<Option<u64>> {
+        script.replica.peers().map(|peer| peer.acked.map(Offset::get)).collect()
+    };
+    script.appended(0, 4, "push 1 Live, push 2 Live");
+    script.push(1, 4, "");
+    script.push(2, 4, "");
+    script.ack(2, 1, 3, "");
+    assert_eq!(acked(&script), [Some(0), Some(3)]);
+    script.check(Event::StreamDown(BrokerId::new(2)), "");
+    script.check(Event::StreamUp(BrokerId::new(2)), "to 2#2 open");
+    assert_eq!(acked(&script), [Some(0), Some(3)]);
+    // It comes back with less.
+    script.hears(2, 2, opened(&[], 0), "to 2#2 match 0");
+    script.hears(2, 2, FromFollower::Matched { end: at(0) }, "push 2 Live");
+    assert_eq!(acked(&script), [Some(0), Some(0)]);
+    // What was known in an epoch says nothing in the next one.
+    script.check(Says { leader: 1, epoch: 2, version: 2, ..Says::default() }.event(), "lost");
+    script.check(
+        Says { epoch: 3, version: 3, ..Says::default() }.event(),
+        "lead 3 from 4, to 1#1 open, to 2#1 open",
+    );
+    assert_eq!(acked(&script), [None, None]);
+}
+
 /// What a leader said before it opened again was about another end of the log.
 #[test]
 pub(super) fn a_follower_ignores_what_belongs_to_an_earlier_opening() {

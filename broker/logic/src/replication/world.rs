@@ -514,7 +514,7 @@ impl World {
             Task::Truncate(to) => {
                 disk.truncate(to.get() as usize);
                 node.promised = node.promised.min(to.get());
-                producer::cut(&mut node.producers, Some(to));
+                producer::cut(&mut node.producers, Some(to), disk);
                 self.step(broker, Event::Truncated { end: to });
             }
             Task::Reset(log_start) => {
@@ -523,7 +523,7 @@ impl World {
                 (disk.synced, disk.log_start) = (start, log_start.get());
                 disk.epochs.clear();
                 node.promised = 0;
-                producer::cut(&mut node.producers, None);
+                producer::cut(&mut node.producers, None, disk);
                 self.step(broker, Event::ResetDone);
             }
             Task::Fingerprint(offset) => {

@@ -131,8 +131,12 @@ pub async fn describe(
             let brokers = partition.replicas.iter().filter(|replica| is(replica));
             list(&brokers.map(|replica| replica.broker).collect::<Vec<_>>())
         };
-        let known = !lags.is_empty();
-        let most = |of: &dyn Fn(&ReplicaProgress) -> u64| lags.iter().map(|lag| of(lag)).max().unwrap_or(0);
+        // Of which nobody has heard since its leader leads, it may be the one that is furthest behind.
+        let records = match lags.iter().map(|lag| lag.lag_records).collect::<Option<Vec<_>>>() {
+            Some(records) => records.into_iter().max().map_or("-".to_owned(), grouped),
+            None => "?".to_owned(),
+        };
+        let behind = lags.iter().map(|lag| lag.lag_ms).max().map_or("-".to_owned(), duration_ms);
         table.row([
             topic.name.clone(),
             partition.partition.to_string(),
@@ -142,8 +146,8 @@ pub async fn describe(
             which(&|replica| replica.in_sync),
             which(&|replica| replica.eligible),
             partition.min_in_sync.to_string(),
-            if known { grouped(most(&|lag| lag.lag_records)) } else { "-".to_owned() },
-            if known { duration_ms(most(&|lag| lag.lag_ms)) } else { "-".to_owned() },
+            records,
+            behind,
             state.to_owned(),
         ]);
     }

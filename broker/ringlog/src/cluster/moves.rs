@@ -215,7 +215,7 @@ async fn wait(admin: &Admin, plan: &[Reassignment]) -> Result<(), Failure> {
             let adding = partition.replicas.iter().filter(|replica| replica.adding);
             adding.map(move |replica| lags.get(&(topic.name.as_str(), partition.partition, replica.broker)))
         });
-        let lag = lag.map(|replica| replica.map(|replica| replica.lag_records)).sum();
+        let lag = lag.map(|replica| replica.and_then(|replica| replica.lag_records)).sum();
         progress.tell(plan.len() - moving.len(), lag);
         tokio::time::sleep(LOOK_EVERY).await;
     }

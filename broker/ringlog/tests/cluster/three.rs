@@ -28,7 +28,8 @@ async fn produce(producer: &Producer, sent: &mut [Vec<String>]) {
 #[derive(Debug)]
 struct Lag {
     broker: u64,
-    records: u64,
+    /// Absent: not heard since its leader leads.
+    records: Option<u64>,
     ms: u64,
     follows: bool,
 }
@@ -39,7 +40,8 @@ fn lags(cluster: &Cluster) -> Vec<Lag> {
     for line in cluster.json(&format!("cluster describe --topic {TOPIC}")) {
         for lag in line["lags"].as_array().into_iter().flatten() {
             let number = |name: &str| lag[name].as_u64().expect("it is a number");
-            let (broker, records, ms) = (number("broker"), number("lag_records"), number("lag_ms"));
+            let (broker, records, ms) = (number("broker"), lag["lag_records"].as_u64(), number("lag_ms"));
+            assert_eq!(lag["end"].as_u64().is_none(), records.is_none(), "{lag}");
             lags.push(Lag { broker, records, ms, follows: lag["connected"] == true });
         }
     }
@@ -73,14 +75,19 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
         // What all have acknowledged is nobody's lag.
         let known = lags(&cluster);
         assert_eq!(known.len(), 2 * PARTITIONS as usize, "{known:?}");
-        assert!(known.iter().all(|lag| lag.records == 0 && lag.ms == 0 && lag.follows), "{known:?}");
+        assert!(known.iter().all(|lag| lag.records == Some(0) && lag.ms == 0 && lag.follows), "{known:?}");
         cluster.kill(victim);
         produce(&producer, &mut sent).await;
         assert_ne!(leader_of(&client, TOPIC, 0).await, victim);
-        for lag in lags(&cluster) {
+        let known = lags(&cluster);
+        for lag in &known {
             let is_away = lag.broker == u64::from(victim);
-            assert_eq!((lag.records > 0, lag.follows), (is_away, !is_away), "{lag:?}");
+            assert_eq!((lag.records != Some(0), lag.follows), (is_away, !is_away), "{lag:?}");
         }
+        // Its new leaders have not heard of it; those who led before know what it had.
+        assert!(known.iter().any(|lag| lag.records.is_none()), "{known:?}");
+        let each = u64::try_from(sent[0].len()).expect("it is small") / 2;
+        assert!(known.iter().all(|lag| lag.records.is_none_or(|records| records <= each)), "{known:?}");
         assert_eq!(read_log(&client, TOPIC, PARTITIONS).await, sent);
         cluster.start(victim);
         whole(&client, 3).await;

@@ -10,7 +10,9 @@ use crate::metadata::{MetadataError, Quorum};
 use crate::shard::Shard;
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
 use logic::ids::{BrokerId, PartitionIndex, TopicPartition};
-use logic::limits::{PARTITIONS_PER_TOPIC_MAX, REPLICAS_PER_PARTITION_MAX, TOPICS_PER_REQUEST_MAX};
+use logic::limits::{
+    OFFSETS_TOPIC_REPLICAS_MAX, PARTITIONS_PER_TOPIC_MAX, REPLICAS_PER_PARTITION_MAX, TOPICS_PER_REQUEST_MAX,
+};
 use logic::metadata::{Broker, Command, Image, Partition, Reassignment, Topic};
 use schema::error_code::ErrorCode;
 use schema::wire;
@@ -172,22 +174,31 @@ impl Reply {
             let found = image.topic_by_name(&name).map(|topic| {
                 let partition = PartitionIndex::new(partition);
                 let entry = topic.partitions.get(partition.get() as usize);
-                (TopicPartition { topic: topic.id, partition }, entry)
+                (TopicPartition { topic: topic.id, partition }, topic, entry)
             });
-            let (id, entry) = match found {
+            let (id, topic, entry) = match found {
                 None => {
                     let text = format!("there is no topic {name:?}; see ringlog topic list");
                     return self.refuse(ErrorCode::UnknownTopic, &text);
                 }
-                Some((_, None)) => {
+                Some((_, _, None)) => {
                     let text = format!("topic {name} has no partition {partition}");
                     return self.refuse(ErrorCode::UnknownPartition, &text);
                 }
-                Some((id, Some(entry))) => (id, entry),
+                Some((id, topic, Some(entry))) => (id, topic, entry),
             };
             if replicas.is_empty() && !entry.is_reassigned() {
                 let text = format!("topic {name} partition {partition} is not being moved");
                 return self.refuse(ErrorCode::NoReassignment, &text);
+            }
+            if let Some(copies) = copies_kept(&image, topic).filter(|copies| replicas.len() < *copies)
+                && !replicas.is_empty()
+            {
+                let text = format!(
+                    "topic {name} partition {partition}: the brokers' own topic keeps {copies} copies as long as there are brokers \
+                     for them; it would get them back"
+                );
+                return self.refuse(ErrorCode::InvalidReplicaAssignment, &text);
             }
             if let Some(unknown) = replicas.iter().find(|id| image.broker(BrokerId::new(**id)).is_none()) {
                 let text = format!("topic {name} partition {partition}: there is no broker {unknown}");
@@ -203,7 +214,7 @@ impl Reply {
                 MetadataError::Rejected(_) => ErrorCode::InvalidReplicaAssignment,
                 _ => error.error_code(),
             };
-            return self.refuse(code, &error.to_string());
+            return self.refuse(code, &error.in_words(&image));
         }
         self.send(wire::ResponseApi::ReassignPartitionsResponse, |builder| {
             let args = wire::ReassignPartitionsResponseArgs {};
@@ -251,7 +262,7 @@ impl Reply {
                 tracing::warn!("unclean election asked for by a client, records may be lost: {elections:?}");
             }
             if let Err(error) = submit(shard, command).await {
-                return self.refuse(error.error_code(), &error.to_string());
+                return self.refuse(error.error_code(), &error.in_words(&image));
             }
         }
         self.send(wire::ResponseApi::ElectLeadersResponse, |builder| {
@@ -326,6 +337,11 @@ fn encode_quorum(quorum: &Quorum, me: BrokerId) -> Vec<wire::QuorumMember> {
     };
     let members: Vec<_> = members.map(member).collect();
     if members.len() < 2 { Vec::new() } else { members }
+}
+
+/// How many copies the controller sees to that a topic has; `None` = as many as people ask for.
+fn copies_kept(image: &Image, topic: &Topic) -> Option<usize> {
+    topic.is_internal().then(|| image.replicas_at_most(OFFSETS_TOPIC_REPLICAS_MAX) as usize)
 }
 
 /// Who is to lead a partition.
@@ -438,30 +454,41 @@ fn encode_replicas<'f>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use logic::metadata::{BrokerRegistration, Placement};
+    use crate::metadata::images::{TOPIC, applied, fenced, three_brokers};
+
+    #[test]
+    fn the_groups_offsets_keep_their_copies() {
+        let offsets = three_brokers(schema::OFFSETS_TOPIC, 3, &[1, 2, 3]);
+        let kept = |image: &Image| copies_kept(image, image.topic(TOPIC).unwrap());
+        assert_eq!(kept(&offsets), Some(3));
+        // A broker that goes takes its copy along.
+        let drain = Command::DrainBroker { broker: BrokerId::new(3), draining: true };
+        assert_eq!(kept(&applied(&offsets, &drain)), Some(2));
+        assert_eq!(kept(&three_brokers("t", 3, &[1, 2, 3])), None);
+    }
+
+    #[test]
+    fn a_refusal_names_the_topic() {
+        let image = three_brokers("t", 1, &[1, 2]);
+        let partition =
+            |partition| TopicPartition { topic: TOPIC, partition: PartitionIndex::new(partition) };
+        let brokers = |brokers: &[u32]| brokers.iter().copied().map(BrokerId::new).collect();
+        let rows: [(u32, &[u32], &str); 3] = [
+            (1, &[3, 3], "topic t partition 1: one broker is there twice"),
+            (0, &[7], "topic t partition 0: broker 7 is not registered"),
+            (5, &[1], "there is no topic t partition 5"),
+        ];
+        for (number, replicas, expect) in rows {
+            let reassignment = Reassignment { partition: partition(number), replicas: brokers(replicas) };
+            let command = Command::ReassignPartitions { partitions: vec![reassignment] };
+            let refused = MetadataError::Rejected(image.apply(&command).unwrap_err());
+            assert_eq!(refused.in_words(&image), expect);
+        }
+    }
 
     #[test]
     fn by_force_who_had_everything_goes_first() {
-        let mut image = Image::default();
-        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
-        for broker in 1..=3 {
-            let registration = BrokerRegistration {
-                broker: BrokerId::new(broker),
-                host: "localhost".into(),
-                port: 1,
-                shards: 1,
-                storage_uuid: u128::from(broker),
-                rack: String::new(),
-            };
-            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: broker == 3 });
-        }
-        let brokers = [1, 2].map(BrokerId::new).to_vec();
-        apply(Command::CreateTopic {
-            id: logic::ids::TopicId::new(1),
-            name: "t".into(),
-            placement: Placement { replication_factor: 2, brokers },
-            configs: Vec::new(),
-        });
+        let image = fenced(&three_brokers("t", 2, &[1, 2]), 3);
         let led = image.topic_by_name("t").unwrap().partitions[0].clone();
         assert_eq!(candidate(&image, &led, true), Err(ErrorCode::ElectionNotNeeded));
         let (all, none): (&[u32], &[u32]) = (&[1, 2, 3], &[]);

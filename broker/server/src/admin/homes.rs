@@ -103,7 +103,8 @@ async fn move_home(shard: &Rc<Shard>, asked: &Asked) -> Moved {
         return Err((ErrorCode::StorageFull, text));
     }
     let command = Command::MoveHome { partition: id, broker, shard: to };
-    submit(shard, command).await.map_err(|error| (error.error_code(), error.to_string()))?;
+    let submitted = submit(shard, command).await;
+    submitted.map_err(|error| (error.error_code(), error.in_words(&image)))?;
     let arrived = match to == shard.identity.shard {
         true => homes::arrival(shard, &id),
         false => ask(shard, to, |reply| Message::Arrival(id, reply)).await.unwrap_or(Arrived::Not),

@@ -130,11 +130,11 @@ impl Reply {
                             wire::ReplicaProgress::new(
                                 partition,
                                 replica.broker.get(),
-                                replica.end.get(),
-                                replica.lag_records,
+                                replica.end.map_or(0, Offset::get),
+                                replica.lag_records.unwrap_or(0),
                                 replica.lag_ms,
                                 replica.connected,
-                                0,
+                                replica.end.is_none(),
                                 0,
                                 0,
                             )

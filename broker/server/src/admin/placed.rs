@@ -31,9 +31,10 @@ pub async fn submit(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::images::registration;
     use futures_executor::block_on;
     use logic::ids::{BrokerId, TopicId};
-    use logic::metadata::{BrokerRegistration, NewTopic, Placement};
+    use logic::metadata::{NewTopic, Placement};
     use std::cell::{Cell, RefCell};
 
     const TOPIC: TopicId = TopicId::new(7);
@@ -52,14 +53,7 @@ mod tests {
         fn new(meanwhile: Meanwhile<'a>) -> Self {
             let scripted = Self { image: RefCell::default(), meanwhile, submitted: Cell::new(0) };
             for broker in 1..=4 {
-                let registration = BrokerRegistration {
-                    broker: BrokerId::new(broker),
-                    host: "localhost".into(),
-                    port: 9644,
-                    shards: 1,
-                    storage_uuid: broker.into(),
-                    rack: String::new(),
-                };
+                let registration = registration(broker);
                 let register =
                     Command::RegisterBroker { registration, suspects: vec![], starts_fenced: false };
                 scripted.apply(&register).unwrap();

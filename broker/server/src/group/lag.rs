@@ -286,9 +286,9 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::images::{fenced, three_brokers};
     use logic::group::partition;
     use logic::ids::TopicId;
-    use logic::metadata::{BrokerRegistration, Command, Placement};
     use schema::record_batch::{BatchBuilder, Compression, set_base_offset};
 
     fn place(offset: u64) -> Place {
@@ -299,28 +299,7 @@ mod tests {
 
     /// Brokers 1, 2 and 3, and topic 1 with a partition on each; 3 is not heard.
     fn image() -> Image {
-        let mut image = Image::default();
-        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
-        for broker in 1..=3 {
-            let registration = BrokerRegistration {
-                broker: BrokerId::new(broker),
-                host: "localhost".into(),
-                port: 1,
-                shards: 2,
-                storage_uuid: u128::from(broker),
-                rack: String::new(),
-            };
-            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: false });
-        }
-        apply(Command::CreateTopic {
-            id: TopicId::new(1),
-            name: "t".into(),
-            placement: Placement { replication_factor: 1, brokers: [1, 2, 3].map(BrokerId::new).to_vec() },
-            configs: Vec::new(),
-        });
-        let gone = BrokerId::new(3);
-        let epoch = image.broker(gone).unwrap().epoch;
-        image.apply(&Command::FenceBroker { broker: gone, epoch }).unwrap().0
+        fenced(&three_brokers("t", 1, &[1, 2, 3]), 3)
     }
 
     fn group(positions: Option<Vec<Question>>) -> Progress {

@@ -7,8 +7,9 @@
 //! The metadata thread only carries it: it knows every broker and has a connection to each, and it is on none of the
 //! cores that serve data. Lifecycle: a question lives until its deadline, [`LAG_PEER_TIMEOUT_MS`] after it was asked.
 //! Invariants: at most [`LAG_QUESTIONS_MAX`] questions are under way, over connections of their own, so that nothing of
-//! the metadata waits behind one; what comes back names only places that were asked about. Absent on purpose: asking
-//! again. What is not known in time is unknown, and who looks says so.
+//! the metadata waits behind one; what comes back names only places that were asked about; a broker that owes an answer is
+//! not asked another question, and holds nobody up but who looked first. Absent on purpose: asking again. What is not known
+//! in time is unknown, and who looks says so.
 
 use super::codec::{self, Builder, Malformed};
 use super::network::Kind;
@@ -19,11 +20,15 @@ use async_channel::{Receiver, Sender};
 use flatbuffers::{UnionWIPOffset, WIPOffset};
 use futures_util::future::join_all;
 use logic::ids::{BrokerId, PartitionIndex, ShardId, TopicId, TopicPartition};
-use logic::limits::{LAG_PARTITIONS_MAX, LAG_PEER_TIMEOUT_MS, LAG_QUESTIONS_MAX, LAG_SHARD_TIMEOUT_MS};
+use logic::limits::{
+    LAG_PARTITIONS_MAX, LAG_PEER_TIMEOUT_MS, LAG_QUESTIONS_MAX, LAG_SHARD_TIMEOUT_MS,
+    LAG_SILENT_PEER_TIMEOUT_MS,
+};
 use logic::metadata::reconcile::Here;
 use schema::consensus as fb;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -52,38 +57,111 @@ pub(super) async fn measure(queue: &Queue, broker: BrokerId, places: Vec<Questio
     reply.recv().await.unwrap_or_default()
 }
 
-/// Asks what is in the queue, for as long as there is one.
+/// What a broker said.
+struct Told {
+    answers: Vec<Answer>,
+    /// To everything that it was asked.
+    whole: bool,
+}
+
+/// Asks `peers` what is in the queue, for as long as there is one.
 pub(super) async fn ask_others(peers: Arc<Peers>, queue: Receiver<Asked>) {
-    let turns = Arc::new(Semaphore::new(LAG_QUESTIONS_MAX));
-    while let Ok(turn) = turns.clone().acquire_owned().await
-        && let Ok(asked) = queue.recv().await
-    {
+    let ask = move |broker, places: Vec<Question>, deadline| {
         let peers = peers.clone();
-        tokio::spawn(async move {
+        async move { ask(&peers, broker, &places, deadline).await }
+    };
+    answer_all(queue, ask).await;
+}
+
+/// The same by whatever way.
+async fn answer_all<F>(queue: Receiver<Asked>, ask: impl Fn(BrokerId, Vec<Question>, Instant) -> F)
+where
+    F: Future<Output = Told> + Send + 'static,
+{
+    let turns = Arc::new(Semaphore::new(LAG_QUESTIONS_MAX));
+    let silent: Arc<Silent> = Arc::default();
+    while let Ok(turn) = turns.clone().acquire_owned().await
+        && let Ok(Asked { broker, places, deadline, answer }) = queue.recv().await
+    {
+        let Some(patience) = silent.begin(broker) else {
             // Nobody waits any more if this fails.
-            let _ = asked.answer.try_send(ask(&peers, asked.broker, &asked.places, asked.deadline).await);
+            let _ = answer.try_send(Vec::new());
+            continue;
+        };
+        let in_time = deadline.min(Instant::now() + patience);
+        let (asking, silent) = (ask(broker, places, deadline), silent.clone());
+        tokio::spawn(async move {
+            let mut asking = Box::pin(asking);
+            let told = tokio::time::timeout_at(in_time.into(), &mut asking).await;
+            if let Ok(told) = &told {
+                silent.end(broker, told.whole);
+            } else {
+                silent.late(broker);
+            }
+            let late = told.is_err();
+            let _ = answer.try_send(told.map(|told| told.answers).unwrap_or_default());
+            drop(answer);
+            if late {
+                // So that the next question is waited for, if it answers after all.
+                silent.end(broker, asking.await.whole);
+            }
             drop(turn);
         });
     }
 }
 
-async fn ask(peers: &Peers, broker: BrokerId, places: &[Question], deadline: Instant) -> Vec<Answer> {
+/// Brokers that did not answer the last question in time, and whether another one is under way to them.
+#[derive(Default)]
+struct Silent(Mutex<BTreeMap<BrokerId, bool>>);
+
+impl Silent {
+    fn brokers(&self) -> MutexGuard<'_, BTreeMap<BrokerId, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long the answer of `broker` is waited for; `None` = it is not asked: it owes one.
+    fn begin(&self, broker: BrokerId) -> Option<Duration> {
+        match self.brokers().get_mut(&broker) {
+            None => Some(Duration::from_millis(LAG_PEER_TIMEOUT_MS)),
+            Some(true) => None,
+            Some(under_way) => {
+                *under_way = true;
+                Some(Duration::from_millis(LAG_SILENT_PEER_TIMEOUT_MS))
+            }
+        }
+    }
+
+    /// It has not answered by the time that it had.
+    fn late(&self, broker: BrokerId) {
+        self.brokers().insert(broker, true);
+    }
+
+    fn end(&self, broker: BrokerId, answered: bool) {
+        match answered {
+            true => self.brokers().remove(&broker),
+            false => self.brokers().insert(broker, false),
+        };
+    }
+}
+
+async fn ask(peers: &Peers, broker: BrokerId, places: &[Question], deadline: Instant) -> Told {
     let link = peers.link(u64::from(broker.get()), Kind::Lag);
-    let mut answers = Vec::with_capacity(places.len());
-    for places in places.chunks(LAG_PARTITIONS_MAX).take_while(|_| Instant::now() < deadline) {
+    let mut told = Told { answers: Vec::with_capacity(places.len()), whole: true };
+    for places in places.chunks(LAG_PARTITIONS_MAX) {
         let answered = match link.call_by(peers, deadline, |b| question(b, places)).await {
             Ok(bytes) => distances(&bytes, places).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         match answered {
-            Ok(answered) => answers.extend(answered),
+            Ok(answered) => told.answers.extend(answered),
             Err(error) => {
                 tracing::debug!("broker {broker} does not say how far groups are behind: {error}");
+                told.whole = false;
                 break;
             }
         }
     }
-    answers
+    told
 }
 
 fn question(b: &mut Builder, places: &[Question]) -> (fb::Ask, WIPOffset<UnionWIPOffset>) {
@@ -157,6 +235,68 @@ pub(super) fn answer(b: &mut Builder, distances: &[fb::Distance]) -> (fb::Answer
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_did_not_answer_is_waited_for_a_moment() {
+        let (silent, broker) = (Silent::default(), BrokerId::new(2));
+        let ms = |patience: Option<Duration>| patience.map(|patience| patience.as_millis() as u64);
+        let (whole, moment) = (Some(LAG_PEER_TIMEOUT_MS), Some(LAG_SILENT_PEER_TIMEOUT_MS));
+        assert_eq!([ms(silent.begin(broker)), ms(silent.begin(broker))], [whole, whole]);
+        silent.late(broker);
+        assert_eq!(ms(silent.begin(broker)), None, "it owes an answer");
+        silent.end(broker, false);
+        assert_eq!([ms(silent.begin(broker)), ms(silent.begin(broker))], [moment, None]);
+        assert_eq!(ms(silent.begin(BrokerId::new(3))), whole);
+        silent.end(broker, true);
+        assert_eq!(ms(silent.begin(broker)), whole);
+        // Nobody listens there.
+        silent.end(broker, false);
+        assert_eq!(ms(silent.begin(broker)), moment);
+    }
+
+    /// A broker that does not answer the first question, nor the next in time: whoever looks then is told so without another
+    /// question, and once it has answered it is waited for again.
+    #[tokio::test]
+    async fn a_broker_that_owes_an_answer_is_not_asked_again() {
+        let (queue, asked) = async_channel::bounded(8);
+        let (owed, owes) = async_channel::unbounded();
+        let answers = vec![(place(0, None), Behind { records: 7, ms: None })];
+        let told = move |_, _, _| {
+            let (answer, answered) = async_channel::bounded::<bool>(1);
+            owed.try_send(answer).unwrap();
+            let answers = answers.clone();
+            async move {
+                let whole = answered.recv().await.unwrap_or_default();
+                Told { answers: if whole { answers } else { Vec::new() }, whole }
+            }
+        };
+        tokio::spawn(answer_all(asked, told));
+        let look = || measure(&queue, BrokerId::new(2), vec![place(0, None)]);
+        assert_eq!(look().await, []);
+        let mut owing = owes.recv().await.unwrap();
+        for answers in [false, true] {
+            for _ in 0..3 {
+                assert_eq!(look().await, []);
+            }
+            assert!(owes.is_empty(), "it is asked again");
+            // The first ends without an answer, the second is answered, too late for who asked.
+            owing.try_send(answers).unwrap();
+            if !answers {
+                while owes.is_empty() {
+                    assert_eq!(look().await, []);
+                }
+                owing = owes.recv().await.unwrap();
+            }
+        }
+        tokio::spawn(async move {
+            while let Ok(asked) = owes.recv().await {
+                let _ = asked.try_send(true);
+            }
+        });
+        // Not as long as the end of the second has not been noticed.
+        while look().await.is_empty() {}
+        assert_eq!(look().await.len(), 1);
+    }
 
     fn place(number: u32, offset: Option<u64>) -> Question {
         let id =

@@ -6,11 +6,12 @@ use super::*;
 use crate::mailbox::mailboxes;
 use logic::ids::{BrokerEpoch, BrokerId};
 use logic::metadata::{BrokerRegistration, Placement};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::task::Poll;
 use tempfile::TempDir;
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -447,18 +448,19 @@ fn a_full_disk_delays_and_loses_nothing() {
     let (handle, thread) =
         start_with(directory.path(), alone(), address(), &mailboxes(0).0, Box::new(|_| ()), gate).unwrap();
     faults.arm(0, u64::MAX);
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| block_on(handle.submit(create(1))));
-        // Those before the writer has noticed wait with the first.
-        let refused = (2..).map(|id| block_on(handle.submit(create(id)))).find(|result| {
-            result.as_ref().is_err_and(|error| error.error_code() == ErrorCode::MetadataUnavailable)
-        });
-        assert!(refused.is_some());
-        faults.arm(0, 0);
-        // It is done whether or not the one who asked has had the patience to see it.
-        let first = first.join().unwrap();
-        assert!(matches!(first, Ok(_) | Err(MetadataError::OutcomeUnknown(_))), "{first:?}");
+    // Under way before any other: the writer has noticed nothing yet.
+    let mut first = Box::pin(handle.submit(create(1)));
+    let begun = block_on(poll_fn(|context| Poll::Ready(first.as_mut().poll(context))));
+    assert!(begun.is_pending(), "{begun:?}");
+    // Those before the writer has noticed wait with the first.
+    let refused = (2..).map(|id| block_on(handle.submit(create(id)))).find(|result| {
+        result.as_ref().is_err_and(|error| error.error_code() == ErrorCode::MetadataUnavailable)
     });
+    assert!(refused.is_some());
+    faults.arm(0, 0);
+    // It is done whether or not the one who asked has had the patience to see it.
+    let first = block_on(first);
+    assert!(matches!(first, Ok(_) | Err(MetadataError::OutcomeUnknown(_))), "{first:?}");
     // Refused until the writer has found that there is room.
     let last = (0..).map(|_| block_on(handle.submit(create(1000)))).find(|result| {
         !result.as_ref().is_err_and(|error| error.error_code() == ErrorCode::MetadataUnavailable)

@@ -136,34 +136,12 @@ pub(super) fn cluster(out: &mut Text, image: &Image, broker: BrokerId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use logic::metadata::{BrokerRegistration, Command, Placement};
+    use crate::metadata::images::{fenced, three_brokers};
 
     #[test]
     fn each_partition_is_counted_by_its_leader() {
-        let mut image = Image::default();
-        let mut apply = |command: Command| image = image.apply(&command).unwrap().0;
-        for broker in 1..=3 {
-            let registration = BrokerRegistration {
-                broker: BrokerId::new(broker),
-                host: "localhost".into(),
-                port: 1,
-                shards: 1,
-                storage_uuid: u128::from(broker),
-                rack: String::new(),
-            };
-            apply(Command::RegisterBroker { registration, suspects: Vec::new(), starts_fenced: false });
-        }
-        let brokers = [1, 2, 3, 2, 3, 1, 3, 1, 2].map(BrokerId::new).to_vec();
-        apply(Command::CreateTopic {
-            id: logic::ids::TopicId::new(1),
-            name: "t".into(),
-            placement: Placement { replication_factor: 3, brokers },
-            configs: Vec::new(),
-        });
-        for broker in [1, 2] {
-            let epoch = image.broker(BrokerId::new(broker)).unwrap().epoch;
-            image = image.apply(&Command::FenceBroker { broker: BrokerId::new(broker), epoch }).unwrap().0;
-        }
+        let whole = three_brokers("t", 3, &[1, 2, 3, 2, 3, 1, 3, 1, 2]);
+        let image = fenced(&fenced(&whole, 1), 2);
         let expect =
             Led { all: 3, under_replicated: 3, below_minimum: 3, moving: 0, not_preferred: 2, leaderless: 0 };
         assert_eq!(Led::by(&image, BrokerId::new(3)), expect);

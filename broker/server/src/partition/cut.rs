@@ -15,6 +15,7 @@ use logic::limits::BLOCK_BYTES;
 use logic::log::OpenGroup;
 use logic::log::read::ReadFrom;
 use logic::log::truncation::{Cut, CutAt};
+use logic::producer_state::ProducerTable;
 use schema::record_batch;
 use schema::segment::{GROUP_HEADER_BYTES, SegmentHeader, group_bytes};
 use std::io;
@@ -48,7 +49,12 @@ impl<D: Disk> Partition<D> {
             true => Ok((self.with_log(|log| log.log_end()), 0)),
             false => {
                 let place = self.find_place(cache, to).await;
-                self.cut(place).await
+                // The log is quiet: what is read stays what it is until the cut.
+                let kept = match place.at {
+                    CutAt::Group(_) => self.producers_below(cache, place.rest.end).await,
+                    CutAt::Nothing(_) => ProducerTable::default(),
+                };
+                self.cut(place, Some(kept)).await
             }
         };
         self.cutting.set(false);
@@ -61,7 +67,7 @@ impl<D: Disk> Partition<D> {
     /// As there.
     pub async fn reset(self: &Rc<Self>, log_start: Offset) -> io::Result<(Offset, usize)> {
         self.begin_cut().await?;
-        let result = self.cut(self.nothing_stays(log_start)).await;
+        let result = self.cut(self.nothing_stays(log_start), None).await;
         self.cutting.set(false);
         result
     }
@@ -194,8 +200,9 @@ impl<D: Disk> Partition<D> {
         Ok(Place { at: CutAt::Group(cut), rest, payload })
     }
 
-    /// Writes what makes the cut durable, in its order; then the log is what it says.
-    async fn cut(self: &Rc<Self>, place: Place) -> io::Result<(Offset, usize)> {
+    /// Writes what makes the cut durable, in its order; then the log is what it says. `kept`: what is left of producers
+    /// whose remembered batches are cut; `None` = nothing that is known of producers is to be relied upon.
+    async fn cut(self: &Rc<Self>, place: Place, kept: Option<ProducerTable>) -> io::Result<(Offset, usize)> {
         let Place { at, rest, payload } = place;
         let mut no_room = None;
         while self.with_log(|log| log.placed().is_none()) {
@@ -268,9 +275,9 @@ impl<D: Disk> Partition<D> {
             }
             let mut table = self.producers.borrow_mut();
             let known = table.len();
-            match at {
-                CutAt::Group(_) => table.truncate(end),
-                CutAt::Nothing(_) => *table = Default::default(),
+            match kept {
+                Some(kept) => table.truncate(end, kept),
+                None => *table = Default::default(),
             }
             self.storage.producers_changed(known, table.len());
         }

@@ -148,7 +148,7 @@ impl<D: Disk> Partition<D> {
     /// A batch stands in its group: the log, the group and the table of producers know it from here on.
     fn take_in(&self, header: &Header, batch: &[u8], group: &mut OpenGroup, runs: &mut Vec<AppendedRun>) {
         let (epoch, end) = (group.leader_epoch, Offset::new(header.end_offset()));
-        let base = self.with_log(|log| log.log_end());
+        let (base, durable_end) = self.with_log(|log| (log.log_end(), log.durable_end()));
         self.log.borrow_mut().append_until(end, epoch);
         group.payload_crc = record_batch::extend_crc(group.payload_crc, batch, Some(header.crc));
         group.payload_bytes += batch.len() as u32;
@@ -162,7 +162,7 @@ impl<D: Disk> Partition<D> {
         if let Some(noted) = ProducerBatch::of(header) {
             let mut table = self.producers.borrow_mut();
             let known = table.len();
-            table.replay(&noted, Offset::new(header.base_offset), group.append_time_ms);
+            table.follow(&noted, Offset::new(header.base_offset), group.append_time_ms, durable_end);
             self.storage.producers_changed(known, table.len());
         }
     }

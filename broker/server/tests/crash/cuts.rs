@@ -2,7 +2,8 @@
 //! an image holds must be what was promised, as it was before a cut that nobody has been told of, or as it is after.
 //!
 //! One log per root seed. The promise is a list of batches, and up to where they are durable. After a recovery what is
-//! there is the promise, and the life goes on from it.
+//! there is the promise, and the life goes on from it. After each cut and each recovery the last batch that the table of
+//! producers knows of each must be the last one that the log holds of it.
 
 use super::Dice;
 use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
@@ -12,11 +13,13 @@ use super::life::{root, settle};
 use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings};
-use schema::record_batch::{self, BatchBuilder};
+use schema::checkpoint::ProducerSummary;
+use schema::record_batch::{self, BatchBuilder, Producer};
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
 use server::storage::{DiskPolicy, Storage};
 use server::store::Store;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,6 +33,7 @@ const DEPTH_MAX: u32 = 4;
 /// A batch with its final bytes.
 struct Batch {
     end: u64,
+    producer: Producer,
     bytes: Vec<u8>,
 }
 
@@ -55,12 +59,48 @@ impl Promise {
         cut
     }
 
+    /// Of each producer: end offset, epoch and sequence of its last batch.
+    fn producers(&self) -> BTreeMap<i64, Last> {
+        let last = |batch: &Rc<Batch>| {
+            let Producer { id, epoch, base_sequence } = batch.producer;
+            (id, (batch.end, epoch, base_sequence))
+        };
+        self.batches.iter().map(last).collect()
+    }
+
+    /// Who sends the next batch: one of a few, most of whom send often, and all of whom begin a new epoch now and then.
+    fn next_producer(&self, dice: &mut Dice) -> Producer {
+        let id = [0, 0, 0, 0, 0, 1, 1, 2][dice.below(8) as usize];
+        let last = self.batches.iter().rev().find(|batch| batch.producer.id == id);
+        match last {
+            None => Producer { id, epoch: 0, base_sequence: 0 },
+            Some(last) if dice.chance(5) => Producer { id, epoch: last.producer.epoch + 1, base_sequence: 0 },
+            Some(last) => {
+                let header = record_batch::Header::decode(&last.bytes).expect("it was built");
+                last.producer.after(header.record_count)
+            }
+        }
+    }
+
     /// Whether a log of `start..end` that holds `bytes` keeps it.
     fn is_kept_by(&self, start: u64, end: u64, bytes: &[u8]) -> bool {
         let left = self.cut(end);
         let expected = left.batches.iter().flat_map(|batch| &batch.bytes);
         start == self.start && end >= self.acknowledged && left.end() == end && bytes.iter().eq(expected)
     }
+}
+
+/// End offset, epoch and first sequence of a producer's last batch.
+type Last = (u64, i16, i32);
+
+/// The last batch that the table knows of each producer.
+fn known_producers(partition: &Partition<CrashDisk>) -> BTreeMap<i64, Last> {
+    let last = |summary: &ProducerSummary| {
+        let batch = summary.batches.last().expect("none is without");
+        let records = batch.last_sequence - batch.first_sequence + 1;
+        (summary.producer_id, (batch.base_offset + records as u64, batch.epoch, batch.first_sequence))
+    };
+    partition.checkpoint().producers.iter().map(last).collect()
 }
 
 /// The promises of a moment.
@@ -175,7 +215,17 @@ async fn open(
     }
     let mut now = if after { promises.now.clone() } else { unchanged.cloned().unwrap_or_default() }.cut(end);
     now.acknowledged = end;
+    judge_producers(&partition, &now, &mut tally.borrow_mut(), "after a recovery");
     (store, partition, Promises { now, before: None, epoch: promises.epoch })
+}
+
+/// All of the log is durable.
+fn judge_producers(partition: &Partition<CrashDisk>, now: &Promise, tally: &mut Tally, when: &str) {
+    let (known, kept) = (known_producers(partition), now.producers());
+    if known != kept {
+        tally.misjudged += 1;
+        tally.failures.push(format!("{when} producers are known as {known:?}, the log holds {kept:?}"));
+    }
 }
 
 async fn live(job: Job, settings: PartitionSettings, tally: &Rc<RefCell<Tally>>) -> Vec<Job> {
@@ -262,7 +312,8 @@ impl Life {
             }
             let records = 1 + self.dice.below(3);
             let bytes = [50, 800, 4_000, 30_000, 200_000][self.dice.below(5) as usize];
-            let mut builder = BatchBuilder::new();
+            let producer = promises.now.next_producer(&mut self.dice);
+            let mut builder = BatchBuilder::new().with_producer(producer);
             for _ in 0..records {
                 let value: Vec<u8> = (0..bytes / 8).flat_map(|_| self.dice.next().to_le_bytes()).collect();
                 builder.append(1_700_000_000_000, None, Some(&value), &[]);
@@ -272,7 +323,7 @@ impl Life {
             record_batch::set_base_offset(&mut bytes, base);
             record_batch::set_leader_epoch(&mut bytes, promises.epoch);
             pushed.extend_from_slice(&bytes);
-            promises.now.batches.push(Rc::new(Batch { end: base + records, bytes }));
+            promises.now.batches.push(Rc::new(Batch { end: base + records, producer, bytes }));
         }
         let (end, epoch) = (promises.now.end(), LeaderEpoch::new(promises.epoch));
         drop(promises);
@@ -307,6 +358,7 @@ impl Life {
         self.tally.borrow_mut().add(if anew { "logs discarded" } else { "logs cut" }, 1);
         let (store, partition, promises) =
             (self.store.clone(), self.partition.clone(), self.promises.clone());
+        let tally = self.tally.clone();
         glommio::spawn_local(async move {
             let to = Offset::new(to);
             let end = match anew {
@@ -317,6 +369,7 @@ impl Life {
             let mut promises = promises.borrow_mut();
             assert_eq!(end, promises.now.end(), "cut at {to}");
             promises.before = None;
+            judge_producers(&partition, &promises.now, &mut tally.borrow_mut(), "after a cut");
         })
         .detach();
     }

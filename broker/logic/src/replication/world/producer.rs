@@ -5,7 +5,6 @@
 use super::{Disk, Record, World};
 use crate::ids::Offset;
 use crate::producer_state::{Admission, Bounds, LogPlace, ProducerBatch, ProducerError, ProducerTable};
-use crate::replication::message::Status;
 use crate::replication::rules::{Rule, holds};
 
 const BOUNDS: Bounds = Bounds { expiration_ms: i64::MAX, producers_max: 1 };
@@ -32,11 +31,17 @@ pub(super) fn fold(disk: &Disk) -> ProducerTable {
     table
 }
 
-/// The log was cut at `end`, or emptied.
-pub(super) fn cut(table: &mut ProducerTable, end: Option<Offset>) {
+/// The log was cut at `end`, or emptied; `disk` is what is left of it.
+pub(super) fn cut(table: &mut ProducerTable, end: Option<Offset>, disk: &Disk) {
     match end {
         _ if !holds(Rule::TableFollowsLog) => {}
-        Some(end) => table.truncate(end),
+        Some(end) => {
+            let kept = match table.unknown_after_cut(end).is_empty() {
+                true => ProducerTable::default(),
+                false => fold(disk),
+            };
+            table.truncate(end, kept);
+        }
         None => *table = ProducerTable::default(),
     }
 }
@@ -82,14 +87,13 @@ impl World {
     }
 
     /// I9: a table of producers knows the last batches of its log and nothing else. A cut leaves it fewer than a fold would
-    /// have, and never none: what is cut of a sound log is not committed, and little. Of what is damaged it may tell until that
-    /// is cut away, and of what retention took for longer. A suspect may be cut lower, and is sent again what tells of it.
+    /// have, and never none. Of what is damaged it may tell until that is cut away, and of what retention took for longer.
     pub(super) fn judge_producers(&mut self) {
         let mut wrong = None;
         for (broker, node) in self.nodes.iter().enumerate() {
-            let (Some(disk), Some(replica)) = (&node.disk, &node.replica) else { continue };
+            let (Some(disk), Some(_)) = (&node.disk, &node.replica) else { continue };
             let log = || disk.records.iter().enumerate().skip(disk.log_start as usize);
-            if replica.status() == Status::Suspect || log().any(|(_, record)| record.is_none()) {
+            if log().any(|(_, record)| record.is_none()) {
                 continue;
             }
             let summaries = node.producers.summaries(Offset::new(u64::MAX));
