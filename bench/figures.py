@@ -14,6 +14,7 @@
         slow            acknowledge p99 with one follower's disk held to a tenth of what it is asked for (needs root)
         return          p99 of live traffic while a broker that was away catches up
         failover        from kill -9 of the leader to the first record acknowledged by the next one
+        move            a partition of 60 MB moves from broker to broker at rates that are set, and at none
 
 One broker runs on core 0, the load on core 1; three run wherever the kernel puts them; on fresh data below DIR, a directory on a real disk. Prints a line per
 run, then medians and ratios. A busy machine gives figures of that machine.
@@ -558,6 +559,30 @@ def cluster_failover(arguments):
     show("from kill -9 of the leader to the next record acknowledged by all", figures, next(iter(figures)), "ms")
 
 
+def cluster_move(arguments):
+    """Moves of a partition that is read from the device, at rates that are set, and at none."""
+    megabytes, line = 60, "x" * 999 + "\n"
+    three = Cluster(arguments)
+    three.run("topic", "create", "old", "--partitions", "1", "--replication-factor", "1")
+    command = [arguments.ringlog, "produce", "old", "--brokers", three.address]
+    filled = subprocess.run(command, input=line * (megabytes * 1000), capture_output=True, text=True)
+    if filled.returncode != 0:
+        sys.exit(f"figures.py: the topic is not filled: {filled.stderr}")
+    for rate in ["4MB", "12MB", "none"] * arguments.rounds:
+        source = three.member(three.partitions("old")[0]["leader"])
+        # What is in memory goes out as what is new does.
+        source.end()
+        source.begin()
+        three.whole()
+        to = source.number % 3 + 1
+        began = time.monotonic()
+        three.run("cluster", "move", "old:0", "--to", str(to), "--throttle", rate)
+        took = time.monotonic() - began
+        print(f"{megabytes} MB moved from broker {source.number} to {to} at --throttle {rate}: {took:.2f} s, "
+              f"{megabytes / took:.2f} MB/s", flush=True)
+    three.end()
+
+
 def upgrade(arguments):
     three = Cluster(argparse.Namespace(ringlog=arguments.other, data=arguments.data))
     three.topic("kept", 6)
@@ -599,7 +624,7 @@ def main():
         commands.add_parser(figure.__name__).add_argument("number", nargs="?", type=int)
     for figure in [before, upgrade]:
         commands.add_parser(figure.__name__).add_argument("other")
-    commands.add_parser("cluster").add_argument("part", choices=["acks", "slow", "return", "failover"])
+    commands.add_parser("cluster").add_argument("part", choices=["acks", "slow", "return", "failover", "move"])
     arguments = parser.parse_args()
     globals()[arguments.figure](arguments)
 

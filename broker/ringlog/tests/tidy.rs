@@ -1,11 +1,12 @@
 //! The repository's own rules, as a test: edges between crates, module headers, paths named in the
-//! documents, tests named by the feature table, the broker's settings, unfinished code, long files, and what the deciding crate
-//! must not touch.
+//! documents, tests named by the feature table, the broker's settings, the codes of errors, unfinished code, long files, and what
+//! the deciding crate must not touch.
 //!
 //! Each rule is a function from text to complaints, used twice: over the repository, where it must say
 //! nothing, and over a table of good and bad input in memory, where it must tell them apart.
 //! Absent on purpose: what rustc, clippy and rustfmt check better.
 
+use schema::error_code::{Class, ErrorCode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -200,6 +201,29 @@ fn differing_settings(settings: &str, document: &str) -> Vec<String> {
     }
     complaints.extend(known.difference(&written).map(|key| format!("{key} has no row")));
     complaints.extend(written.difference(&known).map(|key| format!("{key} is no setting")));
+    complaints
+}
+
+/// Where the table of errors in `document` and the `codes`, name, number and class each, differ: every code has one row, in
+/// the order of the numbers.
+fn differing_codes(codes: &[(&str, u16, &str)], document: &str) -> Vec<String> {
+    let rows = document.lines().skip_while(|line| !line.starts_with("| Code | | Class |")).skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|')).map(|row| {
+        let mut cells = row.split('|').skip(1).map(|cell| cell.trim().trim_matches('`'));
+        [(); 3].map(|()| cells.next().unwrap_or_default())
+    });
+    let written: Vec<_> = rows.collect();
+    let known: Vec<_> =
+        codes.iter().map(|(name, number, class)| (*name, number.to_string(), *class)).collect();
+    let known: Vec<[&str; 3]> =
+        known.iter().map(|(name, number, class)| [*name, number.as_str(), *class]).collect();
+    let missing = known.iter().filter(|code| !written.contains(code));
+    let mut complaints: Vec<_> = missing.map(|code| format!("{} has no row", code.join(" "))).collect();
+    let foreign = written.iter().filter(|row| !known.contains(row));
+    complaints.extend(foreign.map(|row| format!("{} is no code", row.join(" "))));
+    if complaints.is_empty() && known != written {
+        complaints.push("the rows are not in the order of the numbers, once each".to_owned());
+    }
     complaints
 }
 
@@ -460,6 +484,20 @@ fn the_table_of_settings_is_complete() {
     demand_silence(differing_settings(&settings, &table));
 }
 
+#[test]
+fn the_table_of_errors_is_complete() {
+    let class = |code: &ErrorCode| match code.class() {
+        Class::Retry => "retry",
+        Class::RefreshAndRetry => "refresh",
+        Class::Unknown => "unknown",
+        Class::Fatal => "fatal",
+    };
+    let codes: Vec<_> =
+        ErrorCode::ALL.iter().map(|code| (code.name(), code.to_wire(), class(code))).collect();
+    let table = std::fs::read_to_string(root().join("docs/OPERATIONS.md")).expect("it is there");
+    demand_silence(differing_codes(&codes, &table));
+}
+
 // ---- The rules themselves ----------------------------------------------------------------------------
 
 /// `rule` must complain about `text` with exactly these words in it; none of them: it must say nothing.
@@ -582,6 +620,27 @@ fn a_setting_without_a_row_is_noticed() {
     ];
     for (rows, expect) in rows {
         assert_eq!(differing_settings(settings, &table(rows)), expect, "{rows}");
+    }
+}
+
+#[test]
+fn a_code_without_a_row_is_noticed() {
+    let codes = [("A_CODE", 1, "fatal"), ("OTHER", 3, "retry")];
+    let (first, second) = ("| `A_CODE` | 1 | fatal | x |", "| `OTHER` | 3 | retry | y |");
+    let rows: [(&[&str], &[&str]); 6] = [
+        (&[first, second], &[]),
+        (&[first], &["OTHER 3 retry has no row"]),
+        (&[first, second, "| `GONE` | 4 | retry | z |"], &["GONE 4 retry is no code"]),
+        (&[first, "| `OTHER` | 3 | fatal | y |"], &["OTHER 3 retry has no row", "OTHER 3 fatal is no code"]),
+        (&[second, first], &["the rows are not in the order of the numbers, once each"]),
+        (&[first, first, second], &["the rows are not in the order of the numbers, once each"]),
+    ];
+    for (rows, expect) in rows {
+        let table = format!(
+            "| a |\n|---|\n| b |\n\n| Code | | Class | What to do |\n|---|---|---|---|\n{}\n\n| `C` | 9 | fatal |\n",
+            rows.join("\n")
+        );
+        assert_eq!(differing_codes(&codes, &table), expect, "{rows:?}");
     }
 }
 

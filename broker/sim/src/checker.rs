@@ -4,7 +4,7 @@
 //! with it. A broken invariant panics with its number; the run names the seed.
 //!
 //! I4 is checked through what it is for: whatever counts as committed is on every member of the metadata's in-sync and
-//! eligible sets ([`Checker::sets_have_everything`], I3). I7 is asserted by the replicas themselves. I10 is
+//! eligible sets ([`Checker::member_has_everything`], I3). I7 is asserted by the replicas themselves. I10 is
 //! about groups, which have a simulation of their own.
 
 use crate::disk::{Batch, Log};

@@ -1,15 +1,19 @@
 //! Whole brokers in one process: they form a cluster, lose members and get them back.
 
 use super::machine::SNAPSHOT_EVERY;
+use super::network::PIECE_BYTES;
+use super::store::{Contents, Owner, Store};
 use super::tests::entries_in;
 use super::{MetadataHandle, Quorum};
 use crate::{Broker, BrokerConfig, ClusterConfig};
 use futures_executor::block_on;
 use logic::ids::{BrokerId, TopicId};
-use logic::metadata::{Command, Placement};
+use logic::limits::PARTITIONS_PER_TOPIC_MAX;
+use logic::metadata::{BrokerRegistration, Command, Placement, snapshot};
 use schema::error_code::ErrorCode;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a busy machine.
@@ -135,6 +139,133 @@ fn without_a_majority_nothing_changes_and_what_is_known_stays() {
     }
 }
 
+/// Commands that are refused, and are entries of the log all the same; many at once, so that few commits do them.
+fn refuse_many(broker: &Broker, many: u64) {
+    for _ in 0..many.div_ceil(SNAPSHOT_EVERY / 2) {
+        let refused = (0..SNAPSHOT_EVERY / 2).map(|_| {
+            let handle = metadata(broker);
+            async move { handle.submit(Command::DeleteTopic { id: TopicId::new(1) }).await }
+        });
+        block_on(futures_util::future::join_all(refused));
+    }
+}
+
+/// Makes the image larger than a piece of a snapshot. The partitions are those of a broker that is registered and nowhere:
+/// nobody opens them.
+fn enlarge(broker: &Broker) {
+    let handle = metadata(broker);
+    let nowhere = BrokerId::new(9);
+    let registration = BrokerRegistration {
+        broker: nowhere,
+        host: "127.0.0.1".into(),
+        port: 1,
+        shards: 8,
+        storage_uuid: 9,
+        rack: String::new(),
+    };
+    let register = Command::RegisterBroker { registration, suspects: vec![], starts_fenced: true };
+    block_on(handle.submit(register)).unwrap();
+    let mut id = 1_000;
+    let deadline = Instant::now() + LIMIT;
+    while snapshot::encode(&handle.image()).len() <= PIECE_BYTES {
+        assert!(Instant::now() < deadline, "{} bytes", snapshot::encode(&handle.image()).len());
+        // It is not heard, so it serves for a moment only.
+        let epoch = handle.image().broker(nowhere).unwrap().epoch;
+        let _ = block_on(handle.submit(Command::UnfenceBroker { broker: nowhere, epoch }));
+        let create = Command::CreateTopic {
+            id: TopicId::new(id),
+            name: format!("topic-{id}"),
+            placement: Placement::single(nowhere, PARTITIONS_PER_TOPIC_MAX),
+            configs: vec![],
+        };
+        id += u128::from(block_on(handle.submit(create)).is_ok());
+    }
+}
+
+/// What the store of `broker` holds, as a copy of it says: it may be in use. `None`: it was written meanwhile.
+fn stored(directory: &Path, broker: u32) -> Option<Contents> {
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::create_dir(copy.path().join("metadata")).unwrap();
+    let file = "metadata/metadata.redb";
+    std::fs::copy(directory.join(file), copy.path().join(file)).unwrap();
+    let owner = Owner { broker: broker.into(), address: String::new() };
+    Store::open(copy.path(), &owner, Arc::new(|_| Ok(()))).ok().map(|(_, contents)| contents)
+}
+
+/// Where a log begins.
+fn begin(contents: &Contents) -> u64 {
+    contents.purged.map_or(0, |purged| purged.index + 1)
+}
+
+/// Where it ends.
+fn end(contents: &Contents) -> u64 {
+    contents.entries.last().map_or(begin(contents), |last| last.log_id.index + 1)
+}
+
+fn wait_for_image_of(other: &Broker, broker: &Broker) {
+    wait_for("image like the others'", broker, |handle, _| handle.image() == metadata(other).image());
+}
+
+#[test]
+fn who_was_away_catches_up_by_the_log_or_by_a_snapshot() {
+    let directories: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let at = |broker: u32| directories[broker as usize].path();
+    let first = start(at(0), 0, any(), &[]);
+    let second = start(at(1), 1, any(), &[first.address()]);
+    let third = start(at(2), 2, any(), &[first.address()]);
+    wait_for("three votes", &first, |_, quorum| quorum.voters.len() == 3);
+    let address = third.address();
+
+    // Away for a few commands: what it lacks is in the others' logs.
+    third.stop().unwrap();
+    let before = stored(at(2), 2).unwrap();
+    (10..20).for_each(|id| create(&first, id, 0).unwrap());
+    let third = start(at(2), 2, address, &[]);
+    wait_for_image_of(&first, &third);
+    assert!(has(&metadata(&third), 19));
+    third.stop().unwrap();
+    let after = stored(at(2), 2).unwrap();
+    assert!(after.snapshot.is_none() && begin(&after) == 0 && end(&after) >= end(&before) + 10, "{after:?}");
+
+    // Away for so many that nobody has the entries any more that come next for it.
+    enlarge(&first);
+    refuse_many(&second, 3 * SNAPSHOT_EVERY);
+    create(&first, 20, 0).unwrap();
+    for broker in [0, 1] {
+        wait_for("log that begins later", &first, |_, _| {
+            stored(at(broker), broker).is_some_and(|contents| begin(&contents) > end(&after))
+        });
+    }
+    let third = start(at(2), 2, address, &[]);
+    wait_for_image_of(&first, &third);
+    // It goes on as a member like the others.
+    create(&third, 21, 0).unwrap();
+    wait_for("vote", &third, |_, quorum| quorum.voters.contains(&BrokerId::new(2)));
+
+    // A new one comes in the same way.
+    let fourth = start(at(3), 3, any(), &[third.address()]);
+    create(&fourth, 22, 0).unwrap();
+    for broker in [&second, &third, &fourth] {
+        wait_for_image_of(&first, broker);
+    }
+    let bytes = snapshot::encode(&metadata(&fourth).image()).len();
+    assert!(bytes > PIECE_BYTES, "{bytes} bytes are more than one piece");
+
+    // What was received is on the disk.
+    third.stop().unwrap();
+    fourth.stop().unwrap();
+    for broker in [2, 3] {
+        let contents = stored(at(broker), broker).unwrap();
+        let snapshot = contents.snapshot.as_ref().expect("it has one");
+        assert!(begin(&contents) > end(&after) && snapshot.image.len() > PIECE_BYTES);
+    }
+    let third = start(at(2), 2, address, &[]);
+    wait_for_image_of(&first, &third);
+    for broker in [first, second, third] {
+        broker.stop().unwrap();
+    }
+}
+
 /// A follower of the metadata, which is asked for nothing by anybody, cuts its log by itself.
 #[test]
 fn a_follower_of_many_short_lives_keeps_a_short_log() {
@@ -145,13 +276,7 @@ fn a_follower_of_many_short_lives_keeps_a_short_log() {
     for life in 0..8 {
         let second = start(directories[1].path(), 1, address, &[first.address()]);
         address = second.address();
-        // All but the first of all are refused, and are entries all the same.
-        let many = (0..SNAPSHOT_EVERY / 2).map(|_| {
-            let command = Command::DeleteTopic { id: TopicId::new(1) };
-            let handle = metadata(&first);
-            async move { handle.submit(command).await }
-        });
-        block_on(futures_util::future::join_all(many));
+        refuse_many(&first, SNAPSHOT_EVERY / 2);
         create(&first, 2 + life, 0).unwrap();
         wait_for("topic", &second, |handle, _| has(handle, 2 + life));
         second.stop().unwrap();

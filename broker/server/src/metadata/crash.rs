@@ -3,6 +3,9 @@
 //! The file is looked at before each operation, so each write is known by the blocks that it changed. An image is the
 //! file as of a sync, and of the blocks written since, in their order, some. A start must find the commits that were
 //! answered, and of the one under way all or nothing.
+//!
+//! `RINGLOG_METADATA_CRASH_SEEDS` sets how many lives of a store are watched, `RINGLOG_METADATA_CRASH_FIRST` the first one's
+//! seed; a life that fails says its seed.
 
 use super::raft::{Entry, Leader, LogId, Membership, Node, Proposal, StoredMembership, Vote};
 use super::store::{Contents, Op, Operation, Owner, Store, StoredSnapshot};
@@ -140,10 +143,10 @@ fn image(looks: &[Look], at: usize, random: &mut impl FnMut(u64) -> u64) -> Vec<
     found
 }
 
-#[test]
-fn a_power_cut_leaves_what_was_answered() {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    // xorshift: the same images in every run.
+/// One life of a store, the same for the same seed; how many images of it were looked at.
+fn life(seed: u64) -> usize {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(2 * seed + 1);
+    // xorshift
     let mut random = move |below: u64| {
         state ^= state << 13;
         state ^= state >> 7;
@@ -187,13 +190,30 @@ fn a_power_cut_leaves_what_was_answered() {
             let crashed = tempfile::tempdir().unwrap();
             std::fs::create_dir(crashed.path().join("metadata")).unwrap();
             std::fs::write(file(crashed.path()), image(&looks, at, &mut random)).unwrap();
-            let (_, contents) = Store::open(crashed.path(), &owner(), Arc::new(|_| Ok(()))).unwrap();
+            let opened = Store::open(crashed.path(), &owner(), Arc::new(|_| Ok(())));
+            let (_, contents) =
+                opened.unwrap_or_else(|error| panic!("seed {seed}, commit {}: {error}", looks[at].answered));
             let found = Expected::of(contents);
             let answered = looks[at].answered;
             let may_be = &after[answered..after.len().min(answered + 2)];
-            assert!(may_be.contains(&found), "before operation {at} of commit {answered}: {found:?}");
+            assert!(
+                may_be.contains(&found),
+                "seed {seed}, before operation {at} of commit {answered}: {found:?}"
+            );
             images += 1;
         }
     }
-    println!("{images} crash images of the metadata store, 0 lost, 0 misjudged");
+    images
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn a_power_cut_leaves_what_was_answered() {
+    let seeds = setting("RINGLOG_METADATA_CRASH_SEEDS", 1);
+    let first = setting("RINGLOG_METADATA_CRASH_FIRST", 0);
+    let images: usize = (first..first + seeds).map(life).sum();
+    println!("{images} crash images of the metadata store in {seeds} lives, 0 lost, 0 misjudged");
 }

@@ -47,6 +47,8 @@ struct Memory {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
+    /// The last entry of the newest snapshot.
+    snapshot: Option<LogId>,
 }
 
 /// The log; cheap to clone.
@@ -69,6 +71,7 @@ impl Log {
             vote: contents.vote,
             committed: contents.committed,
             purged: contents.purged,
+            snapshot: contents.snapshot.as_ref().and_then(|snapshot| snapshot.id),
         };
         let (jobs, queue) = channel();
         let full = Arc::new(Mutex::new(None));
@@ -90,8 +93,16 @@ impl Log {
         memory.vote.is_none() && memory.entries.is_empty() && memory.purged.is_none()
     }
 
-    /// Stores a snapshot, and waits until the device has it.
+    /// Stores a snapshot, and waits until the device has it. One that was begun before a newer one came from the leader is
+    /// dropped: the log is cut up to the newer one.
     pub async fn store_snapshot(&self, snapshot: StoredSnapshot) -> Result<(), io::Error> {
+        {
+            let mut memory = self.memory();
+            if memory.snapshot > snapshot.id {
+                return Ok(());
+            }
+            memory.snapshot = snapshot.id;
+        }
         self.write(vec![Op::Snapshot(snapshot)]).await
     }
 
