@@ -6,6 +6,7 @@
 use crate::storage::checkpoints::{
     CHECKPOINTS, CheckpointRefusal, has_strays, merge, shard_directory, usable_checkpoint,
 };
+use crate::storage::{RESERVE, is_no_space};
 use logic::ids::TopicPartition;
 use schema::checkpoint::Checkpoint;
 use std::fs::{self, File, OpenOptions};
@@ -26,6 +27,17 @@ pub enum DataDirectoryError {
     )]
     Unusable {
         /// What was touched.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// There is no room for what a start must write before it can serve anything: its first files, or, behind a crash after
+    /// partitions have moved from core to core, what each core must know of them. The reserves have been used up.
+    #[error(
+        "the disk is full: there is no room for {path} ({error}); free some space, then start the broker again"
+    )]
+    Full {
+        /// What was written.
         path: PathBuf,
         /// What the system said.
         error: io::Error,
@@ -80,10 +92,6 @@ pub struct DataDirectory {
 impl DataDirectory {
     /// Opens the directory, making it if it is new.
     pub fn open(path: &Path) -> Result<Self, DataDirectoryError> {
-        let unusable = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DataDirectoryError::Unusable { path, error }
-        };
         fs::create_dir_all(path).map_err(unusable(path))?;
         let path = path.canonicalize().map_err(unusable(path))?;
         let identity = path.join("storage.uuid");
@@ -134,10 +142,6 @@ impl DataDirectory {
         home: impl Fn(TopicPartition) -> usize,
     ) -> Result<(), DataDirectoryError> {
         let path = self.path.join("shards");
-        let unusable = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DataDirectoryError::Unusable { path, error }
-        };
         let text = format!("{shards}\n");
         let as_before = match fs::read_to_string(&path) {
             Ok(before) => before == text,
@@ -158,7 +162,9 @@ impl DataDirectory {
                 self.replace_checkpoints(&directory, &all).map_err(unusable(&directory))?;
             }
         }
-        write_durably(&path, text.as_bytes()).map_err(unusable(&path))?;
+        if !as_before {
+            write_durably(&path, text.as_bytes()).map_err(unusable(&path))?;
+        }
         // Those of shards that are no more would be out of date when they come again.
         for (directory, _) in &found {
             if number_of(directory).is_none_or(|number| number >= shards) {
@@ -170,10 +176,9 @@ impl DataDirectory {
 
     /// The directories of all shards, with the checkpoints in them that can be used.
     fn read_checkpoints(&self) -> Result<Vec<(PathBuf, Vec<Checkpoint>)>, DataDirectoryError> {
-        let unusable = |path: &Path, error| DataDirectoryError::Unusable { path: path.to_owned(), error };
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(|error| unusable(&self.path, error))? {
-            let entry = entry.map_err(|error| unusable(&self.path, error))?;
+        for entry in fs::read_dir(&self.path).map_err(unusable(&self.path))? {
+            let entry = entry.map_err(unusable(&self.path))?;
             if !entry.file_name().to_string_lossy().starts_with("shard-") {
                 continue;
             }
@@ -183,7 +188,7 @@ impl DataDirectory {
                 let bytes = match fs::read(&path) {
                     Ok(bytes) => bytes,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(unusable(&path, error)),
+                    Err(error) => return Err(unusable(&path)(error)),
                 };
                 match usable_checkpoint(&bytes, self.uuid) {
                     Ok(checkpoint) => checkpoints.push(checkpoint),
@@ -206,8 +211,25 @@ impl DataDirectory {
             File::open(&self.path)?.sync_all()?;
         }
         let checkpoint = Checkpoint { storage_uuid: self.uuid, ..checkpoint.clone() };
-        write_durably(&directory.join(CHECKPOINTS[0]), &checkpoint.encode())?;
+        let (path, bytes) = (directory.join(CHECKPOINTS[0]), checkpoint.encode());
+        match write_durably(&path, &bytes) {
+            // This is one of the things that the reserve is for. The shard makes another one when there is room.
+            Err(error) if is_no_space(&error) && fs::remove_file(directory.join(RESERVE)).is_ok() => {
+                File::open(directory)?.sync_all()?;
+                write_durably(&path, &bytes)?;
+            }
+            other => other?,
+        }
         remove_checkpoints(directory, &CHECKPOINTS[1..])
+    }
+}
+
+/// Why a file or directory cannot be used.
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> DataDirectoryError + use<> {
+    let path = path.to_owned();
+    move |error| match is_no_space(&error) {
+        true => DataDirectoryError::Full { path, error },
+        false => DataDirectoryError::Unusable { path, error },
     }
 }
 
@@ -219,9 +241,15 @@ fn number_of(directory: &Path) -> Option<usize> {
 /// Writes a file under another name, and gives it its own when it is on the device.
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        // A part of it would only take room from others.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
     fs::rename(&temporary, path)?;
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
@@ -274,6 +302,7 @@ fn prepare(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::small_disk::SmallDisk;
     use schema::checkpoint::PartitionCheckpoint;
 
     #[test]
@@ -364,6 +393,41 @@ mod tests {
         let error = directory.set_shards(1, |_| 0).unwrap_err().to_string();
         assert!(error.contains("checkpoint.b belongs to another data directory"), "{error}");
         assert_eq!(fs::read_to_string(root.path().join("shards")).unwrap(), "2\n");
+    }
+
+    /// The same on a full disk: what each shard must know goes where its reserve was.
+    #[test]
+    fn checkpoints_of_moved_partitions_take_the_reserve() {
+        let Some(disk) = SmallDisk::mount(8) else { return };
+        let directory = DataDirectory::open(&disk.path().join("data")).unwrap();
+        directory.set_shards(2, |_| 0).unwrap();
+        let reserves = [0, 1].map(|shard| shard_directory(&directory.path, shard).join(RESERVE));
+        for round in 0..2 {
+            write(&directory, 0, "checkpoint.b", 100 * round + 1, &[partition(0, 3, 70)]);
+            write(&directory, 1, "checkpoint.b", 100 * round + 1, &[partition(1, 1, 5)]);
+            if round == 0 {
+                reserves.iter().for_each(|reserve| fs::write(reserve, [1; 1 << 20]).unwrap());
+            }
+            disk.fill();
+            let result = directory.set_shards(2, |id| 1 - id.partition.get() as usize);
+            assert!(!reserves.iter().any(|reserve| reserve.exists()));
+            if round == 0 {
+                result.unwrap();
+                for shard in 0..2 {
+                    let found = read(&directory, shard, "checkpoint.a").unwrap();
+                    assert_eq!(found.partitions, [partition(0, 3, 70), partition(1, 1, 5)], "shard {shard}");
+                }
+                fs::remove_file(disk.ballast()).unwrap();
+                continue;
+            }
+            let error = result.unwrap_err().to_string();
+            assert!(
+                error.contains("the disk is full: there is no room for") && error.contains("shard-0"),
+                "{error}"
+            );
+        }
+        let found = [0, 1].map(|shard| read(&directory, shard, "checkpoint.b").unwrap().partitions);
+        assert_eq!(found, [[partition(0, 3, 70)], [partition(1, 1, 5)]], "what there was is there");
     }
 
     /// A crash behind a move: what attests the partition stands with the shard that it left, or with both.

@@ -49,10 +49,17 @@ pub struct HandedOver {
     pub released: Released,
     /// Whatever its replica holds against the log: see [`crate::replication::Replicas::doubted_from`].
     pub doubted_from: Option<Offset>,
-    /// The shard that had it open.
-    pub from: ShardId,
+    /// The shard that had it open; `None`: none has in this life of the broker, because there was no room.
+    pub from: Option<ShardId>,
     /// Who keeps it in checkpoints.
     pub carriers: Carriers,
+}
+
+impl HandedOver {
+    /// What a start has found no room to open.
+    pub fn never_opened(released: Released) -> Self {
+        Self { released, doubted_from: None, from: None, carriers: Vec::new() }
+    }
 }
 
 /// What a shard says that is asked for a partition.
@@ -162,7 +169,12 @@ impl Homes {
         self.left.borrow_mut().get_mut(log).and_then(|left| left.handed.take())
     }
 
-    /// Keeps what came from another shard: for whoever is to have it instead, or until there is room to open it.
+    /// Takes back what is kept here of a log that no other shard has had.
+    pub fn take_back(&self, log: &LogIdentity) -> Option<HandedOver> {
+        self.left.borrow_mut().remove(log).and_then(|left| left.handed)
+    }
+
+    /// Keeps what came from another shard, or stood in the last checkpoint at a start: for whoever is to have it instead, or until there is room to open it.
     pub fn keep(&self, shard: &Shard, log: LogIdentity, version: u64, mut handed: HandedOver) {
         let own = shard.identity.shard;
         shard.store.carry(log.partition, handed.released.checkpoint.clone());
@@ -202,7 +214,7 @@ pub async fn release(shard: &Rc<Shard>, id: TopicPartition, version: u64) {
     let Some(released) = released else { return };
     let from = shard.identity.shard;
     let log = LogIdentity { partition: id, generation: released.checkpoint.generation };
-    let handed = HandedOver { released, doubted_from, from, carriers: vec![(from, version)] };
+    let handed = HandedOver { released, doubted_from, from: Some(from), carriers: vec![(from, version)] };
     shard.homes.left.borrow_mut().insert(log, Left { version, handed: Some(handed) });
     count(&shard.homes.handed_over, 1);
 }
@@ -266,17 +278,20 @@ pub fn arrived(shard: &Rc<Shard>, id: TopicPartition, handed: &HandedOver) {
     let homes = &shard.homes;
     let now_ns = shard.store.storage.environment.monotonic_ns();
     let pause = Duration::from_nanos(now_ns.saturating_sub(handed.released.stopped_ns));
-    let pause_us = pause.as_micros() as u64;
-    count(&homes.taken_over, 1);
-    count(&homes.pauses_us, pause_us);
-    homes.longest_pause_us.set(homes.longest_pause_us.get().max(pause_us));
-    homes.arrivals.borrow_mut().insert(id, Arrival { from: handed.from, pause });
-    tracing::info!(
-        "{} is served by shard {} instead of {}: it took nothing for {pause_us} us",
-        shard.store.storage.label(id),
-        shard.identity.shard,
-        handed.from
-    );
+    let (label, own) = (shard.store.storage.label(id), shard.identity.shard);
+    match handed.from {
+        Some(from) => {
+            let pause_us = pause.as_micros() as u64;
+            count(&homes.taken_over, 1);
+            count(&homes.pauses_us, pause_us);
+            homes.longest_pause_us.set(homes.longest_pause_us.get().max(pause_us));
+            homes.arrivals.borrow_mut().insert(id, Arrival { from, pause });
+            tracing::info!(
+                "{label} is served by shard {own} instead of {from}: it took nothing for {pause_us} us"
+            );
+        }
+        None => tracing::info!("{label} is served: it waited {} s for room", pause.as_secs()),
+    }
     let log = LogIdentity { partition: id, generation: handed.released.checkpoint.generation };
     homes.unconfirmed.borrow_mut().push((log, handed.carriers.clone()));
     if !homes.confirming.replace(true) {

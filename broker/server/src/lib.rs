@@ -27,6 +27,8 @@ mod replication;
 mod reply_budget;
 mod scrub;
 mod shard;
+#[cfg(test)]
+mod small_disk;
 mod socket;
 mod stall;
 pub mod storage;

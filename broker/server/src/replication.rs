@@ -551,6 +551,10 @@ impl Replicas {
 
     /// The next registration names everything that this broker suspects: whatever a shard finds, and all that the
     /// metadata knows already.
+    ///
+    /// Named is where the log ends, also where damage begins earlier. The best of suspects is the one with the longest log: a
+    /// range that it lacks and another one has is fetched from there once that one has its end, while a leader with a shorter log
+    /// would have the rest cut off everywhere.
     fn report_suspect(&self, shard: &Rc<Shard>, hosted: &Hosted, generation: ReplicaGeneration) {
         let partition = hosted.partition.id();
         let (last_epoch, end) = hosted.partition.with_log(|log| {

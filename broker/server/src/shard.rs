@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::fetch::ParkedFetch;
 use crate::group::{self, GroupSettings, Groups};
 use crate::histogram::{Histogram, HistogramReport};
-use crate::homes::{self, Homes};
+use crate::homes::{self, HandedOver, Homes};
 use crate::mailbox::{DescribedCompaction, DescribedLog, DescribedReplica, Mailboxes, ShardReport};
 use crate::metadata::MetadataHandle;
 use crate::observe::Timed;
@@ -483,7 +483,8 @@ impl Shard {
                 Some(handed) => handed,
                 None => return Performed::NotByThisImage,
             },
-            false => None,
+            // What a start has found no room to open was kept.
+            false => self.homes.take_back(&log),
         };
         let opened = match &handed {
             Some(handed) => self.store.take_over(log, settings, epoch, &handed.released).await,
@@ -491,9 +492,11 @@ impl Shard {
         };
         let opened = match opened {
             Ok(opened) => opened,
-            // A start has the reserve for this, and nobody to tell.
-            Err(error) if is_no_space(&error) && asks => {
-                handed.into_iter().for_each(|handed| self.homes.keep(self, log, version, handed));
+            Err(error) if is_no_space(&error) => {
+                // Whoever opens it, here or elsewhere, must know what the last checkpoint says.
+                let known = || self.store.not_opened(&log).map(HandedOver::never_opened);
+                let kept = handed.or_else(known);
+                kept.into_iter().for_each(|kept| self.homes.keep(self, log, version, kept));
                 if !self.waits_for_room(&partition) {
                     let label = storage.label(partition);
                     storage.notice(format!(

@@ -80,6 +80,8 @@ pub struct Store<D: Disk> {
     pub chunks: Rc<ChunkCache>,
     partitions: RefCell<HashMap<TopicPartition, Rc<Partition<D>>>>,
     checkpointed: RefCell<BTreeMap<TopicPartition, PartitionCheckpoint>>,
+    /// Of those, what the start has found no room to open: it stays there until it is open.
+    unopened: RefCell<BTreeSet<TopicPartition>>,
     clean: Cell<bool>,
     rounds: RefCell<FlushRounds<TopicPartition>>,
     wake: RefCell<Option<Waker>>,
@@ -152,6 +154,7 @@ impl<D: Disk> Store<D> {
             chunks: Rc::default(),
             partitions: RefCell::default(),
             checkpointed: RefCell::new(checkpointed),
+            unopened: RefCell::default(),
             clean: Cell::new(clean),
             rounds: RefCell::new(FlushRounds::new(rounds_in_flight)),
             wake: RefCell::new(None),
@@ -206,20 +209,43 @@ impl<D: Disk> Store<D> {
     /// has, until it is told.
     ///
     /// # Errors
-    /// What the disk refused. Where that is for want of room nothing has happened, and it can be opened again.
+    /// What the disk refused. Where that is for want of room nothing has happened, and it can be opened again: checkpoints go
+    /// on repeating what the last one said of it.
     pub async fn open_partition(
         self: &Rc<Self>,
         identity: LogIdentity,
         settings: PartitionSettings,
         leader_epoch: impl Into<Option<LeaderEpoch>>,
     ) -> io::Result<Rc<Partition<D>>> {
-        let checkpoint = self.checkpointed.borrow().get(&identity.partition).cloned();
-        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.generation == identity.generation);
-        let (storage, epoch, clean) = (self.storage.clone(), leader_epoch.into(), self.clean.get());
-        let partition = Partition::open(storage, identity, settings, epoch, checkpoint, clean).await?;
-        partition.remove_leftovers().await?;
-        self.serve(&partition);
-        Ok(partition)
+        let checkpoint = self.known_of(&identity);
+        let (known, clean) = (checkpoint.is_some(), self.clean.get());
+        let (storage, epoch) = (self.storage.clone(), leader_epoch.into());
+        let opened = match Partition::open(storage, identity, settings, epoch, checkpoint, clean).await {
+            Ok(partition) => partition.remove_leftovers().await.map(|()| partition),
+            Err(error) => Err(error),
+        };
+        match &opened {
+            Ok(partition) => self.serve(partition),
+            Err(error) if known && is_no_space(error) => {
+                self.unopened.borrow_mut().insert(identity.partition);
+            }
+            Err(_) => {}
+        }
+        opened
+    }
+
+    /// What the last checkpoint says of a log that is not open.
+    fn known_of(&self, log: &LogIdentity) -> Option<PartitionCheckpoint> {
+        let checkpointed = self.checkpointed.borrow();
+        checkpointed.get(&log.partition).filter(|known| known.generation == log.generation).cloned()
+    }
+
+    /// What is known of a log that a start has found no room to open, for whoever opens it.
+    pub fn not_opened(&self, log: &LogIdentity) -> Option<Released> {
+        let checkpoint = self.known_of(log)?;
+        let stopped_ns = self.storage.environment.monotonic_ns();
+        let (damaged, amounts) = (Vec::new(), Amounts::default());
+        Some(Released { checkpoint, at_rest: false, damaged, amounts, stopped_ns })
     }
 
     /// Opens a partition that another shard has released, from where that left it. No checkpoint on the device has to say
@@ -247,17 +273,23 @@ impl<D: Disk> Store<D> {
     fn serve(&self, partition: &Rc<Partition<D>>) {
         // Until here a checkpoint repeats what the last one said of it.
         self.checkpointed.borrow_mut().remove(&partition.id());
+        self.unopened.borrow_mut().remove(&partition.id());
         partition.is_to_be_looked_at();
         let mut partitions = self.partitions.borrow_mut();
         partitions.insert(partition.id(), partition.clone());
         self.storage.partitions.set(partitions.len());
     }
 
-    /// After all partitions of the start have been opened: from now on the next start must recover.
+    /// After all partitions of the start have been opened, but for those that wait for room: from now on the next start must
+    /// recover.
+    ///
+    /// # Errors
+    /// A checkpoint cannot be written.
     pub async fn begin_service(&self) -> io::Result<()> {
         let was_clean = self.clean.replace(false);
-        // What was not opened is not ours any more: its topic is gone.
-        self.checkpointed.borrow_mut().clear();
+        // What was not opened for another reason is not ours any more: its topic is gone.
+        let unopened = self.unopened.take();
+        self.checkpointed.borrow_mut().retain(|id, _| unopened.contains(id));
         match self.checkpoint(false).await {
             Err(error) if is_no_space(&error) => {
                 self.storage.notice("no space for a checkpoint: the next start reads more".into());
@@ -339,6 +371,8 @@ impl<D: Disk> Store<D> {
         // It may keep a later replica's by now.
         if checkpointed.get(&log.partition).is_some_and(|kept| kept.generation == log.generation) {
             checkpointed.remove(&log.partition);
+            self.unopened.borrow_mut().remove(&log.partition);
+            self.storage.announced.borrow_mut().remove(log);
         }
     }
 

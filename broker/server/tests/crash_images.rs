@@ -105,17 +105,20 @@ fn partitions_move_into_power_cuts() {
     let tally = run_lives("partitions_move_into_power_cuts", 3_000_001, 12_000, moving);
     let count = |event| tally.events.get(event).copied().unwrap_or(0);
     print(&format!(
-        "crash images of moves: {} checked, {} moves, {} with records under way, {} waited for room, {} acknowledged \
-         lost, {} misjudged",
+        "crash images of moves: {} checked, {} moves, {} with records under way; {} waited for room, and {} at a \
+         start; {} acknowledged lost, {} misjudged",
         tally.images,
         count("partitions moved"),
         count("partitions that were not at rest"),
         count("partitions that waited for room"),
+        count("partitions that waited for room at a start"),
         tally.lost,
         tally.misjudged
     ));
     assert_eq!((tally.lost, tally.misjudged, tally.failures.len()), (0, 0, 0));
-    assert!(number("RINGLOG_CRASH_SEED").is_some() || count("partitions moved") > 0);
+    let met =
+        ["partitions moved", "partitions that waited for room", "partitions that waited for room at a start"];
+    assert!(number("RINGLOG_CRASH_SEED").is_some() || met.iter().all(|event| count(event) > 0));
 }
 
 /// Seeds of compaction under crashes, in virtual time: see `crash::compaction`.
@@ -328,6 +331,21 @@ fn a_directory_that_another_log_has_made_is_made_durable() {
         assert!(early.is_empty(), "{early:?} acknowledged before the topic's directory was durable");
         all.sort_unstable();
         assert_eq!(all, [0, 1]);
+        script.end().await;
+    });
+}
+
+#[test]
+fn a_start_without_room_for_a_cut_waits_for_it() {
+    scripts::a_start_without_room_for_a_cut_waits_for_it();
+}
+
+/// What another one reads may not be enough for who waits for it, who reads it anew: whoever else waits goes on waiting for that.
+#[test]
+fn readers_of_a_chunk_that_grows_are_all_served() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert_eq!(script.read_a_chunk_that_grows().await, 3, "one waits for ever");
         script.end().await;
     });
 }

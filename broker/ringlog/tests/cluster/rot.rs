@@ -7,7 +7,7 @@ use crate::faults::{read_log, whole};
 use crate::segments::{Hit, Segment, read_segments, strike};
 use ringlog_client::{Client, NewTopic, Producer, ProducerRecord};
 use schema::record_batch;
-use schema::segment::GROUP_HEADER_BYTES;
+use schema::segment::{BLOCK_BYTES, GROUP_HEADER_BYTES};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -174,6 +174,58 @@ fn bits_flipped_while_a_broker_is_down_are_repaired_from_the_others() {
         produce(&producer, &mut sent).await;
         producer.close().await.expect("the brokers are there");
         assert_same(cluster, &topic, &sent);
+    });
+}
+
+/// The end of a replica's log is gone, but for remains of its last group.
+fn lose_the_end(cluster: &Cluster, broker: u32, topic: &str) {
+    let segments = read_segments(&directory(cluster, broker, topic, 0));
+    let segment = segments.last().expect("there are some");
+    let last = segment.groups.iter().rfind(|group| group.header.batch_count > 0).expect("it has records");
+    let mut bytes = std::fs::read(&segment.path).expect("a segment");
+    let at = last.position as usize;
+    bytes[at + BLOCK_BYTES..].fill(0);
+    bytes[at + 40] ^= 1;
+    std::fs::write(&segment.path, bytes).expect("it is writable");
+}
+
+/// Both replicas lack something: one the end, the other one a range in the middle. Who has the longer log leads, for what it lacks is
+/// fetched from the other one, while that would discard its end for one that has less.
+#[test]
+fn of_two_damaged_replicas_nothing_is_lost_that_either_has() {
+    run(async || {
+        let mut cluster = Cluster::with(3, &SCRUBBING);
+        let client = cluster.connect().await;
+        whole(&client, 3).await;
+        cluster.ok("cluster drain 1");
+        let configs = "--config segment.bytes=1048576 --config max.message.bytes=900000";
+        cluster.ok(&format!(
+            "topic create {TOPIC} --partitions 1 --replication-factor 2 --config min.insync.replicas=2 {configs}"
+        ));
+        whole(&client, 3).await;
+        let topic = topic_id(&client).await;
+        let producer = producer(&client);
+        let mut sent = vec![Vec::new()];
+        produce(&producer, &mut sent).await;
+        let leads = leader_of(&client, TOPIC, 0).await;
+        let follows = 5 - leads;
+        cluster.kill(follows);
+        cluster.kill(leads);
+        lose_the_end(&cluster, follows, &topic);
+        rot(&cluster, leads, &topic, 0, Hit::Payload, true);
+        cluster.start(follows);
+        cluster.start(leads);
+        let limit = Instant::now() + DEADLINE;
+        while count(&cluster, leads, "repaired_ranges") == 0 {
+            assert!(Instant::now() < limit, "not repaired: {:#?}", cluster.json("cluster status"));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        whole(&client, 3).await;
+        assert_eq!(read_log(&client, TOPIC, 1).await, sent);
+        assert_eq!(count(&cluster, leads, "damaged_ranges"), 0);
+        produce(&producer, &mut sent).await;
+        producer.close().await.expect("the brokers are there");
+        assert_eq!(read_log(&client, TOPIC, 1).await, sent);
     });
 }
 

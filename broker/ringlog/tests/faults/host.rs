@@ -8,13 +8,18 @@
 use crate::support::process::{NotStarted, Serve};
 use crate::support::records::{Maker, Proof, prove};
 use crate::support::refuse_io_uring::refuse_io_uring;
+use crate::support::segments::read_segments;
 use crate::support::{Directory, block_on, client, create_topic, in_time, until, usable};
 use ringlog_client::reply::Reply;
 use ringlog_client::request::{ProduceEntry, Request};
-use ringlog_client::{Acks, ConnectionError, ConsumerConfig, ErrorCode, OffsetSpec, StartFrom};
+use ringlog_client::{
+    Acks, Client, ConnectionError, ConsumerConfig, ErrorCode, OffsetSpec, ProducerConfig, StartFrom,
+};
+use schema::segment::BLOCK_BYTES;
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -205,6 +210,93 @@ fn a_full_disk_refuses_and_resumes() {
         "full disk: {acknowledged} records acknowledged until it was full, {} in the end, 0 lost",
         ledger.len()
     );
+}
+
+/// A partition with a torn tail, whose segment has become too large meanwhile, needs room for another one before it is served. Starts that have none, and no reserve, go on
+/// without it, again and again; it is served when there is.
+#[test]
+fn a_start_on_a_full_disk_serves_what_needs_no_room() {
+    let Some(mount) = or_skip("starts on a full disk", Mount::ext4(96)) else { return };
+    let data = mount.path.join("data");
+    let (mut maker, mut ledger) = (Maker::new(1, 1), Ledger::new());
+    let broker = Serve::new(&data).start();
+    let torn = block_on(async {
+        make_topic(broker.address).await;
+        let client = client(broker.address).await;
+        let torn = create_topic(&client, TORN, 1, &[]).await;
+        assert_eq!(produce(broker.address, &mut maker, &mut ledger, 20).await, None);
+        assert_eq!(send(&client, &mut maker).await, 0);
+        assert_eq!(send(&client, &mut maker).await, 3);
+        let torn = data.join("topics").join(torn.id.to_string()).join("0.0");
+        let attested = async || {
+            let segments = read_segments(&torn);
+            let last = segments.last().and_then(|segment| segment.groups.last());
+            last.is_some_and(|last| last.header.batch_count == 0 && last.header.base_offset == 6)
+                .then_some(())
+        };
+        // From then on nothing is written to it.
+        until("its end is attested", attested).await;
+        let smaller = [("segment.bytes".to_owned(), "1048576".to_owned())];
+        client.admin().alter_configs(TORN, &smaller, &[]).await.expect("it is altered");
+        torn
+    });
+    broker.kill();
+    leave_remains(&torn);
+    let start_without_room = |start: u32| {
+        // Somebody else has taken what the reserves gave back.
+        let reserves = ["shard-0/reserve", "metadata/reserve"].map(|name| data.join(name));
+        reserves.iter().for_each(|reserve| drop(std::fs::remove_file(reserve)));
+        fill(&mount.path.join(format!("taken-{start}")));
+        let broker = Serve::new(&data).start();
+        block_on(async {
+            compare(broker.address, &ledger).await;
+            let client = client(broker.address).await;
+            let logs = client.admin().describe_logs(TORN).await.expect("it answers");
+            assert!(logs[0].error.is_some(), "start {start}: {logs:?}");
+            let notices = client.admin().status().await.expect("it answers").notices;
+            let told =
+                |text: &str| notices.iter().any(|notice| notice.contains(text) && notice.contains(TORN));
+            assert!(told("cannot be opened: the disk is full") && told("UNPROVEN TAIL"), "{notices:?}");
+        });
+        broker
+    };
+    start_without_room(0).kill();
+    start_without_room(1).stop();
+    let broker = start_without_room(2);
+    assert_eq!(block_on(produce(broker.address, &mut maker, &mut ledger, 1)), FULL);
+    for start in 0..3 {
+        std::fs::remove_file(mount.path.join(format!("taken-{start}"))).expect("it is there");
+    }
+    block_on(async {
+        produces_again(broker.address, &mut maker, &mut ledger).await;
+        let client = client(broker.address).await;
+        usable(&client, TORN).await;
+        assert_eq!(send(&client, &mut maker).await, 6, "nothing of it is lost");
+        compare(broker.address, &ledger).await;
+    });
+    broker.stop();
+}
+
+const TORN: &str = "torn";
+
+/// Three records; the first one's offset.
+async fn send(client: &Client, maker: &mut Maker) -> u64 {
+    let producer = client.producer(ProducerConfig::default());
+    let sent = producer.send_encoded(TORN, 0, maker.batch(3, 250_000).batch).await.expect("it is taken");
+    in_time("an acknowledgement", sent).await.expect("it is acknowledged").base_offset
+}
+
+/// Behind the last group of a log stand remains of another one, as a power cut leaves them.
+fn leave_remains(directory: &Path) {
+    let segments = read_segments(directory);
+    let segment = segments.last().expect("it has some");
+    let last = segment.groups.last().expect("it has some");
+    let file = OpenOptions::new().read(true).write(true).open(&segment.path).expect("the segment");
+    let mut remains = vec![0; BLOCK_BYTES];
+    file.read_exact_at(&mut remains, last.position).expect("it is that long");
+    remains[40] ^= 1;
+    file.write_all_at(&remains, last.position + last.header.disk_bytes()).expect("it is writable");
+    file.sync_all().expect("the disk");
 }
 
 /// Takes every byte that the file system gives.

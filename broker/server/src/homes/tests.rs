@@ -1,8 +1,5 @@
 //! Partitions that move between the shards of one broker: all shards in one executor, real files, real metadata. A test
 //! says which shard follows the metadata when.
-//!
-//! Full disks are file systems in memory of the test's own; where they cannot be made, that is said in a line that starts
-//! with SKIPPED.
 
 use super::*;
 use crate::broker::{self, System};
@@ -12,6 +9,7 @@ use crate::mailbox::mailboxes;
 use crate::metadata::{self, ClusterConfig, MetadataHandle, MetadataThread};
 use crate::partition::{DurabilityWaiter, Standing};
 use crate::shard::{Capacity, Identity, Location, TimeOuts};
+use crate::small_disk::SmallDisk;
 use crate::socket::Sockets;
 use crate::storage::ring::RingDisk;
 use crate::storage::{DiskPolicy, Storage};
@@ -25,7 +23,7 @@ use logic::replication::NotAdmitted;
 use logic::routing::home_shard;
 use schema::error_code::ErrorCode;
 use schema::record_batch::{BatchBuilder, validate_produced};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 use tempfile::TempDir;
 
@@ -193,53 +191,65 @@ impl Rig {
     }
 }
 
-/// A file system in memory, of so many mebibytes and a thousand files.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(mebibytes: u64) -> Option<Self> {
-        let directory = tempfile::tempdir().expect("a directory");
-        let size = format!("size={mebibytes}m,nr_inodes=1000");
-        let mut mount = std::process::Command::new("mount");
-        match mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output() {
-            Ok(output) if output.status.success() => Some(Self(directory)),
-            other => {
-                println!("SKIPPED a full disk: {other:?}");
-                None
-            }
+/// Two partitions wait for room, one with a torn group. That one moves, and its new shard finds no room to open it: it is
+/// served by nobody, which is told, until the other one's deletion gives room.
+#[test]
+fn a_partition_that_moves_on_a_full_disk_waits_for_room() {
+    let Some(disk) = SmallDisk::mount(48) else { return };
+    run(async move {
+        let rig = Rig::start(disk.path()).await;
+        let moved = rig.topic(1, 0, BROKER).await;
+        let deleted = rig.topic(2, 0, BROKER).await;
+        rig.follow([0, 1]).await;
+        for _ in 0..3 {
+            rig.append_durably(0, moved).await;
+            rig.append_durably(0, deleted).await;
         }
-    }
+        let large = [moved, deleted].map(|id| rig.append(0, id, 1_200_000));
+        until("large appends", || large.iter().all(|told| told.durable.get())).await;
+        let [from, to] = [0, 1].map(|at| rig.shards[at].clone());
+        assert!(to.store.storage.spend_reserve().await);
+        disk.fill();
+        disk.leave(64 << 10);
+        let torn = rig.append(0, moved, 900_000);
+        until("the round waits", || from.store.storage.is_full()).await;
+        let waits = rig.append(0, deleted, 7_500_000);
+        // So that even the group that makes the cut durable needs another segment.
+        let set = [("segment.bytes", "1048576"), ("max.message.bytes", "1000000")];
+        let set = set.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        rig.submit(Command::AlterTopicConfigs { id: moved.topic, set, unset: Vec::new() }).await;
+        rig.move_home(moved, 1).await;
+        disk.fill();
+        rig.keep_following();
+        rig.settled().await;
+        assert!(!torn.durable.get() && !waits.durable.get());
+        assert!(from.store.partition(&moved).is_none() && to.store.partition(&moved).is_none());
+        assert!(matches!(to.locate(moved), Location::Nowhere(ErrorCode::LeaderNotAvailable)));
+        assert_eq!((arrival(&to, &moved), arrival(&from, &moved)), (Arrived::NoRoom, Arrived::Not));
+        assert!(to.store.storage.is_full(), "nothing is taken meanwhile");
+        let notices = to.store.storage.notices();
+        assert!(
+            notices.iter().any(|notice| notice.contains("cannot be opened: the disk is full")),
+            "{notices:?}"
+        );
 
-    fn ballast(&self) -> PathBuf {
-        self.0.path().join("ballast")
-    }
-
-    /// Takes every file that is left; where they are.
-    fn take_all_files(&self) -> PathBuf {
-        let directory = self.0.path().join("files");
-        std::fs::create_dir(&directory).expect("there is room");
-        let mut names = 0..;
-        while std::fs::File::create(directory.join(names.next().unwrap_or(0).to_string())).is_ok() {}
-        directory
-    }
-
-    /// Takes every byte that is left.
-    fn fill(&self) {
-        use std::io::Write;
-        let mut file =
-            std::fs::File::options().create(true).append(true).open(self.ballast()).expect("a file");
-        for bytes in [1 << 20, 1 << 12] {
-            while file.write_all(&vec![1; bytes]).is_ok() {}
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the files of what ends with the test may be open for a moment.
-        let unmounted = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.path().display());
-    }
+        rig.submit(Command::DeleteTopic { id: deleted.topic }).await;
+        until("it is served", || to.store.partition(&moved).is_some()).await;
+        assert!(matches!(arrival(&to, &moved), Arrived::Here(_)));
+        let ends =
+            to.store.partition(&moved).expect("it is open").with_log(|log| (log.log_start(), log.log_end()));
+        assert_eq!(ends, (Offset::new(0), Offset::new(4)), "what was acknowledged, and nothing else");
+        assert!(!to.store.storage.is_full());
+        rig.append_durably(1, moved).await;
+        until("nobody else waits", || !from.store.storage.is_full()).await;
+        let other = rig.topic(3, 0, BROKER).await;
+        rig.settled().await;
+        rig.append_durably(0, other).await;
+        until("the old shard forgets it", || from.homes.left.borrow().is_empty()).await;
+        let reports = to.store.storage.counters.damaged_ranges.get();
+        assert_eq!(reports, 1, "the tail was told of once");
+        rig.end();
+    });
 }
 
 /// The directory of a new partition finds no room: it is made when there is.
@@ -247,7 +257,7 @@ impl Drop for SmallDisk {
 fn a_new_partition_on_a_full_disk_waits_for_room() {
     let Some(disk) = SmallDisk::mount(16) else { return };
     run(async move {
-        let rig = Rig::start(disk.0.path()).await;
+        let rig = Rig::start(disk.path()).await;
         rig.keep_following();
         let before = rig.topic(1, 0, BROKER).await;
         rig.settled().await;
@@ -277,7 +287,7 @@ fn a_new_partition_on_a_full_disk_waits_for_room() {
 fn the_old_shard_forgets_what_moved_on_a_full_disk() {
     let Some(disk) = SmallDisk::mount(16) else { return };
     run(async move {
-        let rig = Rig::start(disk.0.path()).await;
+        let rig = Rig::start(disk.path()).await;
         let moved = rig.topic(1, 0, BROKER).await;
         rig.follow([0, 1]).await;
         rig.append_durably(0, moved).await;

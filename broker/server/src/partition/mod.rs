@@ -338,6 +338,7 @@ impl<D: Disk> Partition<D> {
         partition.dropped.borrow_mut().extend(recovered.discard.into_iter().map(Dropped::left_over));
         partition.storage.disk.sync_directory(&partition.directory).await?;
         // Not before: who finds no room is opened again.
+        partition.storage.announced.borrow_mut().remove(&identity);
         partition.storage.producers_changed(0, partition.producer_count());
         Ok(partition)
     }
@@ -381,6 +382,10 @@ impl<D: Disk> Partition<D> {
 
     fn announce(&self) {
         let found = self.report.lost.len() + usize::from(self.report.unproven.is_some());
+        // Else an opening that found no room has said it.
+        if found == 0 || !self.storage.announced.borrow_mut().insert(self.identity) {
+            return;
+        }
         count(&self.storage.counters.damaged_ranges, found as u64);
         let label = self.storage.label(self.id());
         for range in &self.report.lost {

@@ -249,7 +249,9 @@ impl<D: Disk> Partition<D> {
     pub async fn remove_leftovers(&self) -> io::Result<()> {
         loop {
             let Some(left_over) = self.dropped.borrow_mut().pop_front() else { return Ok(()) };
-            self.storage.reclaim(&self.segment_path(left_over.name), 0, u64::MAX).await?;
+            let removed = self.storage.reclaim(&self.segment_path(left_over.name), 0, u64::MAX).await;
+            // Then nobody has it: it is opened again, or the process ends.
+            removed.inspect_err(|_| self.close())?;
         }
     }
 

@@ -220,12 +220,12 @@ impl<'a, D: Disk> Walk<'a, D> {
     }
 
     async fn loaded(&self, key: &ChunkKey) {
-        let mut registered = false;
         poll_fn(|context| match self.cache.entries.borrow_mut().get_mut(key) {
+            // Whoever was waited for may have brought too little for a third one, who loads it anew before this one's turn
+            // has come: that load wakes those alone who are in its own list.
             Some(Entry::Loading(wakers)) => {
-                if !registered {
+                if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
                     wakers.push(context.waker().clone());
-                    registered = true;
                 }
                 Poll::Pending
             }

@@ -42,7 +42,7 @@ use read_files::ReadFiles;
 use schema::checkpoint::Checkpoint;
 use schema::segment::{SegmentHeader, SegmentState};
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use zeroing_pace::ZeroingPace;
+
+/// The name of the file whose blocks a shard gives back when the disk is full.
+pub const RESERVE: &str = "reserve";
 
 /// What storage takes from outside besides the disk: time and randomness, so that tests decide both.
 pub trait Environment {
@@ -216,6 +219,8 @@ pub struct Storage<D: Disk> {
     spare_number: Cell<u64>,
     checkpoint_generation: Cell<u64>,
     notices: RefCell<Vec<String>>,
+    /// Logs of which it has been said what their recovery found, and which found no room to be opened after that.
+    pub(crate) announced: RefCell<BTreeSet<LogIdentity>>,
     names: RefCell<HashMap<TopicId, Arc<str>>>,
     /// Producers that the shard's partitions know.
     producers: Cell<usize>,
@@ -296,6 +301,7 @@ impl<D: Disk> Storage<D> {
             spare_number: Cell::new(0),
             checkpoint_generation: Cell::new(0),
             notices: RefCell::new(Vec::new()),
+            announced: RefCell::default(),
             names: RefCell::default(),
             dirty_bytes: Cell::new(0),
             waiting_for_room: Cell::new(0),
@@ -621,19 +627,23 @@ impl<D: Disk> Storage<D> {
             return Ok(());
         }
         let directory = self.own_directory();
-        let path = directory.join("reserve");
+        let path = directory.join(RESERVE);
         for (name, bytes) in self.disk.list(&directory).await? {
-            if name == "reserve" && bytes == RESERVE_BYTES {
+            if name == RESERVE && bytes == RESERVE_BYTES {
                 // Of an earlier life, made as below.
                 self.reserved.set(true);
                 return Ok(());
             }
-            if name == "reserve" {
+            if name == RESERVE {
                 self.disk.remove(&path).await?;
             }
         }
         let file = self.disk.create(&path).await?;
-        self.zero(&file, 0, RESERVE_BYTES).await?;
+        if let Err(error) = self.zero(&file, 0, RESERVE_BYTES).await {
+            // A part of it would only take from others what room there is.
+            self.disk.remove(&path).await?;
+            return Err(error);
+        }
         self.disk.sync(&file).await?;
         self.disk.sync_directory(&directory).await?;
         self.reserved.set(true);
@@ -647,7 +657,7 @@ impl<D: Disk> Storage<D> {
         }
         self.notice("the disk is full: the reserve is being used".to_owned());
         let directory = self.own_directory();
-        self.disk.remove(&directory.join("reserve")).await.is_ok()
+        self.disk.remove(&directory.join(RESERVE)).await.is_ok()
             && self.disk.sync_directory(&directory).await.is_ok()
     }
 
@@ -707,7 +717,11 @@ impl<D: Disk> Storage<D> {
         buffer[..bytes.len()].copy_from_slice(&bytes);
         buffer[bytes.len()..].fill(0);
         let file = self.disk.create(&temporary).await?;
-        self.write_all(&file, Rc::new(buffer), 0, false).await?;
+        if let Err(error) = self.write_all(&file, Rc::new(buffer), 0, false).await {
+            // A part of it would only take from others what room there is.
+            self.disk.remove(&temporary).await?;
+            return Err(error);
+        }
         self.disk.sync(&file).await?;
         self.disk.rename(&temporary, &target).await?;
         self.disk.sync_directory(&directory).await?;

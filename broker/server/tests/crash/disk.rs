@@ -4,7 +4,8 @@
 //! bit more: a write in flight or not flushed may be there, be gone, or be there in some sectors of 512
 //! bytes; a length that was not synced may be anything between; a name that was not synced may be the old
 //! or the new one, each by itself. A full disk refuses blocks that a file does not have, and
-//! half of the time names that a directory does not have. Virtual time passes only when the driver says so.
+//! half of the time names that a directory does not have. One that fills up may have some blocks left, so that a write
+//! that meets its end is cut short, and gets back those of files that are removed. Virtual time passes only when the driver says so.
 //!
 //! After [`CrashDisk::die`] nothing completes any more and nobody is remembered, so that what was running
 //! on it is freed.
@@ -116,8 +117,12 @@ struct World {
     groups: Vec<GroupNote>,
     clock_ns: u64,
     epoch_ms: i64,
-    /// No file gets blocks that it does not have.
+    /// No file gets blocks that it does not have, but for the last ones.
     full: bool,
+    /// Blocks that a full disk has left.
+    left: usize,
+    /// They get more when a file is removed.
+    gives_back: bool,
     /// No directory has room for a name that it does not have.
     no_names: bool,
     dead: bool,
@@ -128,6 +133,9 @@ struct World {
     /// A place in a file: writes to it are submitted and do not complete.
     held_place: Option<(u64, u64)>,
     held_writes: Vec<(Operation, Rc<Awaited>)>,
+    /// Reads do not complete until they are let go.
+    holds_reads: bool,
+    held_reads: Vec<(Operation, Rc<Awaited>)>,
 }
 
 /// The handle of the disk, and of its clock.
@@ -187,6 +195,19 @@ impl Inode {
 
     fn is_written(&self, first: usize, blocks: usize) -> bool {
         (first..first + blocks).all(|at| self.written.get(at).copied().unwrap_or(false))
+    }
+
+    /// How many of so many blocks from `first` on fit where `left` are left, and how many of those they take.
+    fn fit(&self, first: usize, blocks: usize, left: usize) -> (usize, usize) {
+        let mut taken = 0;
+        for block in 0..blocks {
+            let takes = usize::from(!self.is_written(first + block, 1));
+            if taken + takes > left {
+                return (block, taken);
+            }
+            taken += takes;
+        }
+        (blocks, taken)
     }
 
     /// Everything that readers see from now on.
@@ -466,12 +487,16 @@ impl CrashDisk {
             clock_ns: 0,
             epoch_ms: image.now_ms,
             full: false,
+            left: 0,
+            gives_back: false,
             no_names: false,
             dead: false,
             unreadable: Vec::new(),
             held: None,
             held_place: None,
             held_writes: Vec::new(),
+            holds_reads: false,
+            held_reads: Vec::new(),
         })))
     }
 
@@ -529,7 +554,16 @@ impl CrashDisk {
     pub fn set_full(&self, full: bool) {
         let mut world = self.0.borrow_mut();
         world.full = full;
+        (world.left, world.gives_back) = (0, false);
         world.no_names = full && world.dice.chance(50);
+    }
+
+    /// Takes all space but for the last blocks, or all of it, as the dice say.
+    pub fn fill_up(&self) {
+        self.set_full(true);
+        let mut world = self.0.borrow_mut();
+        world.left = [0, 1, 3, 40, 400][world.dice.below(5) as usize];
+        world.gives_back = world.dice.chance(50);
     }
 
     /// Takes the room for names in directories away, or gives it back: files get blocks all the same.
@@ -563,6 +597,19 @@ impl CrashDisk {
         self.0.borrow_mut().held_place = None;
         held.into_iter().for_each(|(operation, awaited)| self.complete(operation, &awaited));
         writes
+    }
+
+    /// Reads do not complete from now on.
+    pub fn hold_reads(&self) {
+        self.0.borrow_mut().holds_reads = true;
+    }
+
+    /// Those that were held complete now, and those that come are held; how many they are.
+    pub fn release_reads(&self) -> usize {
+        let held = std::mem::take(&mut self.0.borrow_mut().held_reads);
+        let reads = held.len();
+        held.into_iter().for_each(|(operation, awaited)| self.complete(operation, &awaited));
+        reads
     }
 
     /// Whether there is no space.
@@ -657,6 +704,16 @@ impl CrashDisk {
         self.0.borrow_mut().start(Operation::Pause, &awaited);
         Wait { disk: self.clone(), awaited }
     }
+
+    fn pause_of_read(&self) -> Wait {
+        if !self.0.borrow().holds_reads {
+            return self.pause();
+        }
+        let awaited = Rc::new(Awaited::default());
+        awaited.remaining.set(1);
+        self.0.borrow_mut().held_reads.push((Operation::Pause, awaited.clone()));
+        Wait { disk: self.clone(), awaited }
+    }
 }
 
 fn to_blocks(bytes: &[u8]) -> Vec<Block> {
@@ -676,11 +733,11 @@ impl Disk for CrashDisk {
     async fn create(&self, path: &Path) -> io::Result<CrashFile> {
         self.pause().await;
         let mut world = self.0.borrow_mut();
-        if world.full {
-            return Err(no_space());
-        }
         if world.lookup(path).is_some() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} exists", path.display())));
+        }
+        if world.full && world.left == 0 {
+            return Err(no_space());
         }
         let id = world.next_file;
         world.next_file += 1;
@@ -728,16 +785,22 @@ impl Disk for CrashDisk {
             }
             let (submitted, id) = (world.tick(), world.next_write);
             world.next_write += 1;
-            let blocks = to_blocks(bytes);
+            let mut blocks = to_blocks(bytes);
             let first = position as usize / BLOCK;
-            let inode = world.inodes.get_mut(&file.0).expect("an open file");
+            let inode = &world.inodes[&file.0];
             let into_written = inode.is_written(first, blocks.len());
             if full && !into_written {
                 // The other writes of the batch go on: a full disk is found in the middle of a round.
-                awaited.no_space.set(true);
-                awaited.remaining.set(awaited.remaining.get() - 1);
-                continue;
+                let (fit, taken) = inode.fit(first, blocks.len(), world.left);
+                world.left -= taken;
+                awaited.no_space.set(awaited.no_space.get() || fit < blocks.len());
+                blocks.truncate(fit);
+                if fit == 0 {
+                    awaited.remaining.set(awaited.remaining.get() - 1);
+                    continue;
+                }
             }
+            let inode = world.inodes.get_mut(&file.0).expect("an open file");
             let change = Change::Write { first, blocks, replaced: Vec::new() };
             inode.pending.push(Pending { submitted, completed: None, durable, into_written, id, change });
             let operation = Operation::Write { inode: file.0, id };
@@ -761,7 +824,7 @@ impl Disk for CrashDisk {
         position: u64,
         mut buffer: Buffer,
     ) -> impl Future<Output = io::Result<(Buffer, usize)>> + 'static + use<> {
-        let (disk, id, pause) = (self.clone(), file.0, self.pause());
+        let (disk, id, pause) = (self.clone(), file.0, self.pause_of_read());
         async move {
             pause.await;
             let end = position + buffer.len() as u64;
@@ -817,14 +880,19 @@ impl Disk for CrashDisk {
     async fn remove(&self, path: &Path) -> io::Result<()> {
         self.pause().await;
         let mut world = self.0.borrow_mut();
-        world.lookup(path).ok_or_else(|| not_found(path))?;
+        let node = world.lookup(path).ok_or_else(|| not_found(path))?;
+        if let Node::File(id) = node
+            && world.gives_back
+        {
+            world.left += world.inodes[&id].now.blocks.len();
+        }
         world.change(path, None)
     }
 
     async fn make_directory(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         self.pause().await;
         let mut world = self.0.borrow_mut();
-        if world.full && !world.directories.contains_key(path) {
+        if world.full && world.left == 0 && !world.directories.contains_key(path) {
             return Err(no_space());
         }
         let mut missing: Vec<PathBuf> = path

@@ -8,15 +8,11 @@
 
 use super::image::Image;
 use super::ledger::{Ledger, judge_taken_over};
-use super::life::{Life, Plan, UUID, root};
-use logic::ids::{LeaderEpoch, TopicPartition};
+use super::life::{LOOK_AGAIN, Life, Plan, UUID, root};
+use logic::ids::TopicPartition;
 use schema::checkpoint::Checkpoint;
 use server::storage::checkpoints::{CHECKPOINTS, has_strays, merge, shard_directory, usable_checkpoint};
 use server::storage::is_no_space;
-use std::time::Duration;
-
-/// How often who waits for room looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Plan {
     /// The plan of a root seed with two stores.
@@ -24,6 +20,11 @@ impl Plan {
         let plan = Self::draw(seed, false);
         // Enough that both have some.
         Self { shards: 2, partitions: plan.partitions.max(2), ..plan }
+    }
+
+    /// Whether a partition has other replicas.
+    pub fn is_replicated(&self, partition: u32) -> bool {
+        self.shards > 1 && partition % 2 == 1
     }
 }
 
@@ -69,7 +70,7 @@ impl Life<'_> {
         };
         let (open, moving, stopping) = (self.open.clone(), self.moving.clone(), self.stopping.clone());
         let (ledger, tally, filled) = (self.ledger.clone(), self.tally.clone(), self.plan.fills_up);
-        let (settings, epoch) = (self.plan.settings, LeaderEpoch::new(self.depth + 1));
+        let (settings, epoch) = (self.plan.settings, self.ledger.borrow().slots[at].epoch(self.depth + 1));
         glommio::spawn_local(async move {
             let stopped = || {
                 open.borrow_mut().remove(&at);

@@ -21,7 +21,7 @@ use schema::record_batch::{self, Header};
 use server::partition::reader::ReadError;
 use server::partition::tail_cache::Slice;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
-use server::storage::partition_directory;
+use server::storage::{is_no_space, partition_directory};
 use server::store::{Released, Store};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -48,6 +48,8 @@ pub struct Slot {
     pub settings: PartitionSettings,
     /// The store that serves it, as the metadata says.
     pub home: usize,
+    /// There are other replicas, which nobody plays: what is doubted is noted on the disk.
+    pub replicated: bool,
     pub batches: Vec<Rc<Batch>>,
     pub acknowledged: u64,
     pub log_start: u64,
@@ -62,11 +64,12 @@ pub struct Slot {
 pub const PRODUCERS: usize = 2;
 
 impl Slot {
-    pub fn new(identity: LogIdentity, settings: PartitionSettings, home: usize) -> Self {
+    pub fn new(identity: LogIdentity, settings: PartitionSettings, home: usize, replicated: bool) -> Self {
         Self {
             identity,
             settings,
             home,
+            replicated,
             batches: Vec::new(),
             acknowledged: 0,
             log_start: 0,
@@ -74,6 +77,11 @@ impl Slot {
             to_send_again: Vec::new(),
             sequences: [0; PRODUCERS],
         }
+    }
+
+    /// In which epoch it is opened by the life of this number; `None`: in that of its log.
+    pub fn epoch(&self, life: u32) -> Option<LeaderEpoch> {
+        (!self.replicated).then_some(LeaderEpoch::new(life))
     }
 
     /// Batches of a producer, in the order of their sequences, with those to be sent again.
@@ -157,7 +165,7 @@ pub struct Case<'a> {
     pub filled: bool,
 }
 
-/// Opens a partition and judges what its recovery found.
+/// Opens a partition and judges what its recovery found; `None`: there is no room.
 pub async fn open_and_judge(
     store: &Rc<Store<CrashDisk>>,
     disk: &CrashDisk,
@@ -166,12 +174,13 @@ pub async fn open_and_judge(
     epoch: u32,
     case: &Case<'_>,
     tally: &Rc<RefCell<Tally>>,
-) -> Rc<Partition<CrashDisk>> {
+) -> Option<Rc<Partition<CrashDisk>>> {
     let slot = ledger.borrow().slots[at].clone();
-    let partition = store
-        .open_partition(slot.identity, slot.settings, LeaderEpoch::new(epoch))
-        .await
-        .expect("the partition opens");
+    let partition = match store.open_partition(slot.identity, slot.settings, slot.epoch(epoch)).await {
+        Ok(partition) => partition,
+        Err(error) if is_no_space(&error) => return None,
+        Err(error) => panic!("{}: {error}", slot.identity.partition),
+    };
     let (start, end) = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
     settle_slot(&mut ledger.borrow_mut().slots[at], start, end, disk);
     let id = slot.identity.partition;
@@ -211,7 +220,7 @@ pub async fn open_and_judge(
         tally.add("unproven tails reported", u64::from(report.unproven.is_some()));
     }
     drop(tally);
-    partition
+    Some(partition)
 }
 
 /// A log has been opened: what was cut is gone for good from now on, and what is there is seen by consumers.

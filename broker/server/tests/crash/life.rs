@@ -33,6 +33,8 @@ use std::time::Duration;
 pub const UUID: u128 = 0x5eed;
 /// Lives that follow one another through crashes.
 const DEPTH_MAX: u32 = 4;
+/// How often who waits for room looks again.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// A life that does not get ahead in so many steps is stuck.
 const STEPS_MAX: u32 = 200_000;
 
@@ -113,7 +115,12 @@ impl Job {
         let slots = (0..plan.partitions)
             .map(|partition| {
                 let home = partition as usize % plan.shards;
-                Slot::new(identity(partition as u32, 1), plan.settings, home)
+                Slot::new(
+                    identity(partition as u32, 1),
+                    plan.settings,
+                    home,
+                    plan.is_replicated(partition as u32),
+                )
             })
             .collect();
         Self {
@@ -167,6 +174,8 @@ pub struct Life<'a> {
     pub moving: Rc<RefCell<BTreeSet<usize>>>,
     /// The stores are ending: nobody takes anything over any more.
     pub stopping: Rc<Cell<bool>>,
+    /// Partitions that the start has found no room to open.
+    unopened: Rc<Cell<usize>>,
     ticking: Rc<Cell<bool>>,
     retaining: Rc<Cell<bool>>,
     number: u64,
@@ -185,6 +194,10 @@ pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<
     let one_flush_covers_all_files = plan.one_flush_covers_all_files;
     let habits = Habits { one_flush_covers_all_files, eager_percent };
     let disk = CrashDisk::new(&job.image, habits, dice.next());
+    if plan.fills_up && job.depth > 0 && dice.chance(30) {
+        disk.fill_up();
+        tally.borrow_mut().add("starts on a full disk", 1);
+    }
     let environments: Vec<_> = (0..plan.shards).map(|_| CrashEnvironment::new(&disk, dice.next())).collect();
     let mut life = Life {
         plan,
@@ -198,6 +211,7 @@ pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<
         open: Rc::default(),
         moving: Rc::default(),
         stopping: Rc::default(),
+        unopened: Rc::default(),
         ticking: Rc::default(),
         retaining: Rc::default(),
         number: 0,
@@ -210,6 +224,7 @@ pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<
         let (image, flipped, clean, epoch) = (job.image, job.flipped, job.clean, job.depth + 1);
         let filled = plan.fills_up;
         let serve = !leaf || life.dice.chance(20);
+        let (unopened, stopping) = (life.unopened.clone(), life.stopping.clone());
         glommio::spawn_local(async move {
             let policy = DiskPolicy { one_flush_covers_all_files, ..DiskPolicy::default() };
             let mut stores = Vec::new();
@@ -223,19 +238,48 @@ pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<
             }
             let case = Case { image: &image, root: &root(), flipped, clean, filled };
             let before = ledger.borrow().slots.clone();
+            let mut no_room = Vec::new();
             for (at, _) in before.iter().enumerate().filter(|(_, slot)| !slot.deleted) {
                 let store = &stores[before[at].home];
-                let partition = ledger::open_and_judge(store, &disk, &ledger, at, epoch, &case, &tally).await;
-                open.borrow_mut().insert(at, partition);
+                match ledger::open_and_judge(store, &disk, &ledger, at, epoch, &case, &tally).await {
+                    Some(partition) => drop(open.borrow_mut().insert(at, partition)),
+                    None => no_room.push(at),
+                }
             }
+            unopened.set(no_room.len());
             for store in stores.iter().filter(|_| serve) {
                 store.begin_service().await.expect("the first checkpoint");
             }
-            let partitions: Vec<_> = open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
-            for (at, partition) in partitions {
+            let read = async |at: usize, partition: &Rc<Partition<CrashDisk>>| {
                 let max_bytes = [3_000, 100_000, 2_000_000][at % 3];
                 let store = &stores[before[at].home];
-                ledger::read_and_judge(store, &partition, &before[at], max_bytes, &case, &tally).await;
+                ledger::read_and_judge(store, partition, &before[at], max_bytes, &case, &tally).await;
+            };
+            let partitions: Vec<_> = open.borrow().iter().map(|(at, open)| (*at, open.clone())).collect();
+            for (at, partition) in partitions {
+                read(at, &partition).await;
+            }
+            if !leaf {
+                *opened.borrow_mut() = stores.clone();
+            }
+            for at in no_room {
+                tally.borrow_mut().add("partitions that waited for room at a start", 1);
+                let store = &stores[before[at].home];
+                let partition = loop {
+                    store.storage.environment.sleep(LOOK_AGAIN).await;
+                    // What a stopping store has is in its last checkpoint.
+                    if stopping.get() {
+                        return;
+                    }
+                    let judged = ledger::open_and_judge(store, &disk, &ledger, at, epoch, &case, &tally);
+                    if let Some(partition) = judged.await {
+                        break partition;
+                    }
+                };
+                // Before anybody appends to it.
+                read(at, &partition).await;
+                open.borrow_mut().insert(at, partition);
+                unopened.set(unopened.get() - 1);
             }
             *opened.borrow_mut() = stores;
         })
@@ -253,6 +297,9 @@ pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<
         }
         if !disk.complete_one() {
             disk.pass_to_next();
+        }
+        if disk.is_full() && life.dice.chance(2) {
+            disk.set_full(false);
         }
         steps += 1;
         assert!(steps < STEPS_MAX, "recovery is stuck");
@@ -301,8 +348,15 @@ impl Life<'_> {
                 self.crash(2);
             }
             if self.plan.fills_up && self.dice.chance(if self.disk.is_full() { 4 } else { 1 }) {
-                self.disk.set_full(!self.disk.is_full());
+                match self.disk.is_full() {
+                    true => self.disk.set_full(false),
+                    false => self.disk.fill_up(),
+                }
                 self.event("disk filled or freed");
+            }
+            if moves && self.disk.is_full() && self.dice.chance(10) {
+                // Who releases a partition does not wait for room for ever, and who takes it over looks again.
+                self.disk.pass(Duration::from_millis(500));
             }
             match self.dice.below(100) {
                 0..20 => self.append(),
@@ -657,12 +711,13 @@ impl Life<'_> {
             let identity = identity(partition, 2 + ledger.slots.len() as u32);
             let settings = self.plan.settings;
             let home = partition as usize % self.plan.shards;
-            ledger.slots.push(Slot::new(identity, settings, home));
+            let replicated = self.plan.is_replicated(partition);
+            ledger.slots.push(Slot::new(identity, settings, home, replicated));
             (ledger.slots.len() - 1, identity)
         };
         self.event("partitions made again");
         let (store, open, settings) = (self.store(at).clone(), self.open.clone(), self.plan.settings);
-        let epoch = logic::ids::LeaderEpoch::new(self.depth + 1);
+        let epoch = self.ledger.borrow().slots[at].epoch(self.depth + 1);
         glommio::spawn_local(async move {
             match store.open_partition(identity, settings, epoch).await {
                 Ok(partition) => drop(open.borrow_mut().insert(at, partition)),
@@ -683,7 +738,7 @@ impl Life<'_> {
                 let slot = &ledger.slots[*at];
                 slot.batches.last().is_none_or(|batch| batch.end <= slot.acknowledged)
             });
-            if done && self.moving.borrow().is_empty() {
+            if done && self.moving.borrow().is_empty() && self.unopened.get() == 0 {
                 for store in &self.stores {
                     let held: usize = store.partitions().iter().map(|open| open.tail_bytes()).sum();
                     assert_eq!(store.tail_bytes(), held, "bytes in the tail caches");
@@ -706,8 +761,8 @@ impl Life<'_> {
     /// An orderly end, and images of the time after it.
     async fn shut_down(&mut self) {
         let ended = Rc::new(Cell::new(0));
-        // Where something is on its way, the last checkpoint of whoever gives it up claims no orderly end.
-        let moves = !self.moving.borrow().is_empty();
+        // Where something is on its way, or waits for room, the last checkpoint of whoever knows of it claims no orderly end.
+        let moves = !self.moving.borrow().is_empty() || self.unopened.get() > 0;
         self.stopping.set(true);
         for store in self.stores.clone() {
             let ended = ended.clone();

@@ -17,7 +17,7 @@ use schema::record_batch::{self, BatchBuilder, Header, Producer};
 use schema::segment::BLOCK_BYTES;
 use server::partition::reader::ReadError;
 use server::partition::{DurabilityWaiter, Partition, PartitionSettings};
-use server::storage::{DiskPolicy, Storage, partition_directory, segment_name};
+use server::storage::{DiskPolicy, Storage, is_no_space, partition_directory, segment_name};
 use server::store::Store;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -85,13 +85,7 @@ impl Script {
         let (storage, checkpoint) =
             Storage::open(disk.clone(), environment, policy, &root(), ShardId::new(0), 9).await?;
         let store = Store::new(storage, checkpoint, 2);
-        let settings = PartitionSettings {
-            log: LogSettings { segment_bytes: 1 << 20, segment_ms },
-            retention: RetentionSettings { retention_ms: -1, retention_bytes: -1 },
-            compaction,
-            max_message_bytes: 1 << 20,
-            log_append_time: false,
-        };
+        let settings = settings(segment_ms, compaction);
         let partition = store.open_partition(IDENTITY, settings, LeaderEpoch::new(1)).await?;
         store.begin_service().await?;
         Ok(Self { disk, store, partition, acknowledged: Rc::default() })
@@ -262,6 +256,44 @@ impl Script {
         }
     }
 
+    /// Three consumers of the same chunk of a segment that grows: one reads it from the device, two wait for that. What comes
+    /// is enough for the last of them alone; how many have been served in the end.
+    pub async fn read_a_chunk_that_grows(&self) -> usize {
+        let served = Rc::new(Cell::new(0));
+        let read = async |offset: u64| {
+            let (store, partition, served) = (self.store.clone(), self.partition.clone(), served.clone());
+            glommio::spawn_local(async move {
+                let slices = partition.read(&store.chunks, Offset::new(offset), 1).await;
+                assert!(!slices.expect("it is there").is_empty());
+                served.set(served.get() + 1);
+            })
+            .detach();
+            settle().await;
+        };
+        let grow = async || {
+            self.append(1).await;
+            // So that the device is asked.
+            while self.partition.tail_groups() > 0 {
+                self.partition.evict_tail();
+            }
+        };
+        grow().await;
+        read(0).await;
+        assert_eq!(served.replace(0), 1, "its file and its index are known from now on");
+        grow().await;
+        self.disk.hold_reads();
+        read(1).await;
+        grow().await;
+        read(2).await;
+        read(0).await;
+        assert_eq!(served.get(), 0);
+        for _ in 0..2 {
+            assert_eq!(self.disk.release_reads(), 1, "one reads for all");
+            settle().await;
+        }
+        served.get()
+    }
+
     /// Rounds under way, and whether the disk counts as full.
     pub fn waits(&self) -> (usize, bool) {
         (self.store.load().0, self.store.storage.is_full())
@@ -416,6 +448,16 @@ impl Script {
     }
 }
 
+fn settings(segment_ms: i64, compaction: Option<CompactionSettings>) -> PartitionSettings {
+    PartitionSettings {
+        log: LogSettings { segment_bytes: 1 << 20, segment_ms },
+        retention: RetentionSettings { retention_ms: -1, retention_bytes: -1 },
+        compaction,
+        max_message_bytes: 1 << 20,
+        log_append_time: false,
+    }
+}
+
 /// A batch of one record.
 fn batch(key: u8, bytes: usize) -> (Vec<u8>, Header) {
     let mut builder = BatchBuilder::new();
@@ -476,6 +518,54 @@ pub fn newest_checkpoint(image: &Image) -> PathBuf {
     both.sort_by_key(generation);
     let [_, newest] = both;
     newest
+}
+
+/// A start on a full disk finds that the end of a log has rotted, which goes on in another segment then, and no room for that: see
+/// [`start_without_room_for_a_cut`].
+pub fn a_start_without_room_for_a_cut_waits_for_it() {
+    run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert_eq!(script.append(6).await, 6);
+        script.delete_before(4).await;
+        script.checkpoint().await;
+        assert_eq!(script.append(2).await, 8);
+        let mut image = script.image();
+        script.end().await;
+        // The header of the last one attests the one before.
+        image.flip(&segment(0), &[(payload(7), 3), (payload(8), 3)]);
+        let image = start_without_room_for_a_cut(&image).await;
+        let script = Script::start(&image, i64::MAX).await.expect("it starts");
+        assert_eq!(script.offsets().await, [4, 5], "deleted records stay deleted");
+        script.end().await;
+    });
+}
+
+/// What is left of a start that cannot open its partition when there is room for a checkpoint, before it tries again.
+async fn start_without_room_for_a_cut(image: &Image) -> Image {
+    let habits = Habits { one_flush_covers_all_files: true, eager_percent: 100 };
+    let disk = CrashDisk::new(image, habits, 1);
+    disk.set_full(true);
+    let environment = CrashEnvironment::new(&disk, 7);
+    let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
+    let opened = Storage::open(disk.clone(), environment, policy, &root(), ShardId::new(0), 9).await;
+    let (storage, checkpoint) = opened.expect("it opens");
+    let store = Store::new(storage, checkpoint, 2);
+    let open = || store.open_partition(IDENTITY, settings(i64::MAX, None), LeaderEpoch::new(1));
+    for _ in 0..2 {
+        let refused = open().await.err();
+        assert!(refused.as_ref().is_some_and(is_no_space), "{refused:?}");
+        assert!(store.partition(&IDENTITY.partition).is_none());
+    }
+    store.begin_service().await.expect("nothing needs room");
+    disk.set_full(false);
+    store.checkpoint(false).await.expect("there is room");
+    let image = disk.crash(Mode::Drop, &mut Dice::new(1));
+    let partition = open().await.expect("there is room");
+    let ends = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
+    assert_eq!((ends, &partition.report().lost[..]), ((4, 7), &[6..7][..]));
+    assert_eq!(store.storage.counters.damaged_ranges.get(), 1, "it is told of once");
+    disk.die();
+    image
 }
 
 /// A file is not given to another segment while something may still be written to it: see
