@@ -49,17 +49,13 @@ impl<D: Disk> Partition<D> {
             true => Ok((self.with_log(|log| log.log_end()), 0)),
             false => {
                 let place = self.find_place(cache, to).await;
-<<<<<<< HEAD
+                let doubted = place.rest.end < to;
                 // The log is quiet: what is read stays what it is until the cut.
                 let kept = match place.at {
                     CutAt::Group(_) => self.producers_below(cache, place.rest.end).await,
                     CutAt::Nothing(_) => ProducerTable::default(),
                 };
-                self.cut(place, Some(kept)).await
-=======
-                let doubted = place.rest.end < to;
-                self.cut(place, doubted).await
->>>>>>> sim10
+                self.cut(place, Some(kept), doubted).await
             }
         };
         self.cutting.set(false);
@@ -72,11 +68,7 @@ impl<D: Disk> Partition<D> {
     /// As there.
     pub async fn reset(self: &Rc<Self>, log_start: Offset) -> io::Result<(Offset, usize)> {
         self.begin_cut().await?;
-<<<<<<< HEAD
-        let result = self.cut(self.nothing_stays(log_start), None).await;
-=======
-        let result = self.cut(self.nothing_stays(log_start), false).await;
->>>>>>> sim10
+        let result = self.cut(self.nothing_stays(log_start), None, false).await;
         self.cutting.set(false);
         result
     }
@@ -209,15 +201,15 @@ impl<D: Disk> Partition<D> {
         Ok(Place { at: CutAt::Group(cut), rest, payload })
     }
 
-<<<<<<< HEAD
     /// Writes what makes the cut durable, in its order; then the log is what it says. `kept`: what is left of producers
-    /// whose remembered batches are cut; `None` = nothing that is known of producers is to be relied upon.
-    async fn cut(self: &Rc<Self>, place: Place, kept: Option<ProducerTable>) -> io::Result<(Offset, usize)> {
-=======
-    /// Writes what makes the cut durable, in its order; then the log is what it says. `doubted`: more goes than should, and
-    /// what was acknowledged may go with it. That is remembered before it is gone.
-    async fn cut(self: &Rc<Self>, place: Place, doubted: bool) -> io::Result<(Offset, usize)> {
->>>>>>> sim10
+    /// whose remembered batches are cut; `None` = nothing that is known of producers is to be relied upon. `doubted`: more
+    /// goes than should, and what was acknowledged may go with it. That is remembered before it is gone.
+    async fn cut(
+        self: &Rc<Self>,
+        place: Place,
+        kept: Option<ProducerTable>,
+        doubted: bool,
+    ) -> io::Result<(Offset, usize)> {
         let Place { at, rest, payload } = place;
         let mut no_room = None;
         let mut noted = !doubted;
