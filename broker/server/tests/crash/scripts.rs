@@ -562,7 +562,8 @@ async fn start_without_room_for_a_cut(image: &Image) -> Image {
     let image = disk.crash(Mode::Drop, &mut Dice::new(1));
     let partition = open().await.expect("there is room");
     let ends = partition.with_log(|log| (log.log_start().get(), log.log_end().get()));
-    assert_eq!((ends, &partition.report().lost[..]), ((4, 7), &[6..7][..]));
+    let lost = std::slice::from_ref(&(6..7));
+    assert_eq!((ends, &partition.report().lost[..]), ((4, 7), lost));
     assert_eq!(store.storage.counters.damaged_ranges.get(), 1, "it is told of once");
     disk.die();
     image
