@@ -418,7 +418,12 @@ impl Replicas {
             };
             count(&hosted.repairing, before.saturating_sub(damaged()));
             match done {
-                Ok(end) if to.is_some() => replicas.step_once(&hosted, Event::Truncated { end }, None),
+                Ok(end) if to.is_some() => {
+                    if to > Some(end) {
+                        hosted.doubted.set(true);
+                    }
+                    replicas.step_once(&hosted, Event::Truncated { end }, None);
+                }
                 Ok(_) => replicas.step_once(&hosted, Event::ResetDone, None),
                 Err(_) if hosted.partition.is_closed() => {}
                 Err(error) => shard.store.storage.fail("cutting a log", Some(id), &error),

@@ -743,6 +743,9 @@ fn a_log_that_was_cut_goes_on_there() {
                 assert!(
                     rig.partition(0).report().lost.is_empty() && rig.partition(0).report().unproven.is_none()
                 );
+                // What went besides may have been acknowledged: that is not forgotten.
+                let doubted = (end < cut).then_some(end);
+                assert_eq!(rig.partition(0).report().doubted, doubted, "cut at {cut}");
             }
         });
     }

@@ -245,3 +245,50 @@ fn a_suspicion_that_has_been_named_does_not_keep_a_replica_in_an_earlier_life() 
     });
     assert_eq!(lives_in, Some(BrokerEpoch::new(40)));
 }
+
+/// A member of the in-sync set whose log could not be cut where it was to be, because what is below had rotted or could not
+/// be read, lost committed records with the cut and went on as a sound member, which could be elected without them.
+#[test]
+fn a_cut_that_takes_more_than_it_should_leaves_a_suspect() {
+    let me = BrokerId::new(2);
+    let generation = ReplicaGeneration::new(0);
+    for (end, is_sound) in [(6, true), (3, false), (0, false)] {
+        let here = Here { broker: me, broker_epoch: BrokerEpoch::new(20), generation };
+        let start = Start {
+            log_start: Offset::new(0),
+            log_end: Offset::new(9),
+            epochs: vec![(LeaderEpoch::new(0), Offset::new(0))],
+            status: Status::Clean,
+            trusted_end: None,
+        };
+        let mut follower = Replica::new(here, Settings::default(), start);
+        let mut effects = Vec::new();
+        follower.step(0, view(1, 20, true), &mut effects);
+        let said = [
+            FromLeader::Open { generation, log_start: Offset::new(0) },
+            FromLeader::Match { to: Offset::new(6), fingerprint: None },
+        ];
+        for body in said {
+            let (leader_epoch, open_sequence) = (LeaderEpoch::new(1), OpenSequence::new(1));
+            let message = Message { leader_epoch, open_sequence, body: Body::FromLeader(body) };
+            follower.step(0, Event::Message { from: BrokerId::new(1), message }, &mut effects);
+        }
+        assert!(effects.contains(&Effect::Truncate { to: Offset::new(6) }), "{effects:?}");
+        effects.clear();
+        follower.step(0, Event::Truncated { end: Offset::new(end) }, &mut effects);
+        let answers = |wanted: &FromFollower| {
+            effects.iter().any(|effect| match effect {
+                Effect::Send { message: Message { body: Body::FromFollower(body), .. }, .. } => {
+                    body == wanted
+                }
+                _ => false,
+            })
+        };
+        let is_reported = effects.contains(&Effect::ReportSuspect { generation });
+        assert_eq!(is_reported, !is_sound, "cut at {end}: {effects:?}");
+        assert_eq!(answers(&FromFollower::Matched { end: Offset::new(end) }), is_sound, "cut at {end}");
+        assert_eq!(answers(&FromFollower::Nack(message::Nack::Suspect)), !is_sound, "cut at {end}");
+        assert_eq!(follower.status() == Status::Suspect, !is_sound, "cut at {end}");
+        assert_eq!(follower.log_end(), Offset::new(end));
+    }
+}

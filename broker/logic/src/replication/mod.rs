@@ -164,7 +164,8 @@ pub enum Event {
         /// One past the last durable offset.
         end: Offset,
     },
-    /// [`Effect::Truncate`] is done, durably. The log may end lower than was asked for, never higher.
+    /// [`Effect::Truncate`] is done, durably. The log may end lower than was asked for, never higher: then it may lack what
+    /// is committed, which the driver must not forget before it is repaired, whatever happens to the process.
     Truncated {
         /// Where the log ends.
         end: Offset,

@@ -344,6 +344,13 @@ impl Replica {
         position.durable_end = end;
         position.high_watermark = position.high_watermark.min(end);
         position.epochs.truncate(end);
+        if end < to && self.core.health.suspicion.is_none() {
+            // What went besides may be committed, and metadata counts on it.
+            self.core.health.doubt(self.core.here, end, now_ms, effects);
+            if let Role::Follower(follower) = &mut self.role {
+                follower.refuse(Nack::Suspect, effects);
+            }
+        }
         self.work_done(now_ms, effects);
     }
 

@@ -33,7 +33,7 @@ struct Place {
 
 impl<D: Disk> Partition<D> {
     /// Discards what is at `to` and above, durably; where the log ends now: there, or below where it can only be cut
-    /// there. The memory of the tail cache is given back: its bytes are the second part.
+    /// there, which is remembered until [`Partition::forget_doubts`]. The memory of the tail cache is given back: its bytes are the second part.
     ///
     /// # Errors
     /// A write or sync failed, or the partition was closed meanwhile.
@@ -48,7 +48,8 @@ impl<D: Disk> Partition<D> {
             true => Ok((self.with_log(|log| log.log_end()), 0)),
             false => {
                 let place = self.find_place(cache, to).await;
-                self.cut(place).await
+                let doubted = place.rest.end < to;
+                self.cut(place, doubted).await
             }
         };
         self.cutting.set(false);
@@ -61,7 +62,7 @@ impl<D: Disk> Partition<D> {
     /// As there.
     pub async fn reset(self: &Rc<Self>, log_start: Offset) -> io::Result<(Offset, usize)> {
         self.begin_cut().await?;
-        let result = self.cut(self.nothing_stays(log_start)).await;
+        let result = self.cut(self.nothing_stays(log_start), false).await;
         self.cutting.set(false);
         result
     }
@@ -194,10 +195,17 @@ impl<D: Disk> Partition<D> {
         Ok(Place { at: CutAt::Group(cut), rest, payload })
     }
 
-    /// Writes what makes the cut durable, in its order; then the log is what it says.
-    async fn cut(self: &Rc<Self>, place: Place) -> io::Result<(Offset, usize)> {
+    /// Writes what makes the cut durable, in its order; then the log is what it says. `doubted`: more goes than should, and
+    /// what was acknowledged may go with it. That is remembered before it is gone.
+    async fn cut(self: &Rc<Self>, place: Place, doubted: bool) -> io::Result<(Offset, usize)> {
         let Place { at, rest, payload } = place;
         let mut no_room = None;
+        let mut noted = !doubted;
+        while !noted {
+            let result = self.note_doubt(rest.end.get()).await;
+            noted = result.is_ok();
+            self.unless_room_comes(result, &mut no_room).await?;
+        }
         while self.with_log(|log| log.placed().is_none()) {
             if self.is_closed() {
                 return Err(io::ErrorKind::NotConnected.into());

@@ -1,4 +1,5 @@
-//! What recovery has cut off, and cannot tell whether it was ever acknowledged: remembered on the disk until it is repaired.
+//! What recovery has cut off, and cannot tell whether it was ever acknowledged, or what a cut took besides what it should:
+//! remembered on the disk until it is repaired.
 //!
 //! The cut is durable before the broker can tell the metadata of it. Were that all, a process that dies in between would
 //! find a sound log at its next start, shorter than what it has acknowledged, and would be elected with it. So an empty file
