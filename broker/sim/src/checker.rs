@@ -37,6 +37,11 @@ impl Truth {
     pub fn end(&self) -> u64 {
         self.committed.last().map_or(0, Batch::end)
     }
+
+    /// Whether this batch is committed.
+    pub fn has(&self, batch: &Batch) -> bool {
+        self.committed.iter().any(|known| known.fingerprint() == batch.fingerprint())
+    }
 }
 
 /// All partitions.
@@ -165,6 +170,9 @@ impl Checker {
                     old.leader == new.leader || old.leader_epoch < new.leader_epoch,
                     "I1: {id}: one epoch, two leaders"
                 );
+                for broker in new.brokers() {
+                    assert!(after.broker(broker).is_some(), "{id} is kept by {broker}, which was removed");
+                }
                 for broker in new.in_sync.iter().filter(|broker| !old.is_in_sync(**broker)) {
                     let generation = new.replica(*broker).map(|replica| replica.generation);
                     let generation =

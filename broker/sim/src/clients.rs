@@ -2,13 +2,13 @@
 //!
 //! A producer has one batch on its way and goes on only when it is acknowledged; requests and replies are late, lost, or
 //! both. It finds leaders from whatever metadata some broker has. It goes on with its next epoch where the product's
-//! client does.
+//! client does. Clients know the topic by its name: when it has another id, it is another log, of which nothing is known.
 
 use crate::disk::Batch;
 use crate::network::NodeIndex;
-use crate::world::{DriverRule, Event, World, broker_of, node_of};
-use logic::ids::{LeaderEpoch, Offset, ShardId, TopicPartition};
-use logic::limits::PRODUCERS_PER_PARTITION_MAX;
+use crate::world::{DriverRule, Event, TOPIC, World, broker_of, node_of, topic_id};
+use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
+use logic::limits::{PRODUCER_EXPIRATION_MS_DEFAULT, PRODUCERS_PER_PARTITION_MAX};
 use logic::producer_state::{Admission, Bounds, LogPlace, ProducerBatch, ProducerError};
 use logic::replication;
 
@@ -49,6 +49,7 @@ pub struct Waiter {
 /// A consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Consumer {
+    /// The partition of the topic that it knows of.
     id: TopicPartition,
     position: u64,
     /// The broker that stands in its rack, while that serves.
@@ -59,7 +60,11 @@ pub struct Consumer {
 
 impl Consumer {
     /// One that has read nothing.
-    pub fn new(id: TopicPartition) -> Self {
+    pub fn new(partition: PartitionIndex) -> Self {
+        Self::of(TopicPartition { topic: topic_id(0), partition })
+    }
+
+    fn of(id: TopicPartition) -> Self {
         Self { id, position: 0, near: None, leader_epoch: LeaderEpoch::new(0) }
     }
 }
@@ -67,10 +72,13 @@ impl Consumer {
 /// A producer.
 #[derive(Debug)]
 pub struct Client {
+    /// The partition of the topic that it knows of.
     id: TopicPartition,
     producer: i64,
     epoch: i16,
     sequence: i32,
+    /// Its epoch is over: what comes next begins another one.
+    is_over: bool,
     attempt: u64,
     /// The newest that it has heard of. It never goes back to an earlier leader, which may not know it is one.
     leader_epoch: LeaderEpoch,
@@ -80,13 +88,14 @@ pub struct Client {
 }
 
 impl Client {
-    /// Producer `producer` of partition `id`.
-    pub fn new(producer: i64, id: TopicPartition) -> Self {
+    /// Producer `producer` of a partition.
+    pub fn new(producer: i64, partition: PartitionIndex) -> Self {
         Self {
-            id,
+            id: TopicPartition { topic: topic_id(0), partition },
             producer,
             epoch: 0,
             sequence: 0,
+            is_over: false,
             attempt: 0,
             leader_epoch: LeaderEpoch::new(0),
             waiting: None,
@@ -115,6 +124,9 @@ impl World {
             _ => {}
         }
         client.attempt += 1;
+        if client.waiting.is_none() && std::mem::take(&mut client.is_over) {
+            (client.epoch, client.sequence) = (client.epoch + 1, 0);
+        }
         let first = client.sequence;
         let batch =
             ProducerBatch { id: client.producer, epoch: client.epoch, first, last: first + count as i32 - 1 };
@@ -124,13 +136,18 @@ impl World {
         let mut produce = client.waiting.map_or(new, |(produce, _)| produce);
         produce.attempt = client.attempt;
         client.waiting = Some((produce, self.now_us + patience_us));
-        let Some((node, epoch)) = self.leader_as_somebody_knows(produce.id) else { return };
+        let Some((topic, node, epoch)) = self.leader_as_somebody_knows(produce.id) else { return };
         let client = &mut self.clients[at];
+        if topic > client.id.topic {
+            // Another log under the same name: it knows nothing of what was sent to the first.
+            (client.id.topic, client.leader_epoch, client.is_over) = (topic, epoch, true);
+        }
         if epoch < client.leader_epoch && self.deleted != Some(DriverRule::ClientsKeepEpochs) {
             return;
         }
         client.leader_epoch = epoch;
-        produce.leader_epoch = epoch;
+        (produce.id, produce.leader_epoch) = (client.id, epoch);
+        client.waiting = Some((produce, self.now_us + patience_us));
         if self.random.chance(15) {
             return;
         }
@@ -143,11 +160,16 @@ impl World {
         }
     }
 
-    fn leader_as_somebody_knows(&mut self, id: TopicPartition) -> Option<(NodeIndex, LeaderEpoch)> {
+    /// The topic of that name, if it is not an earlier one, and who leads the partition in which epoch.
+    fn leader_as_somebody_knows(
+        &mut self,
+        known: TopicPartition,
+    ) -> Option<(TopicId, NodeIndex, LeaderEpoch)> {
         let alive: Vec<NodeIndex> = self.nodes.iter().filter(|node| node.up).map(|node| node.at).collect();
         let asked = *self.random.choose(&alive)?;
-        let entry = self.nodes[asked].image.partition(id)?;
-        Some((node_of(entry.leader?), entry.leader_epoch))
+        let topic = self.nodes[asked].image.topic_by_name(TOPIC).filter(|topic| topic.id >= known.topic)?;
+        let entry = topic.partitions.get(known.partition.get() as usize)?;
+        Some((topic.id, node_of(entry.leader?), entry.leader_epoch))
     }
 
     fn reply(&mut self, client: usize, attempt: u64, reply: Reply) {
@@ -180,7 +202,8 @@ impl World {
             return Err(Reply::Again);
         }
         let node = &mut self.nodes[at];
-        let full = node.disk.full;
+        let wall_ms = node.wall_ms(self.now_us);
+        let full = node.hosts.get(&id).is_some_and(|host| node.is_full(host.shard));
         let host = node.hosts.get_mut(&id).ok_or(Reply::Again)?;
         let epoch = host.replica.admit().map_err(|_| Reply::Again)?;
         if full || epoch != leader_epoch {
@@ -188,8 +211,9 @@ impl World {
         }
         let log = node.disk.logs.get_mut(&(id, host.generation)).expect("it is open");
         let place = LogPlace { end: Offset::new(log.end()), durable_end: Offset::new(log.durable_end) };
-        let bounds = Bounds { expiration_ms: i64::MAX, producers_max: PRODUCERS_PER_PARTITION_MAX };
-        let (base, end) = match host.table.admit(0, &batch, place, bounds) {
+        let expiration_ms = PRODUCER_EXPIRATION_MS_DEFAULT as i64;
+        let bounds = Bounds { expiration_ms, producers_max: PRODUCERS_PER_PARTITION_MAX };
+        let (base, end) = match host.table.admit(wall_ms, &batch, place, bounds) {
             Ok(Admission::Duplicate(note)) => {
                 self.report.duplicates += 1;
                 let end = if self.deleted == Some(DriverRule::DuplicatesWait) { 0 } else { note.end().get() };
@@ -205,7 +229,7 @@ impl World {
                 return Err(Reply::Again);
             }
         };
-        let stored = Batch { base, count, epoch, producer: batch, value };
+        let stored = Batch { base, count, epoch, producer: batch, value, appended_ms: wall_ms };
         log.append(stored);
         self.appended(at, id, stored, epoch);
         Ok(Waiter { client, attempt, base, end })
@@ -254,7 +278,7 @@ impl World {
         }
         match reply {
             Reply::Acknowledged { base } => {
-                let (produce, id) = (*produce, client.id);
+                let (produce, id) = (*produce, produce.id);
                 client.sequence += produce.count as i32;
                 client.next_value += 1;
                 client.waiting = None;
@@ -264,11 +288,12 @@ impl World {
             Reply::Again => *until_us = self.now_us + again_us,
             Reply::UnknownProducer | Reply::OutOfOrder => {
                 // The product's client begins its next epoch with the batch that was refused.
-                let truth = self.checker.truth(client.id);
+                let truth = self.checker.truth(produce.id);
                 assert!(
-                    reply == Reply::UnknownProducer && truth.trimmed_to > 0,
+                    reply == Reply::UnknownProducer && (truth.trimmed_to > 0 || client.is_over),
                     "I8: {reply:?} for {produce:?}: a batch before it is lost"
                 );
+                client.is_over = false;
                 client.epoch += 1;
                 client.sequence = 0;
                 produce.batch.epoch = client.epoch;
@@ -293,8 +318,12 @@ impl World {
     pub(crate) fn read(&mut self, at: usize) {
         let pause_us = self.random.between(10, 200) * 1000;
         self.after(pause_us, Event::Read { consumer: at });
+        let known = self.consumers[at].id;
+        let Some((topic, leader, epoch)) = self.leader_as_somebody_knows(known) else { return };
+        if topic > known.topic {
+            self.consumers[at] = Consumer::of(TopicPartition { topic, ..known });
+        }
         let Consumer { id, position, near, leader_epoch } = self.consumers[at];
-        let Some((leader, epoch)) = self.leader_as_somebody_knows(id) else { return };
         let epoch = epoch.max(leader_epoch);
         self.consumers[at].leader_epoch = epoch;
         // It is tried again after a while; and sometimes consumers stand elsewhere.
@@ -314,6 +343,15 @@ impl World {
             self.consumers[at].near = None;
             return;
         }
+        let at_node = node.at;
+        if self.read_fails(at_node) {
+            // The leader says so, and is asked again.
+            self.met("reads that failed");
+            self.consumers[at].near = None;
+            return;
+        }
+        let node = &self.nodes[at_node];
+        let host = &node.hosts[&id];
         let log = node.log(id).expect("it is open");
         let visible = match self.deleted {
             Some(DriverRule::FollowersShowCommitted) if follows => log.end(),

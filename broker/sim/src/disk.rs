@@ -2,8 +2,8 @@
 //!
 //! A log here is what the real one promises, not how it is laid out: groups, segments and their recovery are tested by
 //! crash images. Faults: a crash loses, or cuts off, anything that is not synced; a batch rots, which recovery or a
-//! scrub notices; a tail that was synced is torn, which recovery notices; the last batch is another one, which nothing but
-//! another replica can tell; the disk is full, slow, replaced.
+//! scrub notices; a tail that was synced is torn, which recovery notices; the last batch is another one, or the last ones are
+//! lost, which nothing but another replica can tell; reads fail; the disk is full, slow, replaced.
 
 use crate::random::Random;
 use logic::ids::{LeaderEpoch, Offset, ReplicaGeneration, TopicPartition};
@@ -25,6 +25,8 @@ pub struct Batch {
     pub producer: ProducerBatch,
     /// What is in it: different for each batch that a client made.
     pub value: u64,
+    /// The time of day of the broker that has appended it here, milliseconds since 1970.
+    pub appended_ms: i64,
 }
 
 impl Batch {
@@ -102,9 +104,10 @@ impl Log {
         self.durable_epochs = self.epochs.len();
     }
 
-    /// Durably: what ends above `to` goes.
+    /// Durably: what ends above `to` goes, and what begins with a batch that has rotted.
     pub fn truncate(&mut self, to: u64) -> u64 {
-        self.batches.retain(|batch| batch.end() <= to);
+        let sound = self.damaged.unwrap_or(u64::MAX);
+        self.batches.retain(|batch| batch.end() <= to && batch.base < sound);
         let end = self.end();
         self.epochs.retain(|(_, start)| start.get() < end);
         self.durable_epochs = self.epochs.len();
@@ -147,6 +150,12 @@ impl Log {
 
     /// The device loses the last `batches` of what was synced, and recovery sees that something is missing.
     pub fn tear(&mut self, batches: usize) {
+        self.lose_tail(batches);
+        self.doubt_tail();
+    }
+
+    /// The device loses the last `batches` of what was synced.
+    pub fn lose_tail(&mut self, batches: usize) {
         let kept = self.batches.len().saturating_sub(batches);
         self.batches.truncate(kept);
         let end = self.end();
@@ -155,7 +164,6 @@ impl Log {
         self.durable_end = end;
         self.damaged = self.damaged.filter(|damaged| *damaged < end);
         self.promised = 0;
-        self.doubt_tail();
     }
 
     /// Recovery cannot tell whether what is missing at the end was ever acknowledged.
@@ -235,6 +243,8 @@ pub struct Disk {
     pub checkpoints: Vec<Checkpoint>,
     /// Nothing more fits.
     pub full: bool,
+    /// How many reads of a thousand fail.
+    pub reads_fail_permille: u64,
     /// How many times slower than usual.
     pub slowness: u64,
 }
@@ -248,6 +258,7 @@ impl Disk {
             image: Arc::default(),
             checkpoints: vec![],
             full: false,
+            reads_fail_permille: 0,
             slowness: 1,
         }
     }

@@ -19,6 +19,9 @@ use std::sync::Arc;
 /// How long what goes may take to come to rest.
 const RELEASE_PATIENCE_US: u64 = 2_000_000;
 
+/// How often what found no room is tried again.
+const FULL_DISK_RETRY_US: u64 = 200_000;
+
 /// One shard of a broker's process.
 #[derive(Debug, Default)]
 pub struct Shard {
@@ -45,6 +48,21 @@ impl Shard {
     /// The version of the image that it has reached.
     pub fn followed(&self) -> u64 {
         self.local.version()
+    }
+
+    /// Whether something could not be opened for want of room: until it is, the disk counts as full.
+    pub fn waits_for_room(&self) -> bool {
+        !self.local.unopened().is_empty()
+    }
+}
+
+impl Shard {
+    /// What was handed over stays here, for whoever opens it.
+    fn keep(&mut self, here: ShardId, id: TopicPartition, version: u64, mut handed: HandedOver) {
+        self.carried.insert(id, handed.attested.clone());
+        handed.carriers.retain(|(carrier, _)| *carrier != here);
+        handed.carriers.push((here, version));
+        self.left.insert((id, handed.attested.generation), Left { version, handed: Some(handed) });
     }
 }
 
@@ -165,6 +183,11 @@ impl Node {
         Here { broker: broker_of(self.at), shard, shards: self.shards.len() as u16 }
     }
 
+    /// Whether one of its shards has no room for more.
+    pub fn is_full(&self, shard: ShardId) -> bool {
+        self.disk.full || self.shards[usize::from(shard.get())].waits_for_room()
+    }
+
     fn shard(&mut self, shard: ShardId) -> &mut Shard {
         &mut self.shards[usize::from(shard.get())]
     }
@@ -249,7 +272,9 @@ impl World {
                 let node = &mut self.nodes[at];
                 let (image, registration) = (node.image.clone(), node.registered.unwrap_or_default());
                 let own = node.shard(shard);
-                let is_news = own.followed() < image.version() || own.registration < registration;
+                let is_news = own.followed() < image.version()
+                    || own.registration < registration
+                    || own.waits_for_room();
                 if own.work.is_none() && is_news {
                     self.begin_image(at, shard, image);
                     self.close_next(at, shard);
@@ -272,6 +297,9 @@ impl World {
                     return;
                 };
                 let Some(asking) = work.asking.remove(&id) else { return };
+                if self.nodes[at].disk.full && self.random.chance(700) {
+                    return self.has_no_room(at, shard, id, version, handed);
+                }
                 self.open(at, shard, id, &asking.state, handed.map(|handed| *handed), None);
                 self.opened_or_not(at, shard, id, Some(asking.state));
             }
@@ -570,16 +598,29 @@ impl World {
             let handed = newest.map(Box::new);
             return self.shard_later(at, shard, delay_us, Step::Open { id, version, handed });
         }
-        if let Some(mut newest) = newest {
-            own.carried.insert(id, newest.attested.clone());
-            newest.carriers.retain(|(carrier, _)| *carrier != shard);
-            newest.carriers.push((shard, version));
-            own.left.insert((id, generation), Left { version, handed: Some(newest) });
+        if let Some(newest) = newest {
+            own.keep(shard, id, version, newest);
         }
         if let Some(work) = &mut own.work {
             work.asking.remove(&id);
         }
         self.opened_or_not(at, shard, id, None);
+    }
+
+    /// It cannot be opened on a full disk: it is tried again, and is still to be opened by this image.
+    fn has_no_room(
+        &mut self,
+        at: NodeIndex,
+        shard: ShardId,
+        id: TopicPartition,
+        version: u64,
+        handed: Option<Box<HandedOver>>,
+    ) {
+        self.met("openings that found no room");
+        let own = self.nodes[at].shard(shard);
+        handed.into_iter().for_each(|handed| own.keep(shard, id, version, *handed));
+        own.local.failed(id);
+        self.finish_if_done(at, shard);
     }
 
     fn opened_or_not(
@@ -608,8 +649,11 @@ impl World {
         self.tidy(at, shard, &image);
         let own = self.nodes[at].shard(shard);
         own.local.finish(&image);
+        let waits = own.waits_for_room();
         if self.nodes[at].image.version() > image.version() {
             self.shard_later(at, shard, 1, Step::Look);
+        } else if waits {
+            self.shard_later(at, shard, FULL_DISK_RETRY_US, Step::Look);
         }
     }
 

@@ -9,12 +9,14 @@
 
 mod checker;
 mod clients;
+mod damage;
 mod disk;
 mod faults;
 mod homes;
 mod metadata;
 mod network;
 mod node;
+mod operator;
 mod random;
 mod replicas;
 mod streams;

@@ -53,6 +53,9 @@ fn main() -> ExitCode {
         total.commands += report.commands;
         total.moves += report.moves;
         total.followed += report.followed;
+        for (what, count) in report.met {
+            *total.met.entry(what).or_default() += count;
+        }
         for (fault, count) in report.faults {
             *faults.entry(fault).or_default() += count;
         }
@@ -76,5 +79,7 @@ fn main() -> ExitCode {
     );
     let kinds: Vec<String> = faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
     println!("{}", kinds.join(", "));
+    let met: Vec<String> = total.met.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    println!("{}", met.join(", "));
     if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

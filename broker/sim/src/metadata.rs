@@ -7,10 +7,11 @@
 use crate::network::NodeIndex;
 use crate::world::{Event, World, broker_of, node_of};
 use logic::metadata::controller::{self, Heartbeat};
-use logic::metadata::{Command, Image, snapshot};
+use logic::metadata::{Command, Image, Outcome, snapshot};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Nodes that vote.
+/// Brokers that vote, if there are as many.
 const VOTERS: usize = 3;
 
 /// The metadata.
@@ -20,6 +21,12 @@ pub struct Consensus {
     pub image: Arc<Image>,
     /// Who leads.
     pub leader: Option<NodeIndex>,
+    /// How often the topic was made.
+    pub topics_made: u64,
+    /// Who votes.
+    pub voters: Vec<NodeIndex>,
+    /// Who has been removed.
+    removed: BTreeSet<NodeIndex>,
     term: u64,
     history: Vec<Arc<Image>>,
     leaderless_since_us: Option<u64>,
@@ -33,6 +40,9 @@ impl Consensus {
         Self {
             image: image.clone(),
             leader: None,
+            topics_made: 0,
+            voters: (0..VOTERS).collect(),
+            removed: BTreeSet::new(),
             term: 0,
             history: vec![image],
             leaderless_since_us: None,
@@ -52,13 +62,39 @@ impl World {
         let follows = |node: &NodeIndex| {
             *node == leader || (lives(*node) && self.network.is_open_both_ways(leader, *node))
         };
-        lives(leader) && (0..VOTERS).filter(follows).count() * 2 > VOTERS
+        let voters = &self.consensus.voters;
+        let following = voters.iter().copied().filter(follows).count();
+        lives(leader) && voters.contains(&leader) && following * 2 > voters.len()
+    }
+
+    /// Who has been removed votes no more. Others take their places as soon as they serve, so that an odd number votes; as the
+    /// server's `member.rs` does it, whose change of the group is Raft's and happens or not.
+    fn look_after_voters(&mut self) {
+        let image = self.consensus.image.clone();
+        let known = |node: &NodeIndex| image.broker(broker_of(*node));
+        let mut voters = self.consensus.voters.clone();
+        // At the beginning nobody is registered.
+        voters.retain(|node| known(node).is_some() || !self.consensus.removed.contains(node));
+        let able =
+            (0..self.nodes.len()).filter(|node| known(node).is_some_and(|it| !it.fenced && !it.draining));
+        let others: Vec<NodeIndex> = able.filter(|node| !voters.contains(node)).collect();
+        voters.extend(others);
+        voters.truncate(VOTERS);
+        if voters.len().is_multiple_of(2) {
+            voters.pop();
+        }
+        if voters != self.consensus.voters && !voters.is_empty() {
+            self.trace(|| format!("{voters:?} vote"));
+            self.met("changes of the voters");
+            self.consensus.voters = voters;
+        }
     }
 
     pub(crate) fn elect(&mut self) {
         self.after(50_000, Event::Elect);
         if self.consensus.leader.is_some_and(|leader| self.has_majority(leader)) {
             self.consensus.leaderless_since_us = None;
+            self.look_after_voters();
             return;
         }
         let since_us = *self.consensus.leaderless_since_us.get_or_insert(self.now_us);
@@ -72,7 +108,8 @@ impl World {
 
     /// Another leader, if one can be.
     pub(crate) fn lead_metadata_anew(&mut self) {
-        let able: Vec<NodeIndex> = (0..VOTERS).filter(|node| self.has_majority(*node)).collect();
+        let able = self.consensus.voters.iter().copied();
+        let able: Vec<NodeIndex> = able.filter(|node| self.has_majority(*node)).collect();
         let Some(&leader) = self.random.choose(&able) else { return };
         if let Some(before) = self.consensus.leader.replace(leader).filter(|before| *before != leader) {
             self.control(before, controller::Event::LeadsNot);
@@ -148,6 +185,14 @@ impl World {
         self.report.commands += 1;
         self.consensus.image = Arc::new(after);
         self.consensus.history.push(self.consensus.image.clone());
+        self.note(&outcome);
+        if let Command::AlterPartition(alter) = &command {
+            let sender = node_of(alter.sender);
+            if std::mem::take(&mut self.nodes[sender].lags_after_alter) {
+                let lag_us = self.random.between(1_000, 5_000) * 1000;
+                self.nodes[sender].lags_until_us = self.now_us + lag_us;
+            }
+        }
         self.check_sets();
         let image = self.consensus.image.clone();
         if self.nodes[leader].up {
@@ -163,6 +208,28 @@ impl World {
                 _ => Vec::new(),
             };
             self.after(delay_us, Event::Answer { node, life, outcome, suspects });
+        }
+    }
+    /// What a command has done to the run.
+    fn note(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::TopicCreated { .. } => {
+                self.met("topics made");
+                self.consensus.topics_made += 1;
+                self.clients_come();
+            }
+            Outcome::TopicDeleted { .. } => self.met("topics deleted"),
+            Outcome::PartitionsCreated { .. } => {
+                self.met("times partitions added");
+                self.clients_come();
+            }
+            Outcome::BrokerRemoved { broker } => {
+                self.met("brokers removed");
+                self.consensus.removed.insert(node_of(*broker));
+                let node = &mut self.nodes[node_of(*broker)];
+                node.removed = node.up;
+            }
+            _ => {}
         }
     }
 }

@@ -22,6 +22,9 @@ use std::sync::Arc;
 /// Shards that a process has at most.
 pub const SHARDS_MAX: u64 = 3;
 
+/// The time of day when a run begins, milliseconds since 1970.
+const WALL_MS: i64 = 1_790_000_000_000;
+
 /// A broker's process, and its disk.
 #[derive(Debug)]
 pub struct Node {
@@ -35,10 +38,22 @@ pub struct Node {
     pub paused_until_us: u64,
     /// It learns nothing of metadata before.
     pub lags_until_us: u64,
+    /// Nor for a while after the next change of a set that it asked for, as its leader.
+    pub lags_after_alter: bool,
     /// It was asked to stop in order.
     pub stopping: bool,
     /// The last batch of a log that counts for nothing is another one at its next start.
     pub rots_unseen: bool,
+    /// The last batches of logs that count for nothing are gone at its next start.
+    pub loses_unseen: bool,
+    /// It is being taken out of the cluster.
+    pub retires: bool,
+    /// Nobody starts its process.
+    pub stays_down: bool,
+    /// It was removed while its process lived: until that starts again it hears nothing of metadata.
+    pub removed: bool,
+    /// How far its time of day is from that of others.
+    pub wall_jump_ms: i64,
     /// What stays.
     pub disk: Disk,
     /// What it knows of metadata; its shards follow.
@@ -85,8 +100,14 @@ impl Node {
             life: 0,
             paused_until_us: 0,
             lags_until_us: 0,
+            lags_after_alter: false,
             stopping: false,
             rots_unseen: false,
+            loses_unseen: false,
+            retires: false,
+            stays_down: false,
+            removed: false,
+            wall_jump_ms: 0,
             disk: Disk::new(at as u128 + 1),
             image: Arc::default(),
             shards: Vec::new(),
@@ -114,6 +135,11 @@ impl Node {
         self.clock_offset_ms + now_us / 1000 * self.clock_rate / 1_000_000
     }
 
+    /// Its time of day, milliseconds since 1970.
+    pub fn wall_ms(&self, now_us: u64) -> i64 {
+        WALL_MS + (now_us / 1000) as i64 + self.wall_jump_ms
+    }
+
     fn time_us(&self, clock_ms: u64) -> u64 {
         let own_ms = clock_ms.saturating_sub(self.clock_offset_ms);
         own_ms.saturating_mul(1_000_000).div_ceil(self.clock_rate).saturating_add(1).saturating_mul(1000)
@@ -134,17 +160,21 @@ impl Node {
 impl World {
     /// The process starts, unless it lives.
     pub(crate) fn start(&mut self, at: NodeIndex) {
-        if self.nodes[at].up {
+        if self.nodes[at].up || self.nodes[at].stays_down {
             return;
         }
         self.trace(|| format!("broker {} starts", broker_of(at)));
         if std::mem::take(&mut self.nodes[at].rots_unseen) {
             self.rot_unseen(at);
         }
+        if std::mem::take(&mut self.nodes[at].loses_unseen) {
+            self.lose_unseen(at);
+        }
         let node = &mut self.nodes[at];
         node.up = true;
         node.life += 1;
         node.stopping = false;
+        node.removed = false;
         node.image = node.disk.image.clone();
         node.shards = (0..node.next_shards).map(|_| Shard::default()).collect();
         node.controller = Controller::new(controller::Settings::default(), node.image.clone());
@@ -155,6 +185,10 @@ impl World {
 
     /// What is left over goes, and the shards open what the last metadata says, and doubt what they find.
     pub(crate) fn recovered(&mut self, at: NodeIndex) {
+        if self.read_fails(at) && self.random.chance(200) {
+            // A log cannot be recovered.
+            return self.crash_and_start(at);
+        }
         let node = &mut self.nodes[at];
         node.recovered = true;
         let here = Here { broker: broker_of(at), shard: ShardId::new(0), shards: node.shards.len() as u16 };
@@ -235,6 +269,7 @@ impl World {
         let node = &self.nodes[at];
         let known = node.image.version();
         let reaches = self.consensus.leader.is_some_and(|leader| self.network.is_open(leader, at));
+        let reaches = reaches && !node.removed;
         if reaches && known < newest && node.lags_until_us <= self.now_us {
             let to = match self.random.below(10) {
                 0..3 => known + 1,

@@ -76,7 +76,7 @@ impl Node {
 fn fold(log: &Log) -> ProducerTable {
     let mut table = ProducerTable::default();
     for batch in &log.batches {
-        table.replay(&batch.producer, Offset::new(batch.base), 0);
+        table.replay(&batch.producer, Offset::new(batch.base), batch.appended_ms);
     }
     table
 }
@@ -165,6 +165,8 @@ impl World {
 
     pub(crate) fn cut(&mut self, at: NodeIndex, id: TopicPartition, incarnation: u64, work: Cut) {
         let keeps = self.deleted == Some(DriverRule::TableFollowsLog);
+        // Where it is to be cut is looked for on the device.
+        let unread = matches!(work, Cut::Truncate { .. }) && self.read_fails(at) && self.may_be_doubted(at);
         let node = &mut self.nodes[at];
         if let Some(leaving) = node.leaving.get_mut(&id).filter(|one| one.incarnation == incarnation) {
             // It is given up.
@@ -174,12 +176,25 @@ impl World {
         let Some(host) = node.hosts.get_mut(&id).filter(|host| host.incarnation == incarnation) else {
             return;
         };
+        if node.disk.full && self.random.chance(700) {
+            // It waits for room.
+            let life = node.life;
+            self.met("cuts that waited for room");
+            return self.after(200_000, Event::Cut { node: at, life, id, incarnation, work });
+        }
         host.cuts += 1;
         host.is_cut = false;
         let log = node.disk.logs.get_mut(&(id, host.generation)).expect("it is open");
+        let mut more = false;
         let event = match work {
             Cut::Truncate { to } => {
-                let end = log.truncate(to.get());
+                // What cannot be read does not stay. That more goes than should is noted before it is gone.
+                let place = if unread { log.start } else { to.get() };
+                let end = log.truncate(place);
+                more = end < to.get();
+                if more && self.deleted != Some(DriverRule::NoteWhatCutsTake) {
+                    log.torn = Some(log.torn.unwrap_or(u64::MAX).min(end));
+                }
                 replication::Event::Truncated { end: Offset::new(end) }
             }
             Cut::Reset { log_start } => {
@@ -191,6 +206,15 @@ impl World {
             host.table = fold(log);
         }
         self.report.cuts += 1;
+        if more {
+            self.met("cuts that took more");
+            // With a device like that it may not live long enough to tell.
+            if self.random.chance(200) {
+                let life = self.nodes[at].life;
+                let dies_us = self.random.between(1, 10_000);
+                self.after(dies_us, Event::Kill { node: at, life });
+            }
+        }
         self.step(at, id, event, Vec::new());
     }
 
@@ -202,7 +226,18 @@ impl World {
         self.after(delay_us, Event::Cut { node: at, life, id, incarnation, work });
     }
 
+    /// Whether a read of the device fails.
+    pub(crate) fn read_fails(&mut self, at: NodeIndex) -> bool {
+        let permille = self.nodes[at].disk.reads_fail_permille;
+        permille > 0 && self.random.chance(permille)
+    }
+
     pub(crate) fn fingerprint(&mut self, at: NodeIndex, id: TopicPartition, offset: Offset) {
+        if self.nodes[at].log(id).is_some() && self.read_fails(at) && self.may_be_doubted(at) {
+            self.met("fingerprints that could not be read");
+            let from = Offset::new(offset.get().saturating_sub(1));
+            return self.step(at, id, replication::Event::Damaged { from }, Vec::new());
+        }
         let Some(log) = self.nodes[at].log(id) else { return };
         let value = log.ending_at(offset.get()).map(Batch::fingerprint);
         self.step(at, id, replication::Event::Fingerprint { offset, value }, Vec::new());
@@ -289,7 +324,7 @@ impl World {
                 self.after(delay_us, Event::Push { node: at, life, id, to, stream });
             }
             Effect::Append => {
-                let full = self.nodes[at].disk.full;
+                let full = self.nodes[at].is_full(shard);
                 if full || batches.is_empty() {
                     events.push_back(replication::Event::AppendRefused(if full {
                         Nack::StorageFull
@@ -301,9 +336,10 @@ impl World {
                 for batch in batches {
                     self.checker.appended(id, broker, batch);
                     let node = &mut self.nodes[at];
+                    let batch = Batch { appended_ms: node.wall_ms(self.now_us), ..*batch };
                     let host = node.hosts.get_mut(&id).expect("it is open");
-                    host.table.replay(&batch.producer, Offset::new(batch.base), 0);
-                    node.log_mut(id).expect("it is open").append(*batch);
+                    host.table.replay(&batch.producer, Offset::new(batch.base), batch.appended_ms);
+                    node.log_mut(id).expect("it is open").append(batch);
                     let (base, end) = (Offset::new(batch.base), Offset::new(batch.end()));
                     events.push_back(replication::Event::Appended { base, end, epoch: batch.epoch });
                 }

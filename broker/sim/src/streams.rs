@@ -173,6 +173,8 @@ impl World {
     }
 
     pub(crate) fn push(&mut self, at: NodeIndex, id: TopicPartition, to: BrokerId, stream: Stream) {
+        let from_memory = self.random.chance(700);
+        let unread = !from_memory && self.read_fails(at);
         let node = &mut self.nodes[at];
         let Some(host) = node.hosts.get_mut(&id) else { return };
         let Some(head) = host.replica.append_head(to) else { return };
@@ -184,17 +186,21 @@ impl World {
         let open_sequence = head.open_sequence;
         let event = match batches.last() {
             // What is damaged is not sent.
-            Some(last) if log.damaged.is_none_or(|damaged| damaged >= last.end() || damaged < base) => {
+            Some(last)
+                if !unread && log.damaged.is_none_or(|damaged| damaged >= last.end() || damaged < base) =>
+            {
                 let end = Offset::new(last.end());
                 let body = Body::FromLeader(FromLeader::Append(head.append));
                 let message = Message { leader_epoch: head.leader_epoch, open_sequence, body };
-                let from_memory = self.random.chance(700);
                 let lane = if stream == Stream::Live { Lane::Live } else { Lane::CatchUp };
                 self.send_by(link, lane, id, message, batches);
                 replication::Event::Pushed { to, open_sequence, end, from_memory }
             }
             Some(_) | None => replication::Event::PushFailed { to, open_sequence },
         };
+        if unread {
+            self.met("pushes that could not be read");
+        }
         self.step(at, id, event, Vec::new());
     }
 }

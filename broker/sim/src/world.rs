@@ -22,18 +22,25 @@ use logic::replication::Stream;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-/// The topic of a run.
-pub const TOPIC: TopicId = TopicId::new(7);
+/// What the topic of a run is called. Its id is another one each time that it is made.
+pub const TOPIC: &str = "topic";
+
+/// The id of the topic that was made as the `made`th, from 0. Later ones are greater.
+pub fn topic_id(made: u64) -> TopicId {
+    TopicId::new(7 + u128::from(made))
+}
 
 /// What a seed decides about a whole run.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Brokers at the start…
     pub brokers: usize,
-    /// … and one that joins later.
-    pub joins_later: bool,
-    /// Partitions of the topic.
+    /// … and others that may join later.
+    pub join_later: usize,
+    /// Partitions of the topic at first.
     pub partitions: u32,
+    /// Replicas of each partition at least, when that is changed.
+    pub replicas_min: usize,
     /// `min.insync.replicas` of the topic.
     pub min_in_sync: u32,
     /// `replica.lag.time.max.ms`.
@@ -51,17 +58,20 @@ pub struct Plan {
 impl Plan {
     fn new(random: &mut Random) -> Self {
         // Each run leaves kinds of faults out, so that the others meet undisturbed.
-        let weights = (0..crate::faults::Fault::ALL.len()).map(|_| match random.below(4) {
+        let weights = crate::faults::Fault::ALL.into_iter().map(|fault| match random.below(4) {
             0 => 0,
+            // A topic that goes takes all that has been reached with it: seldom.
+            _ if fault == crate::faults::Fault::DeleteTopic => 1,
             1 => 1,
             2 => 4,
             _ => 10,
         });
         Self {
             weights: weights.collect(),
-            brokers: random.between(3, 4) as usize,
-            joins_later: random.chance(400),
+            brokers: random.between(3, 5) as usize,
+            join_later: random.between(0, 2) as usize,
             partitions: random.between(1, 3) as u32,
+            replicas_min: if random.chance(100) { 1 } else { 2 },
             min_in_sync: if random.chance(150) { 1 } else { 0 },
             lag_ms_max: random.between(300, 3_000),
             faults_us: random.between(8, 30) * 1_000_000,
@@ -124,6 +134,10 @@ pub enum Event {
     Kill { node: NodeIndex, life: u64 },
     /// A replica that was taken away comes back.
     Back { id: TopicPartition, replicas: Vec<BrokerId>, tries: u32 },
+    /// The operator looks after a broker that is to get its first replicas.
+    Settle { node: NodeIndex, tries: u32 },
+    /// The operator looks after a broker that is to leave the cluster.
+    Retire { node: NodeIndex, tries: u32 },
     /// Everything is repaired.
     Heal,
     /// Is the cluster whole?
@@ -186,6 +200,8 @@ pub struct Report {
     pub moves: u64,
     /// Batches that consumers read at followers.
     pub followed: u64,
+    /// What else happened, by name.
+    pub met: BTreeMap<&'static str, u64>,
 }
 
 /// Rules of drivers that a test may delete; those of the machines are `logic::replication::rules`.
@@ -207,6 +223,8 @@ pub enum DriverRule {
     CloseBeforeAnswer,
     /// A partition that goes is closed when all that it has taken is durable.
     RestBeforeClose,
+    /// What a cut takes besides what it should is doubted after a crash, too.
+    NoteWhatCutsTake,
 }
 
 /// A run.
@@ -249,7 +267,7 @@ pub fn node_of(broker: BrokerId) -> NodeIndex {
 pub fn run(seed: u64, trace: bool, deleted: Option<DriverRule>) -> Report {
     let mut random = Random::new(seed);
     let plan = Plan::new(&mut random);
-    let nodes = plan.brokers + usize::from(plan.joins_later);
+    let nodes = plan.brokers + plan.join_later;
     let delay_us = random.between(100, 3_000);
     let mut world = World {
         now_us: 1_000_000,
@@ -301,9 +319,33 @@ impl World {
         }
     }
 
+    /// Something happened that is counted.
+    pub(crate) fn met(&mut self, what: &'static str) {
+        *self.report.met.entry(what).or_default() += 1;
+    }
+
+    /// Those of the topic of now.
     pub(crate) fn partitions(&self) -> impl Iterator<Item = TopicPartition> + use<> {
-        let id = |partition| TopicPartition { topic: TOPIC, partition: PartitionIndex::new(partition) };
-        (0..self.plan.partitions).map(id)
+        let topic = self.consensus.image.topic_by_name(TOPIC);
+        let (topic, count) =
+            topic.map_or((topic_id(0), 0), |topic| (topic.id, topic.partitions.len() as u32));
+        (0..count).map(move |partition| TopicPartition { topic, partition: PartitionIndex::new(partition) })
+    }
+
+    /// Two producers and a consumer for each partition that there has ever been.
+    pub(crate) fn clients_come(&mut self) {
+        for id in self.partitions().skip(self.consumers.len()) {
+            for _ in 0..2 {
+                let client = self.clients.len();
+                self.clients.push(Client::new(client as i64 + 1, id.partition));
+                let delay_us = self.random.between(1, 50) * 1000;
+                self.after(delay_us, Event::Client { client });
+            }
+            let consumer = self.consumers.len();
+            self.consumers.push(Consumer::new(id.partition));
+            let delay_us = self.random.between(1, 50) * 1000;
+            self.after(delay_us, Event::Read { consumer });
+        }
     }
 
     fn begin(&mut self) {
@@ -314,15 +356,6 @@ impl World {
         self.after(1, Event::Elect);
         self.after(1_500_000, Event::Fault);
         self.after(self.plan.faults_us, Event::Heal);
-        for client in 0..2 * self.plan.partitions as usize {
-            let id = TopicPartition { topic: TOPIC, partition: PartitionIndex::new(client as u32 / 2) };
-            self.clients.push(Client::new(client as i64 + 1, id));
-            self.after(1_000_000, Event::Client { client });
-        }
-        for (consumer, id) in self.partitions().enumerate() {
-            self.consumers.push(Consumer::new(id));
-            self.after(1_000_000, Event::Read { consumer });
-        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -354,6 +387,8 @@ impl World {
                 }
             }
             Event::Back { id, replicas, tries } => self.take_back(id, replicas, tries),
+            Event::Settle { node, tries } => self.settle(node, tries),
+            Event::Retire { node, tries } => self.retire(node, tries),
             Event::Heal => self.heal(),
             Event::Look => self.look(),
             Event::Poll { node, life }
@@ -442,6 +477,9 @@ impl World {
 
     fn what_is_missing(&mut self) -> Option<String> {
         let image = self.consensus.image.clone();
+        if image.topic_by_name(TOPIC).is_none() {
+            return Some("there is no topic".to_owned());
+        }
         if let Some(client) = self.clients.iter().find(|client| !client.is_idle()) {
             let entries: Vec<_> = self.partitions().filter_map(|id| image.partition(id).cloned()).collect();
             return Some(format!("a client still waits: {client:?}, of {entries:?}"));
@@ -452,7 +490,7 @@ impl World {
             }
         }
         for id in self.partitions() {
-            let Some(entry) = image.partition(id) else { return Some("there is no topic".to_owned()) };
+            let Some(entry) = image.partition(id) else { return Some(format!("there is no {id}")) };
             let Some(leader) = entry.leader else { return Some(format!("{id} has no leader")) };
             if entry.in_sync.len() != entry.replicas.len() || entry.is_reassigned() {
                 return Some(format!("{id}: {entry:?}"));
