@@ -368,7 +368,7 @@ fn all(brokers: u8, plans: &[Plan]) {
 }
 
 /// What a run of length is for, or a usual one.
-fn usually<'a>(usual: &'a [Fault], all: &'a [Fault]) -> Plan {
+fn usually(usual: &[Fault], all: &[Fault]) -> Plan {
     Plan::of(if wanted().is_some() { all } else { usual })
 }
 
