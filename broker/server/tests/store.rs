@@ -769,16 +769,15 @@ fn a_low_cut_forgets_no_producer() {
     run(move |root| async move {
         let mut rig = Rig::open(&root, 1, -1, true).await;
         rig.partition(0).replicate(true);
-        let mut bytes = Vec::new();
         let producers = (0..3)
             .map(|sequence| (of(1, sequence), 200))
             .chain([(Producer::NONE, 700_000); 3])
             .chain((3..13).map(|sequence| (of(1, sequence), 200)))
             .chain((0..3).map(|sequence| (of(2, sequence), 200)));
+        // Each in a group of its own.
         for (base, (producer, value_bytes)) in producers.enumerate() {
-            bytes.extend(sent(base as u64, producer, value_bytes));
+            rig.follow(&sent(base as u64, producer, value_bytes), 1).await;
         }
-        rig.follow(&bytes, 1).await;
         rig.store.checkpoint(false).await.expect("a checkpoint of before");
         let home = rig.partition(0);
         assert!(home.with_log(|log| log.segments().len()) >= 3 && home.producer_count() == 2);
