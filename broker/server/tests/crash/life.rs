@@ -194,7 +194,7 @@ pub async fn live(mut job: Job, plan: &Plan, tally: &Rc<RefCell<Tally>>) -> Vec<
     let one_flush_covers_all_files = plan.one_flush_covers_all_files;
     let habits = Habits { one_flush_covers_all_files, eager_percent };
     let disk = CrashDisk::new(&job.image, habits, dice.next());
-    if plan.fills_up && job.depth > 0 && dice.chance(30) {
+    if plan.fills_up && plan.shards > 1 && job.depth > 0 && dice.chance(30) {
         disk.fill_up();
         tally.borrow_mut().add("starts on a full disk", 1);
     }
@@ -350,7 +350,8 @@ impl Life<'_> {
             if self.plan.fills_up && self.dice.chance(if self.disk.is_full() { 4 } else { 1 }) {
                 match self.disk.is_full() {
                     true => self.disk.set_full(false),
-                    false => self.disk.fill_up(),
+                    false if self.plan.shards > 1 => self.disk.fill_up(),
+                    false => self.disk.set_full(true),
                 }
                 self.event("disk filled or freed");
             }
