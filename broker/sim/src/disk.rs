@@ -137,7 +137,7 @@ impl Log {
         self.batches.retain(|batch| batch.end() <= kept.max(self.durable_end));
         self.epochs.truncate(self.durable_epochs);
         let end = self.end();
-        self.epochs.retain(|(_, start)| start.get() <= end);
+        self.epochs.retain(|(_, start)| start.get() < end);
         for batch in &self.batches {
             if self.epochs.last().is_none_or(|(last, _)| *last < batch.epoch) {
                 self.epochs.push((batch.epoch, Offset::new(batch.base)));
@@ -159,7 +159,7 @@ impl Log {
         let kept = self.batches.len().saturating_sub(batches);
         self.batches.truncate(kept);
         let end = self.end();
-        self.epochs.retain(|(_, start)| start.get() <= end);
+        self.epochs.retain(|(_, start)| start.get() < end);
         self.durable_epochs = self.epochs.len();
         self.durable_end = end;
         self.damaged = self.damaged.filter(|damaged| *damaged < end);
@@ -194,7 +194,8 @@ impl Log {
         self.batches.retain(|batch| batch.base >= attested.start && batch.end() <= attested.end);
         self.start = attested.start;
         self.durable_end = self.end();
-        self.epochs = attested.epochs.clone();
+        self.epochs =
+            attested.epochs.iter().copied().filter(|(_, start)| start.get() < attested.end).collect();
         self.durable_epochs = self.epochs.len();
     }
 }

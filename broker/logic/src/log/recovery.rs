@@ -274,9 +274,12 @@ impl Recovery {
         };
         if let Some(checkpoint) = &recovery.checkpoint {
             recovery.log_start = checkpoint.log_start;
+            // What was on its way when the checkpoint was made may be lost with its epoch. What another leader sends next may
+            // be of an earlier one.
             recovery.epochs = checkpoint
                 .epochs
                 .iter()
+                .filter(|(_, start)| *start < checkpoint.durable_end)
                 .map(|(epoch, start)| (LeaderEpoch::new(*epoch), Offset::new(*start)))
                 .collect();
         }

@@ -595,6 +595,20 @@ fn incarnations_rise_and_epochs_are_found_again() {
     assert_eq!(bench.log.incarnation(), 4);
 }
 
+/// A leader's first records of an epoch were on their way when a checkpoint was made, and are lost. Others had made a leader
+/// that does not know of them, and its records from there on are of an epoch between.
+#[test]
+fn an_epoch_goes_with_its_records() {
+    for end in ["!", "C !"] {
+        let mut bench = bench("a3");
+        bench.log.append(2, LeaderEpoch::new(4));
+        bench.word("C");
+        end.split(' ').for_each(|word| bench.word(word));
+        assert_eq!(bench.log.epochs(), &[(LeaderEpoch::new(1), Offset::new(0))], "{end}");
+        assert_eq!(bench.log.append(1, LeaderEpoch::new(2)), Offset::new(3), "{end}");
+    }
+}
+
 #[test]
 fn the_nonce_is_where_the_rot_rule_looks() {
     let bench = bench("a3");
