@@ -285,31 +285,3 @@ fn a_follower_of_many_short_lives_keeps_a_short_log() {
     assert!(most < 3 * SNAPSHOT_EVERY, "{most} entries in the log of {}", 4 * SNAPSHOT_EVERY);
     first.stop().unwrap();
 }
-
-/// A broker that was removed while its process lived learnt nothing of the metadata any more, and was answered all the same: it
-/// took what it knew for what is.
-#[test]
-fn who_was_removed_is_not_heard_any_more() {
-    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let first = start(directories[0].path(), 0, any(), &[]);
-    let second = start(directories[1].path(), 1, any(), &[first.address()]);
-    let third = start(directories[2].path(), 2, any(), &[first.address()]);
-    wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
-    for broker in [&first, &second, &third] {
-        wait_for("answer to a heartbeat", broker, |handle, _| handle.is_heard());
-    }
-    let removed = BrokerId::new(2);
-    // Whoever is heard is unfenced again: until both come one right after the other.
-    let deadline = Instant::now() + LIMIT;
-    while let Some(known) = metadata(&first).image().broker(removed) {
-        assert!(Instant::now() < deadline, "it is removed");
-        let fence = Command::FenceBroker { broker: removed, epoch: known.epoch };
-        drop(block_on(metadata(&first).submit(fence)));
-        drop(block_on(metadata(&first).submit(Command::RemoveBroker { broker: removed })));
-    }
-    wait_for("end of the answers", &third, |handle, _| !handle.is_heard());
-    assert!(metadata(&first).is_heard() && metadata(&second).is_heard());
-    for broker in [first, second, third] {
-        broker.stop().unwrap();
-    }
-}

@@ -297,9 +297,6 @@ async fn handle(member: &Member, ask: Ask) -> Answer {
             if !member.leads() {
                 return redirect(member);
             }
-            if member.peers.image().broker(heartbeat.broker).is_none() {
-                return unknown("it was removed, and what it knows of the metadata grows old");
-            }
             member.peers.tell(Word::Heartbeat(heartbeat));
             if !member.has_majority() {
                 return unknown("it does not hear from a majority");
