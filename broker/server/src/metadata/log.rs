@@ -111,6 +111,11 @@ impl Log {
         self.write(vec![Op::Joining(joining)]).await
     }
 
+    /// Notes durably that this broker was removed from its cluster.
+    pub async fn note_removed(&self) -> Result<(), io::Error> {
+        self.write(vec![Op::Removed]).await
+    }
+
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -35,6 +35,8 @@ const UNREGISTERED_MAX: Duration = Duration::from_secs(60);
 pub(super) enum Beaten {
     /// It has to register anew.
     Again,
+    /// It was removed from the cluster.
+    Removed,
     /// The metadata has stopped.
     Stopped,
 }
@@ -117,7 +119,7 @@ impl Member {
                 }
                 Ok(Asked::Refused(why)) => return Tried::Done(Err(MetadataError::Unavailable(why))),
                 Ok(Asked::Unknown(why)) => return Tried::Done(Err(MetadataError::OutcomeUnknown(why))),
-                Ok(Asked::Heard | Asked::Joined) => {
+                Ok(Asked::Heard | Asked::Removed | Asked::Joined) => {
                     let why = format!("broker {leader} answers something else");
                     return Tried::Done(Err(MetadataError::OutcomeUnknown(why)));
                 }
@@ -251,6 +253,7 @@ impl Member {
     ) -> Beaten {
         let mut images = self.applied.watch();
         let me = self.peers.me();
+        let mut turn = 0;
         loop {
             // Who does not learn what the cluster decides must not be taken for one who does.
             if self.is_stopped() {
@@ -258,6 +261,10 @@ impl Member {
                 return Beaten::Stopped;
             }
             let image = self.peers.image();
+            // It hears of it by the log only if that came before the change of the group.
+            if life.removed_epoch.load(Ordering::Relaxed) == epoch.get() || image.has_removed(me, epoch) {
+                return Beaten::Removed;
+            }
             if let Some(known) = image.broker(me).filter(|known| known.epoch > epoch) {
                 if known.registration.storage_uuid != storage_uuid {
                     crate::fatal(&format!("another process has registered as broker {me} after this one"));
@@ -284,11 +291,20 @@ impl Member {
                 Some(leader) => self.send_heartbeat(leader, heartbeat, life),
                 None => {}
             }
+            // Nobody tells a broker that was removed who leads by now: any of the others knows that it was.
+            if !life.is_heard() {
+                let others: Vec<u64> =
+                    self.nodes().into_iter().filter(|id| *id != u64::from(me.get())).collect();
+                if let Some(other) = others.get(turn % others.len().max(1)) {
+                    self.send_heartbeat(*other, heartbeat, life);
+                }
+                turn += 1;
+            }
             tokio::time::sleep(self.settings.heartbeat).await;
         }
     }
 
-    fn send_heartbeat(&self, leader: u64, heartbeat: Heartbeat, life: &Arc<Life>) {
+    fn send_heartbeat(&self, target: u64, heartbeat: Heartbeat, life: &Arc<Life>) {
         let (member, life) = (self.clone(), life.clone());
         tokio::spawn(async move {
             let ask = |b: &mut Builder| {
@@ -301,8 +317,10 @@ impl Member {
                 (fb::Ask::Heartbeat, fb::Heartbeat::create(b, &args).as_union_value())
             };
             // Else the next one is under way soon.
-            if let Ok(Asked::Heard) = member.ask(leader, member.settings.session, ask).await {
-                life.note_heard();
+            match member.ask(target, member.settings.session, ask).await {
+                Ok(Asked::Heard) => life.note_heard(),
+                Ok(Asked::Removed) => life.removed_epoch.store(heartbeat.epoch.get(), Ordering::Relaxed),
+                _ => {}
             }
         });
     }

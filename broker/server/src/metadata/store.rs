@@ -84,6 +84,8 @@ pub(super) enum Op {
     Snapshot(StoredSnapshot),
     /// It begins to join a cluster, or has joined.
     Joining(bool),
+    /// It was removed from its cluster.
+    Removed,
 }
 
 /// An image and what is in it.
@@ -107,6 +109,8 @@ pub(super) struct Contents {
     pub snapshot: Option<StoredSnapshot>,
     /// It has begun to join a cluster, and is not registered in it yet: what groups its log speaks of may be long past.
     pub joining: bool,
+    /// It was removed from the cluster that its log speaks of.
+    pub removed: bool,
 }
 
 /// Whose store it is.
@@ -330,6 +334,7 @@ impl Store {
                 "committed" => contents.committed = stored.id,
                 "purged" => contents.purged = stored.id,
                 "joining" => contents.joining = true,
+                "removed" => contents.removed = true,
                 "snapshot" => {
                     contents.snapshot = Some(StoredSnapshot {
                         id: stored.id,
@@ -534,6 +539,7 @@ fn perform(
             ("purged", Stored { id: Some(*to), ..Stored::default() })
         }
         Op::Joining(true) => ("joining", Stored::default()),
+        Op::Removed => ("removed", Stored::default()),
         Op::Joining(false) => {
             state.remove("joining")?;
             return Ok(());
