@@ -548,6 +548,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         );
         return None;
     }
+    let file = store.file();
     let (log, writer) = match log::Log::start(store, &mut contents) {
         Ok(started) => started,
         Err(error) => {
@@ -582,8 +583,11 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     raft.runtime_config().elect(!joins || !holds(Rule::JoinersDoNotStand));
     let admitted = Arc::new(AtomicBool::new(!joins));
     let member = Member { raft, peers, applied, log, settings, address, mailboxes, admitted };
-    let begun = begin_group(&member).await;
-    let begun = begun.map_err(MetadataError::Thread);
+    let begun = tokio::select! {
+        begun = begin_group(&member) => begun.map_err(MetadataError::Thread),
+        // Nothing here would give it any: the shards have not started.
+        why = member.log.no_room() => Err(store::without_room(&file, &why).into()),
+    };
     note_quorum(&member, &handle);
     let failed = begun.is_err();
     let _ = ready.send(begun);
@@ -597,7 +601,11 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         take_requests(&member, &handle, &publish, queue).await;
         [watching, driving, cutting, asking].iter().for_each(|task| task.abort());
     }
-    let _ = member.raft.shutdown().await;
+    tokio::select! {
+        _ = member.raft.shutdown() => {}
+        // What it waits for may never come.
+        _ = member.log.no_room() => {}
+    }
     Some(writer)
 }
 
@@ -716,6 +724,7 @@ impl Living {
             let _ = answer.try_send(Ok(()));
             member.announce(storage_uuid).await;
         }
+        let mut told = String::new();
         loop {
             match self.enter().await {
                 Ok(epoch) => {
@@ -737,7 +746,12 @@ impl Living {
                 Err(error)
                     if !alone && !matches!(error, MetadataError::Rejected(_)) && !member.is_stopped() =>
                 {
-                    tracing::warn!("broker {} is not registered yet: {error}", self.registration.broker);
+                    // Once for each reason, not with every try.
+                    let why = error.to_string();
+                    if told != why {
+                        tracing::warn!("broker {} is not registered yet: {why}", self.registration.broker);
+                        told = why;
+                    }
                     tokio::time::sleep(member.settings.heartbeat).await;
                 }
                 Err(error) => {

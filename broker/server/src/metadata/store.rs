@@ -195,7 +195,10 @@ impl Store {
         let opened = store.open_file().or_else(|failure| {
             if failure.no_space && store.release_reserve() { store.open_file() } else { Err(failure) }
         });
-        let file = opened.map_err(|failure| StoreError { path: file, problem: failure.problem })?;
+        let file = opened.map_err(|failure| match failure.no_space {
+            true => without_room(&file, &failure.problem),
+            false => StoreError { path: file, problem: failure.problem },
+        })?;
         let contents = store.recover(&file.database, owner)?;
         store.database = State::Open(file);
         store.keep_reserve();
@@ -364,7 +367,8 @@ impl Store {
         Ok(contents)
     }
 
-    fn file(&self) -> PathBuf {
+    /// Where it is.
+    pub fn file(&self) -> PathBuf {
         self.directory.join("metadata.redb")
     }
 
@@ -410,6 +414,17 @@ struct OpenFailure {
 /// What is wrong with a file that is no store.
 pub(super) fn foreign(reason: &str) -> String {
     format!("it is not a metadata store of this broker, or it is damaged ({reason}); restore it from a copy")
+}
+
+/// Why a broker does not start whose store cannot be written to.
+pub(super) fn without_room(path: &Path, reason: &str) -> StoreError {
+    StoreError {
+        path: path.to_owned(),
+        problem: format!(
+            "the disk is full: there is no room for the metadata, and its reserve is gone ({reason}); free some space, and \
+             start again"
+        ),
+    }
 }
 
 fn no_space(kind: ErrorKind) -> bool {
