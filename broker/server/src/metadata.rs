@@ -720,14 +720,21 @@ impl Living {
             return;
         }
         let alone = !joins && member.is_alone();
-        if !joins && !alone {
+        // The others may look for it where it was.
+        let mut announces = !joins && !alone;
+        if announces {
             let _ = answer.try_send(Ok(()));
-            member.announce(storage_uuid).await;
         }
         let mut told = String::new();
         loop {
-            match self.enter().await {
+            let entered = tokio::select! {
+                entered = self.enter() => entered,
+                () = member.announce(storage_uuid), if announces => continue,
+            };
+            match entered {
                 Ok(epoch) => {
+                    // From here on it is where its registration says.
+                    announces = false;
                     // Later registrations find it noted.
                     if std::mem::take(&mut joins)
                         && let Err(error) = member.has_joined().await

@@ -353,3 +353,42 @@ fn who_was_removed_is_told_and_does_not_come_back() {
         broker.stop().unwrap();
     }
 }
+
+/// As from copies of all their disks that are restored on other hosts: where they were nobody is any more. Two of them are told
+/// of the first, and nobody of the two.
+#[test]
+fn brokers_that_are_all_elsewhere_find_each_other() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
+    create(&third, 1, 0).unwrap();
+    let before = [&first, &second, &third].map(Broker::address);
+    std::thread::scope(|scope| {
+        for broker in [first, second, third] {
+            scope.spawn(move || broker.stop().unwrap());
+        }
+    });
+
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    let brokers = [first, second, third];
+    for broker in &brokers {
+        wait_for("image in which all serve where they are", broker, |handle, _| {
+            let image = handle.image();
+            brokers.iter().zip(0..).all(|(other, id)| {
+                let (known, port) = (image.broker(BrokerId::new(id)).unwrap(), other.address().port());
+                known.registration.port == port && !known.fenced
+            })
+        });
+    }
+    let now = brokers.each_ref().map(Broker::address);
+    assert!(now.iter().all(|address| !before.contains(address)), "{before:?} {now:?}");
+    create(&brokers[2], 2, 0).unwrap();
+    assert!(has(&metadata(&brokers[2]), 1));
+    for broker in brokers {
+        broker.stop().unwrap();
+    }
+}

@@ -27,6 +27,8 @@ const SUBMIT_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(20);
 /// How long a new broker asks to be let in before its start fails.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two words of where a broker is that is not registered yet.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(200);
 /// A member that joined and has not registered for so long is forgotten.
 const UNREGISTERED_MAX: Duration = Duration::from_secs(60);
 
@@ -176,7 +178,7 @@ impl Member {
             let Some(address) = known.first().cloned() else { break };
             // Each in its turn.
             known.rotate_left(1);
-            match self.ask_to_join(&address, storage_uuid).await {
+            match self.ask_to_join(&address, storage_uuid).await.map(|(_, asked)| asked) {
                 Ok(Asked::Joined) => {
                     self.admitted.store(true, Ordering::Relaxed);
                     self.keep_time(true);
@@ -210,7 +212,8 @@ impl Member {
         Ok(())
     }
 
-    async fn ask_to_join(&self, address: &str, storage_uuid: u128) -> Result<Asked, CallError> {
+    /// Who is at `address`, and what it says.
+    async fn ask_to_join(&self, address: &str, storage_uuid: u128) -> Result<(u64, Asked), CallError> {
         let ask = |b: &mut Builder| -> (fb::Ask, WIPOffset<UnionWIPOffset>) {
             let args = fb::JoinArgs {
                 broker: self.peers.me().get(),
@@ -222,17 +225,48 @@ impl Member {
         };
         let wire = Wire::connect(&self.peers, address, None).await?;
         let bytes = wire.call(SUBMIT_PATIENCE, ask).await?;
-        Ok(Asked::of(&bytes).unwrap_or_else(|error| Asked::Unknown(error.to_string())))
+        let asked = Asked::of(&bytes).unwrap_or_else(|error| Asked::Unknown(error.to_string()));
+        Ok((wire.broker, asked))
     }
 
-    /// Tells those that this broker knows where it is: its address may have changed while it was away.
+    /// Tells those that this broker knows where it is, again and again: its address may have changed while it was away. So may
+    /// theirs, as when all brokers are restored from copies on other hosts: whom it does not find where it was is
+    /// looked for at the addresses that it was given.
     pub async fn announce(&self, storage_uuid: u128) {
-        for target in self.nodes() {
-            if target != u64::from(self.peers.me().get())
-                && let Some(address) = self.peers.address(target)
+        loop {
+            let mut lost = BTreeSet::new();
+            for target in
+                self.nodes().into_iter().filter(|target| *target != u64::from(self.peers.me().get()))
             {
-                // Who is not there learns it from the registration.
-                let _ = self.ask_to_join(&address, storage_uuid).await;
+                let reached = match self.peers.address(target) {
+                    Some(address) => self.ask_to_join(&address, storage_uuid).await.ok(),
+                    None => None,
+                };
+                if reached.is_none_or(|(broker, _)| broker != target) {
+                    lost.insert(target);
+                }
+            }
+            self.look_for(lost, storage_uuid).await;
+            tokio::time::sleep(ANNOUNCE_AGAIN).await;
+        }
+    }
+
+    /// Looks for brokers at the addresses that this one was given, and at those of which it hears there.
+    async fn look_for(&self, mut lost: BTreeSet<u64>, storage_uuid: u128) {
+        let mut addresses = self.settings.join.clone();
+        let mut at = 0;
+        while let Some(address) = addresses.get(at).filter(|_| !lost.is_empty()).cloned() {
+            at += 1;
+            let Ok((broker, asked)) = self.ask_to_join(&address, storage_uuid).await else { continue };
+            if lost.remove(&broker) {
+                tracing::info!("broker {broker} is at {address} now");
+                self.peers.moved(broker, &address);
+            }
+            if let Asked::Redirected(Some((_, leader))) = asked
+                && !leader.is_empty()
+                && !addresses.contains(&leader)
+            {
+                addresses.push(leader);
             }
         }
     }
