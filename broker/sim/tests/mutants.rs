@@ -3,6 +3,8 @@
 //!
 //! The rules of the drivers always; those of the machines with `--features mutants`, which compiles their switches in.
 
+#[cfg(feature = "mutants")]
+use logic::replication::rules::{Rule, delete};
 use sim::DriverRule;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 
@@ -55,8 +57,7 @@ fn every_rule_of_the_drivers_is_needed() {
 
 /// Runs seeds without `rule` until one fails.
 #[cfg(feature = "mutants")]
-fn kill(rule: &logic::replication::rules::Rule, most: u64) -> (String, Option<u64>) {
-    use logic::replication::rules::delete;
+fn kill(rule: &Rule, most: u64) -> (String, Option<u64>) {
     delete(Some(*rule));
     let seeds = seeds_to_notice(None, most);
     delete(None);
@@ -64,87 +65,118 @@ fn kill(rule: &logic::replication::rules::Rule, most: u64) -> (String, Option<u6
     (format!("{rule:?}"), seeds)
 }
 
+/// Of the machines, missed by whole clusters within the seeds of a usual run.
+#[cfg(feature = "mutants")]
+const MACHINES: &[Rule] = &[
+    Rule::CutByEpochs,
+    Rule::FollowOwnEpoch,
+    Rule::RefuseGaps,
+    Rule::Sync,
+    Rule::MaximalSet,
+    Rule::StrictMinimum,
+    Rule::JoinAboveHighWatermark,
+    Rule::JoinAboveEpochStart,
+    Rule::CheckGeneration,
+    Rule::KeepPending,
+    Rule::SuspectsDoNotLead,
+    Rule::ClaimWhatIsThere,
+    Rule::CleanAboveEpochStart,
+    Rule::LeadInOwnRegistration,
+    Rule::BeginAtLogStart,
+    Rule::CompareFingerprints,
+];
+
+/// Of the machines, left to the simulation of replication and to tables, by name in
+/// `broker/logic/src/replication/mutants.rs`. Whole clusters cannot meet the first (`docs/TESTING.md`), and what the last
+/// two keep is a rule of the drivers here.
+#[cfg(feature = "mutants")]
+const MACHINES_ELSEWHERE: &[Rule] = &[
+    Rule::MatchOpenings,
+    Rule::CheckBrokerEpoch,
+    Rule::AppliedAboveEpochStart,
+    Rule::DuplicatesWait,
+    Rule::TableFollowsLog,
+];
+
+/// Of metadata, as [`MACHINES`].
+#[cfg(feature = "mutants")]
+const METADATA: &[Rule] = &[
+    Rule::RefusalsCount,
+    Rule::RegisteringEndsLife,
+    Rule::OtherDiskHasNothing,
+    Rule::NewLeaderNewEpoch,
+    Rule::ChangesRaiseEpoch,
+    Rule::KeepEligible,
+    Rule::ForgetEligible,
+    Rule::ElectServing,
+    Rule::ElectClean,
+    Rule::HearAllSuspects,
+    Rule::FencedLeaveSets,
+    Rule::NewGeneration,
+    Rule::DeleteByNewerMetadata,
+];
+
+/// Of metadata, left to the simulation of replication and to tables, by the same names.
+#[cfg(feature = "mutants")]
+const METADATA_ELSEWHERE: &[Rule] = &[
+    Rule::ChangeAsLeader,
+    Rule::ChangeKnownState,
+    Rule::LeaderInSet,
+    Rule::HeirInSet,
+    Rule::RefuseFenced,
+    Rule::RefuseDraining,
+    Rule::RefuseSuspect,
+    Rule::RefuseOtherGeneration,
+    Rule::CheckLife,
+    Rule::DoubtsOutliveLives,
+    Rule::CleanInThisEpoch,
+    Rule::ElectEligible,
+    Rule::UncleanDoubtsOthers,
+    Rule::CompleteWithAdded,
+    Rule::CompleteWithMinimum,
+    Rule::CompletionIsNewEpoch,
+    Rule::LeadNewcomersAnew,
+    Rule::HomesMeetAnew,
+    Rule::WholeSession,
+    Rule::UnfenceCaughtUp,
+    Rule::StopWithoutLeading,
+];
+
 #[cfg(feature = "mutants")]
 #[test]
 fn every_rule_of_the_machines_is_needed() {
-    use logic::replication::rules::Rule;
     panic::set_hook(Box::new(|_| ()));
-    let rules = [
-        Rule::CutByEpochs,
-        Rule::FollowOwnEpoch,
-        Rule::RefuseGaps,
-        Rule::Sync,
-        Rule::MaximalSet,
-        Rule::StrictMinimum,
-        Rule::JoinAboveHighWatermark,
-        Rule::JoinAboveEpochStart,
-        Rule::CheckGeneration,
-        Rule::KeepPending,
-        Rule::SuspectsDoNotLead,
-        Rule::CleanAboveEpochStart,
-        Rule::LeadInOwnRegistration,
-        Rule::BeginAtLogStart,
-        Rule::CompareFingerprints,
-    ];
-    let killed = rules.iter().map(|rule| kill(rule, 3000)).collect();
-    // Whole clusters cannot meet it (`docs/TESTING.md`), tables do. With RINGLOG_SIM_RARE_SEEDS=N it is looked for here all
-    // the same.
-    look_for(&[Rule::MatchOpenings]);
+    let killed = MACHINES.iter().map(|rule| kill(rule, 3000)).collect();
+    look_for(MACHINES_ELSEWHERE);
     drop(panic::take_hook());
     report(killed);
 }
 
+#[cfg(feature = "mutants")]
+#[test]
+fn every_rule_is_in_a_list() {
+    let lists = [MACHINES, MACHINES_ELSEWHERE, METADATA, METADATA_ELSEWHERE].concat();
+    for number in 0..=Rule::LAST as usize {
+        let named = lists.iter().filter(|rule| **rule as usize == number).count();
+        assert_eq!(named, 1, "rule number {number} is in so many lists");
+    }
+}
+
 /// With RINGLOG_SIM_RARE_SEEDS=N, prints for rules that no test asserts which of N seeds notices that one is gone.
 #[cfg(feature = "mutants")]
-fn look_for(rules: &[logic::replication::rules::Rule]) {
+fn look_for(rules: &[Rule]) {
     let rare = std::env::var("RINGLOG_SIM_RARE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     for rule in rules.iter().filter(|_| rare > 0) {
         kill(rule, rare);
     }
 }
 
-/// Rules of metadata that whole clusters meet; the others are left to the simulation of replication and to tables, by
-/// name in `broker/logic/src/replication/mutants.rs`. With RINGLOG_SIM_RARE_SEEDS=N they are looked for all the same.
 #[cfg(feature = "mutants")]
 #[test]
 fn every_rule_of_metadata_is_needed() {
-    use logic::replication::rules::Rule;
     panic::set_hook(Box::new(|_| ()));
-    let rules = [
-        Rule::RefusalsCount,
-        Rule::RegisteringEndsLife,
-        Rule::OtherDiskHasNothing,
-        Rule::NewLeaderNewEpoch,
-        Rule::ChangesRaiseEpoch,
-        Rule::KeepEligible,
-        Rule::ForgetEligible,
-        Rule::ElectServing,
-        Rule::ElectClean,
-        Rule::HearAllSuspects,
-        Rule::FencedLeaveSets,
-        Rule::NewGeneration,
-        Rule::DeleteByNewerMetadata,
-    ];
-    let killed = rules.iter().map(|rule| kill(rule, 3000)).collect();
-    look_for(&[
-        Rule::ChangeAsLeader,
-        Rule::ChangeKnownState,
-        Rule::LeaderInSet,
-        Rule::HeirInSet,
-        Rule::RefuseFenced,
-        Rule::RefuseDraining,
-        Rule::RefuseSuspect,
-        Rule::RefuseOtherGeneration,
-        Rule::CheckLife,
-        Rule::DoubtsOutliveLives,
-        Rule::CleanInThisEpoch,
-        Rule::CompleteWithAdded,
-        Rule::CompleteWithMinimum,
-        Rule::CompletionIsNewEpoch,
-        Rule::WholeSession,
-        Rule::UnfenceCaughtUp,
-        Rule::StopWithoutLeading,
-    ]);
+    let killed = METADATA.iter().map(|rule| kill(rule, 3000)).collect();
+    look_for(METADATA_ELSEWHERE);
     drop(panic::take_hook());
     report(killed);
 }
@@ -153,7 +185,6 @@ fn every_rule_of_metadata_is_needed() {
 #[cfg(feature = "mutants")]
 #[test]
 fn rules_that_are_missed_early() {
-    use logic::replication::rules::Rule;
     panic::set_hook(Box::new(|_| ()));
     let rules = [
         Rule::CutByEpochs,

@@ -18,8 +18,8 @@ use super::image::{Image, Topic, home_among};
 use super::partition::Partition;
 use super::topic_config::TopicConfig;
 use crate::ids::{
-    BrokerEpoch, BrokerId, LeaderEpoch, PartitionEpoch, PartitionIndex, ReplicaGeneration, ShardId, TopicId,
-    TopicPartition,
+    BrokerEpoch, BrokerId, LeaderEpoch, Offset, PartitionEpoch, PartitionIndex, ReplicaGeneration, ShardId,
+    TopicId, TopicPartition,
 };
 use crate::replication::rules::{Rule, holds};
 use crate::replication::{Member, View};
@@ -79,8 +79,9 @@ pub struct ReplicaView {
     pub fenced: bool,
     /// Its broker gives its leaderships away: it may not enter the in-sync set.
     pub draining: bool,
-    /// It may have lost its tail: it may not enter the in-sync set before it is reported clean.
-    pub suspect: bool,
+    /// It may have lost its tail: it may not enter the in-sync set before it is reported clean. The last epoch and the end
+    /// that it was named with.
+    pub suspect: Option<(LeaderEpoch, Offset)>,
 }
 
 impl LocalPartition {
@@ -374,7 +375,7 @@ fn local_state(
             home: image.home_of(replica.broker, id, Some(entry))?,
             fenced: broker.fenced,
             draining: broker.draining,
-            suspect: broker.suspect(id, replica.generation).is_some(),
+            suspect: broker.suspect(id, replica.generation).map(|known| (known.last_epoch, known.end)),
         })
     };
     LocalPartition {

@@ -10,7 +10,7 @@ fn member(broker: u32, epoch: u64) -> Member {
         generation: ReplicaGeneration::new(0),
         broker_epoch: BrokerEpoch::new(epoch),
         available: true,
-        suspect: false,
+        suspect: None,
     }
 }
 
@@ -205,10 +205,10 @@ fn a_suspicion_that_has_been_named_does_not_keep_a_replica_in_an_earlier_life() 
         status: Status::Clean,
         trusted_end: None,
     };
-    let seen = |partition_epoch, epoch, suspect| {
+    let seen = |partition_epoch, epoch, suspect: bool| {
         let Event::MetadataChanged(view) = view(partition_epoch, epoch, false) else { unreachable!() };
         let replicas = view.replicas.iter().map(|known| match known.broker == me {
-            true => Member { suspect, ..*known },
+            true => Member { suspect: suspect.then(Default::default), ..*known },
             false => *known,
         });
         Event::MetadataChanged(Arc::new(View { replicas: replicas.collect(), ..View::clone(&view) }))
@@ -290,5 +290,64 @@ fn a_cut_that_takes_more_than_it_should_leaves_a_suspect() {
         assert_eq!(answers(&FromFollower::Nack(message::Nack::Suspect)), !is_sound, "cut at {end}");
         assert_eq!(follower.status() == Status::Suspect, !is_sound, "cut at {end}");
         assert_eq!(follower.log_end(), Offset::new(end));
+    }
+}
+
+/// A suspect was named with the end of its log, and is eligible, since the set is small. A leader cut it, and it was still known
+/// with the end of before: when that leader became a suspect, too, the one with less was elected as the best of both, and
+/// what was committed was gone.
+#[test]
+pub(super) fn a_suspect_that_may_be_elected_is_known_with_the_end_that_it_has() {
+    let me = BrokerId::new(2);
+    let generation = ReplicaGeneration::new(0);
+    let epoch = LeaderEpoch::new(0);
+    let seen = |partition_epoch, registered, end, is_eligible: bool| {
+        let Event::MetadataChanged(view) = view(partition_epoch, registered, false) else { unreachable!() };
+        let replicas = view.replicas.iter().map(|known| match known.broker == me {
+            true => Member { suspect: Some((epoch, Offset::new(end))), ..*known },
+            false => *known,
+        });
+        let eligible = if is_eligible { [me].into() } else { Arc::default() };
+        let replicas = replicas.collect();
+        Event::MetadataChanged(Arc::new(View { replicas, eligible, min_in_sync: 2, ..View::clone(&view) }))
+    };
+    let begin = |log_end| {
+        let log_end = Offset::new(log_end);
+        let (log_start, epochs) = (Offset::new(0), vec![(epoch, Offset::new(0))]);
+        let start = Start { log_start, log_end, epochs, status: Status::Clean, trusted_end: None };
+        Replica::new(
+            Here { broker: me, broker_epoch: BrokerEpoch::new(20), generation },
+            Settings::default(),
+            start,
+        )
+    };
+    let is_reported = |replica: &mut Replica, event| {
+        let mut effects = Vec::new();
+        replica.step(0, event, &mut effects);
+        effects.contains(&Effect::ReportSuspect { generation })
+    };
+    // It has lost more while it was down, and nothing else tells of it.
+    for (log_end, is_eligible, wanted) in [(9, true, false), (6, true, true), (6, false, false)] {
+        let reported = is_reported(&mut begin(log_end), seen(1, 20, 9, is_eligible));
+        assert_eq!(reported, wanted, "ends at {log_end}, eligible: {is_eligible}");
+    }
+    for is_eligible in [true, false] {
+        let mut follower = begin(9);
+        assert!(!is_reported(&mut follower, seen(1, 20, 9, is_eligible)));
+        let said = [
+            FromLeader::Open { generation, log_start: Offset::new(0) },
+            FromLeader::Match { to: Offset::new(6), fingerprint: None },
+        ];
+        for body in said {
+            let (leader_epoch, open_sequence) = (LeaderEpoch::new(1), OpenSequence::new(1));
+            let message = Message { leader_epoch, open_sequence, body: Body::FromLeader(body) };
+            assert!(!is_reported(&mut follower, Event::Message { from: BrokerId::new(1), message }));
+        }
+        assert_eq!(is_reported(&mut follower, Event::Truncated { end: Offset::new(6) }), is_eligible);
+        // Metadata knows by the next registration, and not by what it said before that.
+        assert!(!is_reported(&mut follower, seen(2, 20, 9, is_eligible)));
+        assert!(!is_reported(&mut follower, Event::Registered(BrokerEpoch::new(30))));
+        assert!(!is_reported(&mut follower, seen(3, 30, 6, is_eligible)));
+        assert_eq!(follower.status(), Status::Suspect);
     }
 }

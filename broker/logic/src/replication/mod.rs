@@ -88,9 +88,10 @@ pub struct Member {
     pub broker_epoch: BrokerEpoch,
     /// Neither fenced nor draining: it may be taken into the in-sync set.
     pub available: bool,
-    /// It may have lost something. An unclean election makes every replica suspect but the one that it elects, so
-    /// that they may truncate below their high watermark.
-    pub suspect: bool,
+    /// It may have lost something; the last epoch and the end that its log had when it was named, by which the best of
+    /// suspects is chosen. An unclean election makes every replica suspect but the one that it elects, so that they may
+    /// truncate below their high watermark.
+    pub suspect: Option<(LeaderEpoch, Offset)>,
 }
 
 /// Whose replica this is.

@@ -4,6 +4,7 @@
 //! `RINGLOG_REPLICATION_MUTANT_SEEDS` sets how many seeds may pass until one misses a rule;
 //! `RINGLOG_REPLICATION_RARE_SEEDS` in how many the rules are looked for, with `--ignored`, that only tables miss.
 
+use super::found_tests as found;
 use super::rules::{Rule, delete};
 use super::simulation::{run, setting};
 use super::tests;
@@ -55,6 +56,7 @@ const TABLES: &[(Rule, fn())] = &[
     (Rule::MatchOpenings, tests::a_follower_ignores_what_belongs_to_an_earlier_opening),
     (Rule::RefuseGaps, tests::a_follower_appends_and_acknowledges),
     (Rule::SuspectsDoNotLead, tests::who_does_not_lead_although_metadata_says_so),
+    (Rule::ClaimWhatIsThere, found::a_suspect_that_may_be_elected_is_known_with_the_end_that_it_has),
     (Rule::CleanAboveEpochStart, tests::who_may_join),
     (Rule::CheckBrokerEpoch, tests::who_may_join),
     (Rule::CheckBrokerEpoch, cluster::a_set_from_an_earlier_life_is_refused),

@@ -93,7 +93,7 @@ impl Peer {
             generation: member.generation,
             broker_epoch: member.broker_epoch,
             available: member.available,
-            suspect: member.suspect,
+            suspect: member.suspect.is_some(),
             in_sync: false,
             maximal: false,
             phase: Phase::Down,
@@ -121,7 +121,7 @@ impl Peer {
     pub fn follow_metadata(&mut self, member: &Member) {
         self.broker_epoch = member.broker_epoch;
         self.available = member.available;
-        self.suspect = member.suspect;
+        self.suspect = member.suspect.is_some();
     }
 
     pub fn message(&self, leader_epoch: LeaderEpoch, body: FromLeader) -> Effect {

@@ -67,6 +67,14 @@ impl Health {
         self.report(here, now_ms, effects);
     }
 
+    /// Metadata that has heard of it believes in more of the log than there is: it is told anew.
+    fn correct(&mut self, here: Here, now_ms: u64, effects: &mut Effects) {
+        if let Some(suspicion) = &mut self.suspicion {
+            (suspicion.named_in, suspicion.heard) = (None, false);
+            self.report(here, now_ms, effects);
+        }
+    }
+
     /// Whether metadata cannot know yet.
     pub fn is_unheard(&self) -> bool {
         self.suspicion.is_some_and(|suspicion| !suspicion.heard)
@@ -82,11 +90,11 @@ impl Health {
         match &mut self.suspicion {
             Some(suspicion) if suspicion.named_in.is_some_and(|named| named <= me.broker_epoch) => {
                 suspicion.heard = true;
-                if !me.suspect {
+                if me.suspect.is_none() {
                     self.suspicion = None;
                 }
             }
-            None if me.suspect => {
+            None if me.suspect.is_some() => {
                 self.suspicion =
                     Some(Suspicion { named_in: Some(me.broker_epoch), heard: true, trusted_end: None });
             }
@@ -351,6 +359,7 @@ impl Replica {
                 follower.refuse(Nack::Suspect, effects);
             }
         }
+        self.correct_claim(now_ms, effects);
         self.work_done(now_ms, effects);
     }
 
@@ -364,7 +373,23 @@ impl Replica {
             high_watermark: log_start,
             epochs,
         };
+        self.correct_claim(now_ms, effects);
         self.work_done(now_ms, effects);
+    }
+
+    /// A suspect that is eligible may be elected for the end that it was named with, when none but suspects are left. A
+    /// leader since then, or a crash, may have cut it: metadata must not count on what is gone, nor forget for it who has
+    /// more.
+    fn correct_claim(&mut self, now_ms: u64, effects: &mut Effects) {
+        let Some(view) = &self.view else { return };
+        let claim = self.core.member(view).and_then(|me| me.suspect);
+        let Core { here, position, health, .. } = &mut self.core;
+        let claim = claim.filter(|_| view.eligible.contains(&here.broker));
+        let last_epoch = position.epochs.entries().last().map(|(epoch, _)| *epoch).unwrap_or_default();
+        let is_less = claim.is_some_and(|claim| (last_epoch, position.log_end) < claim);
+        if is_less && !health.is_unheard() && holds(Rule::ClaimWhatIsThere) {
+            health.correct(*here, now_ms, effects);
+        }
     }
 
     fn work_done(&mut self, now_ms: u64, effects: &mut Effects) {
@@ -405,6 +430,7 @@ impl Replica {
             self.core.health.follow(me);
         }
         self.view = Some(view);
+        self.correct_claim(now_ms, effects);
         self.assume_role(now_ms, effects);
     }
 

@@ -34,6 +34,8 @@ pub enum Rule {
     KeepPending,
     /// A suspect replica does not lead.
     SuspectsDoNotLead,
+    /// A suspect that may be elected for the end of its log is known with the end that it has.
+    ClaimWhatIsThere,
     /// A suspect replica is clean only with everything that the leader began with.
     CleanAboveEpochStart,
     /// A broker leads only in the registration that metadata knows.

@@ -112,7 +112,7 @@ impl Says {
                 self.registered.iter().find(|(of, _)| of == broker).map_or(1, |(_, epoch)| *epoch),
             ),
             available: true,
-            suspect: self.suspect.contains(broker),
+            suspect: self.suspect.contains(broker).then(Default::default),
         };
         Event::MetadataChanged(Arc::new(View {
             leader: Some(BrokerId::new(self.leader)),

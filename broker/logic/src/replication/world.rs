@@ -233,7 +233,9 @@ impl World {
                 generation: replica.generation,
                 broker_epoch: broker.map(|known| known.epoch).unwrap_or_default(),
                 available: broker.is_some_and(|known| !known.fenced && !known.draining),
-                suspect: broker.is_some_and(|known| known.suspect(ID, replica.generation).is_some()),
+                suspect: broker
+                    .and_then(|known| known.suspect(ID, replica.generation))
+                    .map(|known| (known.last_epoch, known.end)),
             }
         };
         Some(View {
