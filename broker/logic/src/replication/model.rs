@@ -1,5 +1,6 @@
-//! Replication modelled: every order of what can happen in a [`World`] within bounds, explored by a model checker over
-//! the real machines and the real metadata. There is no clock: what could be due at some time may happen at any.
+//! Replication modelled: orders of what can happen in a [`World`] within bounds, explored by a model checker over the real
+//! machines and the real metadata; in the small bound every order there is, in the others as many as are asked for. There
+//! is no clock: what could be due at some time may happen at any.
 //!
 //! Bounds are budgets: so many produces, crashes, losses of synced data, fences, and so on, within so many leader
 //! epochs. `RINGLOG_MODEL_STATES` sets how many states are explored of each bound, the nearest first, and
@@ -7,7 +8,8 @@
 //! With `--ignored`, the figures of `docs/TESTING.md`.
 //!
 //! Where brokers are [`Bound::in_touch`], what is sent arrives, and what it asks for is done, before anything else
-//! happens: only syncs, metadata, faults and repair come in every order. One such bound, [`Bound::is_small`], is exhausted.
+//! happens: only syncs, metadata, faults and repair come in every order. One such bound, [`Bound::is_small`], is
+//! exhausted, in seconds; no other is.
 //! A search also has [`GOALS`]: what it must come by somewhere, so that its bounds are not empty.
 //! Absent on purpose: liveness, which the seeded simulation checks, and clocks.
 
