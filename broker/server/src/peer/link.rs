@@ -8,7 +8,7 @@
 use super::pace::Pace;
 use super::stream::{Stream, StreamError};
 use super::turns::Turns;
-use super::{Batches, Chunk, PeerAddress, Peers, Pushed, Replicas, wire};
+use super::{Batches, Chunk, PeerAddress, Peers, Pushed, wire};
 use crate::accept::PeerHello;
 use crate::outbox::{Outbox, Piece};
 use crate::socket::Socket;
@@ -78,11 +78,6 @@ pub struct Link {
     waker: RefCell<Option<Waker>>,
     connects: Cell<u64>,
     failed_connects: Cell<u64>,
-}
-
-/// Whether what is sent to those who are behind is bounded just now.
-fn has_rate(peers: &Peers, replicas: &dyn Replicas) -> bool {
-    peers.throttle.get().is_some() || replicas.catch_up_rate().is_some()
 }
 
 /// What a connected link has.
@@ -386,12 +381,13 @@ impl Link {
         stream: &Rc<Stream>,
     ) {
         let Some(replicas) = peers.replicas() else { return };
-        let paced = kind == StreamKind::CatchUp && has_rate(peers, &*replicas);
+        let has_rate = || peers.throttle.get().is_some() || replicas.catch_up_rate().is_some();
+        let paced = kind == StreamKind::CatchUp && has_rate();
         let max_bytes = if paced { CATCH_UP_PUSH_BYTES_MAX } else { PUSH_BYTES_MAX };
         while stream.waiting_bytes() < REPLICATION_FRAME_BODY_BYTES
             && session.reads(kind).get() < REPLICATION_READS_MAX
         {
-            if kind == StreamKind::CatchUp && self.must_wait(peers, session) {
+            if kind == StreamKind::CatchUp && self.must_wait(peers, session, paced) {
                 return;
             }
             let next = session.turns(kind).borrow_mut().next();
@@ -421,14 +417,13 @@ impl Link {
     }
 
     /// Whether those who catch up have had as much as they may for now, so that cores and devices are left to what is
-    /// produced. The stream is then woken when there is more.
-    fn must_wait(&self, peers: &Peers, session: &Rc<Session>) -> bool {
+    /// produced. The stream is then woken when there is more. `paced`: there is a rate just now.
+    fn must_wait(&self, peers: &Peers, session: &Rc<Session>, paced: bool) -> bool {
         let now = Instant::now();
         let waits = [session.pace.borrow().wait(now), peers.pace.borrow().wait(now)];
         let Some(wait) = waits.into_iter().flatten().max() else {
             // How much a read brings is not known before; its end wakes the stream. Several at once would be a burst, which
             // what is produced then waits behind at the follower.
-            let paced = peers.replicas().is_some_and(|replicas| has_rate(peers, &*replicas));
             return paced && session.catch_up_reads.get() > 0;
         };
         if !session.paces.replace(true) {
