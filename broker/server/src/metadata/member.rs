@@ -152,6 +152,12 @@ impl Member {
         metrics.borrow_watched().membership_config.nodes().map(|(id, _)| *id).collect()
     }
 
+    /// The same without this one.
+    fn others(&self) -> impl Iterator<Item = u64> + use<> {
+        let me = u64::from(self.peers.me().get());
+        self.nodes().into_iter().filter(move |id| *id != me)
+    }
+
     /// Members with a vote.
     pub fn voters(&self) -> BTreeSet<u64> {
         let metrics = self.raft.server_metrics();
@@ -235,9 +241,7 @@ impl Member {
     pub async fn announce(&self, storage_uuid: u128) {
         loop {
             let mut lost = BTreeSet::new();
-            for target in
-                self.nodes().into_iter().filter(|target| *target != u64::from(self.peers.me().get()))
-            {
+            for target in self.others() {
                 let reached = match self.peers.address(target) {
                     Some(address) => self.ask_to_join(&address, storage_uuid).await.ok(),
                     None => None,
@@ -327,8 +331,7 @@ impl Member {
             }
             // Nobody tells a broker that was removed who leads by now: any of the others knows that it was.
             if !life.is_heard() {
-                let others: Vec<u64> =
-                    self.nodes().into_iter().filter(|id| *id != u64::from(me.get())).collect();
+                let others: Vec<u64> = self.others().collect();
                 if let Some(other) = others.get(turn % others.len().max(1)) {
                     self.send_heartbeat(*other, heartbeat, life);
                 }
