@@ -250,6 +250,23 @@ fn a_dropped_segment_outlives_a_move_until_a_checkpoint() {
     });
 }
 
+/// What a checkpoint says of a log that was discarded since does not count, also when the segment that says so is dropped.
+#[test]
+fn a_segment_that_tells_of_a_cut_outlives_it_until_a_checkpoint() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), 0).await.expect("it starts");
+        let (images, header) = script.drop_what_says_that_the_log_was_discarded().await;
+        script.end().await;
+        for image in images {
+            let script = Script::start(&image, 0).await.expect("it starts");
+            assert_eq!(script.offsets().await, [10]);
+            // A repetition would be answered with an offset of the log that is gone.
+            assert_eq!(script.partition.admit_producer(&header), Ok(Admission::Append));
+            script.end().await;
+        }
+    });
+}
+
 /// Whoever takes the partition over writes after that checkpoint.
 #[test]
 fn an_end_in_the_middle_of_a_release_is_no_clean_one() {

@@ -194,9 +194,8 @@ impl Script {
         self.store.shut_down().await.expect("an orderly end");
     }
 
-    /// Another store takes the partition over, of which retention has dropped the segment that alone tells of a producer; then
-    /// the power goes, before any checkpoint. The image, and the batch of that producer.
-    pub async fn hand_over_a_dropped_segment(&self) -> (Image, Header) {
+    /// Appends the first batch of a producer.
+    async fn append_of_producer(&self) -> Header {
         let mut builder = BatchBuilder::new();
         builder.set_producer(Producer { id: 7, epoch: 0, base_sequence: 0 });
         builder.append(1_700_000_000_000, None, Some(&[7; 1000]), &[]);
@@ -206,6 +205,39 @@ impl Script {
         self.partition.append_copy(&bytes, &header);
         self.store.mark_dirty(self.partition.id());
         settle().await;
+        header
+    }
+
+    /// A checkpoint knows a producer of the log, which is then discarded and goes on at 10. Retention drops the segment that says
+    /// so, because nothing is in it: the images before and after the next checkpoint, and the batch of that producer.
+    pub async fn drop_what_says_that_the_log_was_discarded(&self) -> ([Image; 2], Header) {
+        let header = self.append_of_producer().await;
+        self.checkpoint().await;
+        let (store, partition, begun) =
+            (self.store.clone(), self.partition.clone(), Rc::new(Cell::new(None)));
+        let at = begun.clone();
+        glommio::spawn_local(async move { at.set(store.reset(&partition, Offset::new(10)).await.ok()) })
+            .detach();
+        self.pass_a_second().await;
+        assert_eq!(begun.get(), Some(Offset::new(10)));
+        let segments = || self.partition.with_log(|log| log.segments().clone());
+        let says_so = segment(segments()[0].sequence);
+        assert_eq!(self.append(1).await, 11);
+        let left = |image: &Image| image.files().filter(|(path, _)| *path == says_so).count();
+        self.store.enforce_retention().await;
+        assert_eq!(segments().len(), 1, "the log begins behind it");
+        let early = self.image();
+        self.checkpoint().await;
+        self.store.enforce_retention().await;
+        let late = self.image();
+        assert_eq!((left(&early), left(&late)), (1, 0), "it goes with the checkpoint");
+        ([early, late], header)
+    }
+
+    /// Another store takes the partition over, of which retention has dropped the segment that alone tells of a producer; then
+    /// the power goes, before any checkpoint. The image, and the batch of that producer.
+    pub async fn hand_over_a_dropped_segment(&self) -> (Image, Header) {
+        let header = self.append_of_producer().await;
         assert_eq!(self.append(3).await, 4);
         let settings = self.partition.settings();
         let retention = RetentionSettings { retention_ms: -1, retention_bytes: 0 };
