@@ -15,7 +15,7 @@ use logic::limits::PARTITIONS_PER_TOPIC_MAX;
 use logic::metadata::{BrokerRegistration, Command, Placement, snapshot};
 use schema::consensus as fb;
 use schema::error_code::ErrorCode;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -389,6 +389,49 @@ fn brokers_that_are_all_elsewhere_find_each_other() {
     create(&brokers[2], 2, 0).unwrap();
     assert!(has(&metadata(&brokers[2]), 1));
     for broker in brokers {
+        broker.stop().unwrap();
+    }
+}
+
+/// The same, and whom they are told of comes later, or does not lead the metadata.
+#[test]
+fn who_comes_first_waits_for_those_that_it_is_told_of() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
+    std::thread::scope(|scope| {
+        for broker in [first, second, third] {
+            scope.spawn(move || broker.stop().unwrap());
+        }
+    });
+
+    let serves_at = |handle: &MetadataHandle, id: u32, address: SocketAddr| {
+        let image = handle.image();
+        let known = image.broker(BrokerId::new(id)).unwrap();
+        known.registration.port == address.port() && !known.fenced
+    };
+    // Nobody is there yet.
+    let address = TcpListener::bind(any()).unwrap().local_addr().unwrap();
+    let second = start(directories[1].path(), 1, any(), &[address]);
+    wait_for("look for the others", &second, |_, _| {
+        TcpListener::bind(address).and_then(|listener| listener.accept()).is_ok()
+    });
+    let first = start(directories[0].path(), 0, address, &[]);
+    wait_for("image in which two serve", &first, |handle, _| {
+        serves_at(handle, 0, address) && serves_at(handle, 1, second.address())
+    });
+    let leads = metadata(&first).quorum().leader.unwrap();
+    let follows = if leads == BrokerId::new(0) { second.address() } else { address };
+    let third = start(directories[2].path(), 2, any(), &[follows]);
+    for broker in [&first, &second, &third] {
+        wait_for("image in which the third serves", broker, |handle, _| {
+            serves_at(handle, 2, third.address())
+        });
+    }
+    create(&third, 1, 0).unwrap();
+    for broker in [first, second, third] {
         broker.stop().unwrap();
     }
 }
