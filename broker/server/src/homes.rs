@@ -367,4 +367,4 @@ pub async fn tidy(shard: &Rc<Shard>, image: &Image) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

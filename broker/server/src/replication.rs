@@ -835,3 +835,6 @@ impl Replicas {
         of_now
     }
 }
+
+#[cfg(test)]
+mod tests;
