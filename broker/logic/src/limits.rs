@@ -174,6 +174,8 @@ pub const CHECKPOINT_MS: u64 = 30_000;
 pub const IDLE_FLOOR_MS: u64 = 100;
 /// Sparse index: one entry per this many bytes of a segment.
 pub const INDEX_INTERVAL_BYTES: u64 = 256 * KIB as u64;
+/// How far before the end of a segment without an index a group is looked for before all of it is read.
+pub const INDEX_LOOK_BACK_BYTES: u64 = 2 * GROUP_BYTES_MAX as u64;
 /// Indexes of sealed segments that one log keeps in memory, besides the active one's.
 pub const LOADED_INDEXES_MAX: usize = 2;
 /// Group buffers kept in memory after their write, for tail reads, bytes per shard.

@@ -267,6 +267,40 @@ fn what_is_acknowledged_is_read_from_memory_and_from_the_device() {
     });
 }
 
+/// The first that is asked of a log after a start is what its last batch is: a large segment is not read from its start for that.
+#[test]
+fn the_end_of_a_log_is_found_without_reading_all_of_it() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        let home = rig.partition(0);
+        let log = LogSettings { segment_bytes: 128 << 20, segment_ms: i64::MAX };
+        home.set_settings(PartitionSettings { log, ..home.settings() });
+        // The settings count from the next segment on.
+        while home.with_log(|log| log.segments().len()) < 2 {
+            rig.append(0, 1, 500_000, false);
+            rig.settle().await;
+        }
+        for _ in 0..40 {
+            rig.append(0, 1, 500_000, false);
+            rig.settle().await;
+        }
+        let (start, end) = home.with_log(|log| (log.segments()[1].base, log.log_end()));
+        let known = home.fingerprint(&rig.store.chunks, end).await.expect("it is in memory");
+        assert!(known.is_some());
+        rig.store.shut_down().await.expect("an orderly end");
+        drop((home, rig));
+
+        let rig = Rig::open(&root, 1, -1, true).await;
+        let (home, reads) = (rig.partition(0), || rig.store.storage.counters.read_bytes.get());
+        assert_eq!(home.fingerprint(&rig.store.chunks, end).await.expect("readable"), known);
+        assert!(reads() < 4 << 20, "{} bytes read", reads());
+        // Whoever looks further back has all of it read, and found.
+        let early = Offset::new(start.get() + 1);
+        assert!(home.fingerprint(&rig.store.chunks, early).await.expect("readable").is_some());
+        assert!(reads() > 16 << 20, "{} bytes read", reads());
+    });
+}
+
 /// What was cut off at the end and may have been acknowledged is not forgotten by a start that dies before anybody knows of
 /// it, where other replicas have it.
 #[test]
