@@ -250,6 +250,21 @@ fn a_dropped_segment_outlives_a_move_until_a_checkpoint() {
     });
 }
 
+/// Zeros are what blocks read as that were never written: whoever finds them in a batch after a crash writes them, because the
+/// file is another segment's one day, and what is written then counts on its blocks. The disk ends a write that does so wrongly.
+#[test]
+fn zeros_found_after_a_crash_are_written() {
+    scripts::run(async {
+        let script = Script::start_sharing(&Image::fresh(&root())).await.expect("it starts");
+        let image = script.append_zeros_that_are_not_written().await;
+        script.end().await;
+        let script = Script::start_sharing(&image).await.expect("it starts");
+        let (acknowledged, end) = script.append_in_the_file_of_the_first_segment().await;
+        assert_eq!(acknowledged, end);
+        script.end().await;
+    });
+}
+
 /// Whoever takes the partition over writes after that checkpoint.
 #[test]
 fn an_end_in_the_middle_of_a_release_is_no_clean_one() {

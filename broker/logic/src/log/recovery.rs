@@ -105,8 +105,20 @@ pub struct Recovered {
     /// An empty group of the new incarnation must be durable before the log is used, so that what was
     /// cut cannot come back.
     pub must_open: bool,
+    /// Blocks of zeros in groups that were perhaps not durable, whose checksums cannot tell whether they were ever written:
+    /// to be written, because a file's blocks up to the end of the log count as written from now on.
+    pub zeros: Vec<(SegmentName, Range<u64>)>,
     /// Bytes that were read.
     pub bytes_read: u64,
+}
+
+/// Blocks of zeros in a sound group.
+#[derive(Debug)]
+struct Zeros {
+    name: SegmentName,
+    positions: Range<u64>,
+    /// The end of the group.
+    end: u64,
 }
 
 #[derive(Debug)]
@@ -190,6 +202,7 @@ pub struct Recovery {
     incarnation_max: u64,
     lost: Vec<Range<u64>>,
     remains: Remains,
+    zeros: Vec<Zeros>,
     discard: Vec<SegmentName>,
     checkpoint: Option<PartitionCheckpoint>,
     corrupt_tail: bool,
@@ -266,6 +279,7 @@ impl Recovery {
             incarnation_max: checkpoint.as_ref().map_or(0, |c| c.incarnation),
             lost: Vec::new(),
             remains: Remains::default(),
+            zeros: Vec::new(),
             discard,
             corrupt_tail: false,
             clean: false,
@@ -693,7 +707,11 @@ impl Recovery {
                 self.epochs.push((epoch, Offset::new(header.base_offset)));
             }
             note_producers(&mut self.producers, &header, payload);
-            self.floor = self.floor.max(header.durable_floor);
+            if header.durable_floor > self.floor {
+                self.floor = header.durable_floor;
+                self.zeros.retain(|zeros| zeros.end > header.durable_floor);
+            }
+            self.note_zeros(&header, &rest[..group as usize]);
             self.incarnation_max = self.incarnation_max.max(header.incarnation);
             cursor.position += group;
             cursor.offset = header.end_offset;
@@ -704,6 +722,24 @@ impl Recovery {
             at += group as usize;
             if self.enter_next_segment() {
                 return self.scan_on();
+            }
+        }
+    }
+
+    /// Notes the blocks of a group that are zeros, unless it is known to be durable.
+    fn note_zeros(&mut self, header: &GroupHeader, group: &[u8]) {
+        if header.end_offset <= self.floor {
+            return;
+        }
+        let cursor = self.cursor.expect("a scan has a cursor");
+        let name = self.files[cursor.file].file.name;
+        let blocks = group.chunks_exact(BLOCK_BYTES).zip((cursor.position..).step_by(BLOCK_BYTES));
+        for (_, at) in blocks.filter(|(block, _)| block.iter().all(|byte| *byte == 0)) {
+            match self.zeros.last_mut().filter(|last| last.name == name && last.positions.end == at) {
+                Some(last) => (last.positions.end, last.end) = (at + BLOCK, header.end_offset),
+                None => {
+                    self.zeros.push(Zeros { name, positions: at..at + BLOCK, end: header.end_offset });
+                }
             }
         }
     }
@@ -963,6 +999,7 @@ impl Recovery {
             lost: self.lost,
             discard: self.discard,
             must_open,
+            zeros: self.zeros.into_iter().map(|zeros| (zeros.name, zeros.positions)).collect(),
             bytes_read: self.bytes_read,
         }
     }

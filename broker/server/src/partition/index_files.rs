@@ -119,35 +119,39 @@ impl<D: Disk> Partition<D> {
         Ok(Footer::decode(nonce, &footer[..read.min(bytes)]).ok())
     }
 
-    /// Writes the index footers of segments that were left and whose groups are all durable.
+    /// Writes the index footers of segments that were left and whose groups are all durable; of one whose index is not in memory
+    /// as a whole there is none.
     pub async fn write_footers(&self) -> io::Result<()> {
         loop {
-            let next = {
+            let (sequence, footer) = {
                 let log = self.log.borrow();
                 let (durable_sequence, _) = log.durable_position();
                 let mut preparation = self.preparation.borrow_mut();
                 let at = preparation.closed.iter().position(|sequence| *sequence < durable_sequence);
-                at.map(|at| preparation.closed.swap_remove(at)).and_then(|sequence| {
-                    let segment = log.segment(sequence)?;
+                let Some(sequence) = at.map(|at| preparation.closed.swap_remove(at)) else { return Ok(()) };
+                let footer = log.segment(sequence).and_then(|segment| {
                     let index = segment.index.as_ref().filter(|index| index.is_whole())?;
                     let bytes = Footer::disk_bytes(index.entries().len());
                     let mut buffer = self.storage.pool.take(bytes);
                     buffer.fill(0);
                     Footer::encode(segment.nonce, index.entries(), &mut buffer);
-                    Some((sequence, segment.end_position, buffer))
-                })
+                    Some((segment.end_position, buffer))
+                });
+                (sequence, footer)
             };
-            let Some((sequence, position, buffer)) = next else { return Ok(()) };
+            // Held until the write has ended: the file is neither recycled nor removed under it.
             let Some(file) = self.files.borrow().get(&sequence).cloned() else { continue };
-            let buffer = Rc::new(buffer);
-            let range = 0..buffer.len();
-            let write = Write { file: file.file.clone(), buffer, range, position, durable: false };
-            match self.storage.disk.write(vec![write]).await {
-                // Only a hint: without room for it the index is made anew when it is needed.
-                Err(error) if is_no_space(&error) => {}
-                other => other?,
+            if let Some((position, buffer)) = footer {
+                let range = 0..buffer.len();
+                let buffer = Rc::new(buffer);
+                let write = Write { file: file.file.clone(), buffer, range, position, durable: false };
+                match self.storage.disk.write(vec![write]).await {
+                    // Only a hint: without room for it the index is made anew when it is needed.
+                    Err(error) if is_no_space(&error) => {}
+                    other => other?,
+                }
+                self.log.borrow_mut().index_dropped(sequence);
             }
-            self.log.borrow_mut().index_dropped(sequence);
             drop(file);
             self.files.borrow_mut().remove(&sequence);
         }
