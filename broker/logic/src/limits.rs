@@ -135,9 +135,11 @@ pub const ROUND_GROUPS_MAX: usize = 1024;
 pub const ROUNDS_IN_FLIGHT_DEFAULT: usize = 2;
 /// Flush rounds in flight at most.
 pub const ROUNDS_IN_FLIGHT_MAX: usize = 4;
-/// What recovery reads beyond the end of the valid chain to tell a hole from an end: nothing that was in
+/// Bytes of one log's groups that are on their way to the device at most. What a log has more waits for these.
+pub const LOG_IN_FLIGHT_BYTES_MAX: usize = 2 * GROUP_BYTES_MAX;
+/// What recovery reads of each file beyond the end of the valid chain to tell a hole from an end: nothing that was in
 /// flight at the crash can lie farther away.
-pub const RECOVERY_WINDOW_BYTES: usize = GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX;
+pub const RECOVERY_WINDOW_BYTES: usize = LOG_IN_FLIGHT_BYTES_MAX;
 /// The physical size of a segment: a larger `segment.bytes` spans several.
 pub const SEGMENT_BYTES_MAX: u64 = 128 * MIB as u64;
 /// The smallest physical segment, for small disks and small settings.
@@ -485,7 +487,7 @@ const _: () = {
     // A forwarded frame fits the mailbox.
     assert!(FRAME_BYTES_MAX <= MAILBOX_BYTES_MAX);
     // The window covers everything that a crash can have caught in flight.
-    assert!(RECOVERY_WINDOW_BYTES >= GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX);
+    assert!(LOG_IN_FLIGHT_BYTES_MAX >= GROUP_BYTES_MAX && RECOVERY_WINDOW_BYTES >= LOG_IN_FLIGHT_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX >= 2 * GROUP_BYTES_MAX as u64);
     // A group that compaction writes is one that recovery reads.
     assert!(COMPACTION_GROUP_BYTES + BLOCK_BYTES <= GROUP_BYTES_MAX);

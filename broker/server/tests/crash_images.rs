@@ -10,7 +10,7 @@ use crash::image::Image;
 use crash::ledger::Tally;
 use crash::life::{Plan, root};
 use crash::scripts::{self, Script};
-use logic::limits::PREWRITE_BYTES_PER_SECOND;
+use logic::limits::{LOG_IN_FLIGHT_BYTES_MAX, PREWRITE_BYTES_PER_SECOND};
 use logic::producer_state::Admission;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -246,6 +246,19 @@ fn a_dropped_segment_outlives_a_move_until_a_checkpoint() {
         let script = Script::start(&image, 0).await.expect("it starts");
         let again = script.partition.admit_producer(&header);
         assert!(matches!(again, Ok(Admission::Duplicate(_))), "the producer is forgotten: {again:?}");
+        script.end().await;
+    });
+}
+
+/// What recovery looks at behind the end of a log is bounded by what may be in flight of it.
+#[test]
+fn so_much_of_a_log_is_in_flight_and_no_more() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        let (under_way, acknowledged, end) = script.append_more_than_may_be_in_flight().await;
+        let most = LOG_IN_FLIGHT_BYTES_MAX as u64;
+        assert!(under_way <= most && under_way > most / 2, "{under_way} bytes under way");
+        assert!(acknowledged == end && end > 40, "{acknowledged} of {end}");
         script.end().await;
     });
 }

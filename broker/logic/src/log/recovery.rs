@@ -46,6 +46,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+const WINDOW: u64 = RECOVERY_WINDOW_BYTES as u64;
 /// Read of every file first: its header and the header of its first group, which stands in if the
 /// segment's own has rotted.
 const HEAD_BYTES: usize = 2 * BLOCK_BYTES;
@@ -539,7 +540,7 @@ impl Recovery {
                     self.corrupt_tail = true;
                     self.phase = Phase::Done;
                 } else {
-                    self.window_from(0, BLOCK, RECOVERY_WINDOW_BYTES as u64);
+                    self.window_from(0, BLOCK, WINDOW);
                 }
                 return;
             };
@@ -777,22 +778,20 @@ impl Recovery {
         if cursor.offset < self.floor {
             self.resync_from(cursor.file, cursor.position + BLOCK);
         } else {
-            self.window_from(cursor.file, cursor.position, RECOVERY_WINDOW_BYTES as u64);
+            self.window_from(cursor.file, cursor.position, WINDOW);
         }
     }
 
-    /// Looks at the window from here on, or decides if there is nothing more to look at.
-    fn window_from(&mut self, mut file: usize, mut position: u64, budget: u64) {
-        while file < self.files.len() && self.files[file].file.bytes <= position {
-            file += 1;
-            position = BLOCK;
+    /// Looks at the window from here on, or decides if there is nothing more to look at. Each file has one: what was in flight
+    /// may have begun the next one early.
+    fn window_from(&mut self, mut file: usize, mut position: u64, mut budget: u64) {
+        while file < self.files.len() && (budget < BLOCK || self.files[file].file.bytes <= position) {
+            (file, position, budget) = (file + 1, BLOCK, WINDOW);
         }
-        if file < self.files.len() && budget >= BLOCK {
-            let left = self.files[file].file.bytes - position;
-            self.phase = Phase::Window { file, position, budget: budget.min(left) };
-            return;
-        }
-        self.phase = Phase::Done;
+        self.phase = match file < self.files.len() {
+            true => Phase::Window { file, position, budget },
+            false => Phase::Done,
+        };
     }
 
     fn feed_window(&mut self, file: usize, position: u64, budget: u64, bytes: &[u8]) {
@@ -815,22 +814,7 @@ impl Recovery {
             return self.resync_from(cursor.file, cursor.position + BLOCK);
         }
         let read = (bytes.len() as u64).max(BLOCK).next_multiple_of(BLOCK);
-        let remaining = self.window_budget_after(file, position, budget, read);
-        self.window_from(file, position + read, remaining);
-    }
-
-    /// What is left of the window's bytes. The budget in the phase is capped by the file's end, so the
-    /// whole is counted from where the window began.
-    fn window_budget_after(&self, file: usize, position: u64, _capped: u64, read: u64) -> u64 {
-        let (first, begin) = self.cursor.map_or((0, BLOCK), |cursor| (cursor.file, cursor.position));
-        let mut used = position + read;
-        if file == first {
-            used -= begin;
-        } else {
-            used += self.files[first].file.bytes.saturating_sub(begin);
-            used += self.files[first + 1..file].iter().map(|file| file.file.bytes).sum::<u64>();
-        }
-        (RECOVERY_WINDOW_BYTES as u64).saturating_sub(used)
+        self.window_from(file, position + read, budget.saturating_sub(read));
     }
 
     fn nonce_of(&self, file: usize) -> Option<u64> {

@@ -231,6 +231,33 @@ impl Script {
         (self.acknowledged.0.get(), self.partition.with_log(|log| log.log_end().get()))
     }
 
+    /// Appends more than may be in flight of one log while its first write does not end, then lets it end: how many bytes
+    /// were under way, up to where the log is acknowledged in the end, and where it ends.
+    pub async fn append_more_than_may_be_in_flight(&self) -> (u64, u64, u64) {
+        let settings = self.partition.settings();
+        let log = LogSettings { segment_bytes: 64 << 20, ..settings.log };
+        self.partition.set_settings(PartitionSettings { log, ..settings });
+        // They count from the next segment on.
+        let last = || self.partition.with_log(|log| log.segments().back().cloned());
+        while last().is_none_or(|last| last.sequence == 0) {
+            self.append_of(1, 500_000).await;
+        }
+        let last = last().expect("a segment");
+        let before = self.store.storage.counters.group_bytes.get();
+        self.disk.hold_writes_at(&segment(last.sequence), last.end_position);
+        for _ in 0..40 {
+            let (bytes, header) = batch(0, 1_000_000);
+            let end = self.partition.append_copy(&bytes, &header).end;
+            self.partition.when_durable(end, self.acknowledged.clone(), 0);
+        }
+        self.store.mark_dirty(self.partition.id());
+        self.pass_a_second().await;
+        let under_way = self.store.storage.counters.group_bytes.get() - before;
+        assert!(self.disk.release_writes() > 0, "no write was held");
+        self.pass_a_second().await;
+        (under_way, self.acknowledged.0.get(), self.partition.with_log(|log| log.log_end().get()))
+    }
+
     pub async fn shut_down(&self) {
         self.store.shut_down().await.expect("an orderly end");
     }
