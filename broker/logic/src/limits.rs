@@ -306,6 +306,9 @@ pub const REPLICATION_CATCH_UP_BYTES_MAX: usize = 16 * MIB;
 /// What a shard sends over one catch-up stream while it appends, bytes per second; or twice what its clients produce, if that
 /// is more: who is behind comes nearer.
 pub const CATCH_UP_BYTES_PER_SECOND: u64 = 16 * MIB as u64;
+/// Bytes of one push to who is behind while there is such a rate, or one batch: what is produced waits at the follower for the
+/// round that has it.
+pub const CATCH_UP_PUSH_BYTES_MAX: usize = 256 * KIB;
 /// Of those under way, bytes of one partition; one batch may exceed them.
 pub const REPLICATION_PARTITION_BYTES_MAX: usize = 8 * MIB;
 /// What may wait to be sent over one stream, bytes; above it the stream is closed.
@@ -493,6 +496,7 @@ const _: () = {
     // The largest head is read with one buffer of the library, whose least is 8 KiB.
     assert!(HTTP_HEAD_BYTES_MAX >= 8 * KIB);
     // A chunk fits a partition's share, a share the credit, and everything under way a stream's queue.
+    assert!(CATCH_UP_PUSH_BYTES_MAX <= PUSH_BYTES_MAX);
     assert!(PUSH_BYTES_MAX <= REPLICATION_PARTITION_BYTES_MAX);
     assert!(REPLICATION_PARTITION_BYTES_MAX <= REPLICATION_CATCH_UP_BYTES_MAX);
     assert!(REPLICATION_CATCH_UP_BYTES_MAX <= REPLICATION_LIVE_BYTES_MAX);

@@ -12,7 +12,7 @@ mod settings;
 use crate::disk_profile::{self, Settled};
 use crate::failure::Failure;
 use http::Http;
-use server::broker::{Broker, BrokerConfig, DiskPolicy};
+use server::broker::{Broker, BrokerConfig, DiskPolicy, REMOVED};
 pub use settings::{Cores, ServeArguments, place};
 use settings::{Settings, pinning};
 use std::io::Write;
@@ -70,25 +70,30 @@ fn end_with(parent: i32) -> Result<(), Failure> {
     }
 }
 
-/// Waits for a signal and stops.
+/// Waits for a signal, or for the end of the broker's place in its cluster, and stops.
 async fn serve(broker: Broker, http: Option<Http>, mut signals: Signals) -> Result<(), Failure> {
-    let name = signals.next().await;
+    let name = tokio::select! {
+        name = signals.next() => Some(name),
+        () = broker.removed() => None,
+    };
     if let Some(http) = &http {
         http.stopping();
     }
-    say(&format!("stopping on {name}: everything pending becomes durable; once more ends at once"));
+    let cause = name.unwrap_or("its removal from the cluster");
+    say(&format!("stopping on {cause}: everything pending becomes durable; a signal ends it at once"));
     let stopping = tokio::task::spawn_blocking(|| broker.stop());
     tokio::select! {
         stopped = stopping => match stopped {
             Ok(Ok(())) => {
                 say("stopped in order");
-                Ok(())
+                // Whatever starts it again is told the same, and changes nothing.
+                if name.is_some() { Ok(()) } else { Err(Failure::operation(REMOVED)) }
             }
             Ok(Err(error)) => Err(Failure::operation(error.to_string())),
             Err(error) => Err(Failure::operation(format!("the broker did not stop: {error}"))),
         },
         name = signals.next() => {
-            say(&format!("ended by a second {name}: the next start recovers"));
+            say(&format!("ended at once by {name}: the next start recovers"));
             // The stop is still running on its thread; returning would wait for it.
             std::process::exit(1);
         }

@@ -7,9 +7,12 @@
 
 #[path = "faults/support/refuse_io_uring.rs"]
 mod refuse_io_uring;
+#[path = "faults/support/skipped.rs"]
+mod skipped;
 
 use refuse_io_uring::refuse_io_uring;
 use serde_json::Value;
+use skipped::skipped;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -160,7 +163,7 @@ fn without_io_uring() {
 fn a_file_system_in_memory() {
     let shm = Path::new("/dev/shm");
     if tuning::host_facts(shm).map_or(true, |facts| !facts.volatile) {
-        println!("SKIPPED a file system in memory: /dev/shm is none, or cannot be written to");
+        skipped("a file system in memory: /dev/shm is none, or cannot be written to");
         return;
     }
     let expect =
@@ -172,7 +175,7 @@ fn a_file_system_in_memory() {
 fn a_user_without_rights() {
     // SAFETY: asks for a number.
     if unsafe { libc::geteuid() } != 0 {
-        println!("SKIPPED a user without rights: only root can become one");
+        skipped("a user without rights: only root can become one");
         return;
     }
     const NOBODY: u32 = 65534;
@@ -301,4 +304,23 @@ fn tune_for_programs() {
     assert!(undone.iter().all(|line| line["outcome"] == "restored"), "{undone:?}");
     assert_eq!(undone[0]["finding"], "swap", "the latest first");
     assert_eq!(tree.values(), Tree::BEFORE);
+}
+
+/// Set in the process whose test is to be skipped.
+const SKIPS: &str = "RINGLOG_TEST_SKIPS";
+
+/// CI counts lines that begin so, of tests that pass, whose output the harness keeps to itself.
+#[test]
+fn what_is_skipped_is_seen() {
+    if std::env::var_os(SKIPS).is_some() {
+        println!("kept by the harness");
+        return skipped("made by the test");
+    }
+    let mut child = Command::new(std::env::current_exe().expect("it runs"));
+    // One thread: the harness says which test it begins, and ends that line later.
+    let child = child.args(["--exact", "what_is_skipped_is_seen", "--test-threads", "1"]).env(SKIPS, "1");
+    let output = child.output().expect("it runs");
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("it is text");
+    assert!(output.status.success() && !said.contains("kept by the harness"), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("SKIPPED")).count(), 1, "{said}");
 }

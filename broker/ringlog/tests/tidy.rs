@@ -1,6 +1,6 @@
 //! The repository's own rules, as a test: edges between crates, module headers, paths named in the
-//! documents, tests named by the feature table, the broker's settings, the codes of errors, unfinished code, long files, and what
-//! the deciding crate must not touch.
+//! documents, tests named by the feature table, the broker's settings, the codes of errors, unfinished code, long files, skipped tests
+//! that nobody hears of, and what the deciding crate must not touch.
 //!
 //! Each rule is a function from text to complaints, used twice: over the repository, where it must say
 //! nothing, and over a table of good and bad input in memory, where it must tell them apart.
@@ -93,6 +93,15 @@ fn missing_header(text: &str) -> Vec<String> {
 fn too_long(text: &str) -> Vec<String> {
     let lines = text.lines().count();
     if lines > LINES_MAX { vec![format!("{lines} lines, at most {LINES_MAX}")] } else { Vec::new() }
+}
+
+/// A test that says only to the harness that it is skipped, where CI does not hear it.
+fn skipped_unheard(text: &str) -> Vec<String> {
+    let said = ["println!(\"", "SKIPPED"].concat();
+    text.lines()
+        .filter(|line| line.contains(&said))
+        .map(|line| format!("say it by skipped(): {}", line.trim()))
+        .collect()
 }
 
 /// Macros of unfinished code.
@@ -449,6 +458,11 @@ fn sources_are_finished() {
 }
 
 #[test]
+fn what_is_skipped_is_heard() {
+    over_sources(skipped_unheard, |_| true);
+}
+
+#[test]
 fn logic_only_decides() {
     over_sources(undecided, |path| path.starts_with("broker/logic/src/"));
 }
@@ -562,6 +576,13 @@ fn unfinished_code_is_noticed() {
     check(unfinished, "/// Calls `todo!()`.\nfn a() { b(\"todo!()\", r#\"dbg!(\"#); } /* dbg!() */", &[]);
     check(unfinished, "let quote = '\"'; todo!(); let other = '\\''; dbg!(1);", &["todo!", "dbg!"]);
     check(unfinished, "fn a<'a>(x: &'a str) { not_todo!(); todo = !done; }", &[]);
+}
+
+#[test]
+fn a_skip_that_nobody_hears_is_noticed() {
+    check(skipped_unheard, "skipped(\"a host: no right\");\n// SKIPPED\n", &[]);
+    let said = ["println!(\"", "SKIPPED a host\");"].concat();
+    check(skipped_unheard, &format!("x();\n    {said}\n    e{said}"), &["say it by skipped()"; 2]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::connection::Connection;
 use crate::data_directory::{DataDirectory, DataDirectoryError};
 use crate::group::GroupSettings;
 use crate::mailbox::{Mailbox, Mailboxes, Message, mailboxes};
-pub use crate::metadata::ClusterConfig;
 use crate::metadata::{self, MetadataError, MetadataHandle, MetadataThread};
+pub use crate::metadata::{ClusterConfig, REMOVED};
 use crate::observe::Observer;
 pub use crate::shard::{Capacity, TimeOuts};
 use crate::shard::{Identity, Shard};
@@ -286,6 +286,12 @@ impl Broker {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Waits until the cluster says that this broker was removed from it; for ever in most lives. It is to be
+    /// [stopped](Self::stop) then, with [`REMOVED`] as the reason.
+    pub async fn removed(&self) {
+        self.observer.metadata.removed().await;
     }
 
     /// Stops in order: no new requests, everything pending durable, clean checkpoints.

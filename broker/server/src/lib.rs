@@ -28,6 +28,9 @@ mod reply_budget;
 mod scrub;
 mod shard;
 #[cfg(test)]
+#[path = "../../ringlog/tests/faults/support/skipped.rs"]
+mod skipped;
+#[cfg(test)]
 mod small_disk;
 mod socket;
 mod stall;

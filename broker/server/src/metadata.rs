@@ -64,6 +64,13 @@ use std::time::{Duration, Instant};
 use store::{Gate, Owner, Store};
 use tokio::sync::{Notify, mpsc, watch};
 
+/// What a broker says that was removed from its cluster.
+pub const REMOVED: &str = "this broker was removed from its cluster (`ringlog cluster remove`): to join again, start it with \
+                           an empty data directory and --join";
+
+/// How long the note of that may take.
+const NOTE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Told of every new image, on the metadata thread (the first time: on the thread that starts it). Must not
 /// block for long: commands wait meanwhile.
 pub type Publish = Box<dyn Fn(Arc<Image>) + Send>;
@@ -95,6 +102,9 @@ pub enum MetadataError {
     /// The cluster did not let this broker in.
     #[error("cannot join the cluster: {0}")]
     Join(String),
+    /// This data directory has no place in its cluster any more.
+    #[error("{REMOVED}")]
+    Removed,
     /// The broker is stopping.
     #[error("the broker is stopping")]
     Stopped,
@@ -104,7 +114,7 @@ impl MetadataError {
     /// The code on the wire.
     pub fn error_code(&self) -> ErrorCode {
         match self {
-            Self::Store(_) | Self::Thread(_) | Self::Join(_) | Self::Unavailable(_) => {
+            Self::Store(_) | Self::Thread(_) | Self::Join(_) | Self::Removed | Self::Unavailable(_) => {
                 ErrorCode::MetadataUnavailable
             }
             Self::Rejected(error) => error.error_code(),
@@ -260,6 +270,10 @@ struct Life {
     heard_ms: AtomicU64,
     /// An answer that is older says nothing any more.
     heard_for: Duration,
+    /// The epoch of the registration after which it was removed, as the others say; 0 = they do not.
+    removed_epoch: AtomicU64,
+    /// It was removed, and has noted that.
+    removed: watch::Sender<bool>,
     /// Replicas that may lack something, to be named by the next registration.
     doubted: Mutex<BTreeMap<TopicPartition, Suspect>>,
     noticed: Notify,
@@ -272,6 +286,8 @@ impl Life {
             registration: AtomicU64::new(0),
             heard_ms: AtomicU64::new(0),
             heard_for: settings.contact(),
+            removed_epoch: AtomicU64::new(0),
+            removed: watch::Sender::new(false),
             doubted: Mutex::default(),
             noticed: Notify::default(),
         }
@@ -280,6 +296,11 @@ impl Life {
     /// The cluster knows that this life goes on.
     fn note_heard(&self) {
         self.heard_ms.store((self.began.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+    }
+
+    fn is_heard(&self) -> bool {
+        let heard_ms = self.heard_ms.load(Ordering::Relaxed);
+        heard_ms > 0 && self.began.elapsed() < Duration::from_millis(heard_ms) + self.heard_for
     }
 
     fn doubted(&self) -> MutexGuard<'_, BTreeMap<TopicPartition, Suspect>> {
@@ -426,9 +447,14 @@ impl MetadataHandle {
     /// Whether a leader of the metadata with a majority behind it has lately answered this broker: then it is not
     /// taken for dead, and what its image says is not old.
     pub fn is_heard(&self) -> bool {
-        let life = &self.life;
-        let heard_ms = life.heard_ms.load(Ordering::Relaxed);
-        heard_ms > 0 && life.began.elapsed() < Duration::from_millis(heard_ms) + life.heard_for
+        self.life.is_heard()
+    }
+
+    /// Waits until this broker is told that it was removed from its cluster: then it has no business there any more, and will
+    /// not start again with its data directory. Works on any executor.
+    pub async fn removed(&self) {
+        // The sender is as old as the handle.
+        let _ = self.life.removed.subscribe().wait_for(|removed| *removed).await;
     }
 
     /// Whether what its image says is what the cluster has decided, as far as this broker `me` can know: it is alone, has
@@ -511,6 +537,10 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     let fail = |why: String| {
         let _ = ready.send(Err(MetadataError::Thread(why)));
     };
+    if contents.removed {
+        let _ = ready.send(Err(MetadataError::Removed));
+        return None;
+    }
     if contents.joining && settings.join.is_empty() {
         fail(
             "this broker had begun to join a cluster, and was not done: start it with --join again"
@@ -518,6 +548,7 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         );
         return None;
     }
+    let file = store.file();
     let (log, writer) = match log::Log::start(store, &mut contents) {
         Ok(started) => started,
         Err(error) => {
@@ -552,8 +583,11 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
     raft.runtime_config().elect(!joins || !holds(Rule::JoinersDoNotStand));
     let admitted = Arc::new(AtomicBool::new(!joins));
     let member = Member { raft, peers, applied, log, settings, address, mailboxes, admitted };
-    let begun = begin_group(&member).await;
-    let begun = begun.map_err(MetadataError::Thread);
+    let begun = tokio::select! {
+        begun = begin_group(&member) => begun.map_err(MetadataError::Thread),
+        // Nothing here would give it any: the shards have not started.
+        why = member.log.no_room() => Err(store::without_room(&file, &why).into()),
+    };
     note_quorum(&member, &handle);
     let failed = begun.is_err();
     let _ = ready.send(begun);
@@ -567,7 +601,11 @@ async fn serve(setup: Setup) -> Option<log::Writer> {
         take_requests(&member, &handle, &publish, queue).await;
         [watching, driving, cutting, asking].iter().for_each(|task| task.abort());
     }
-    let _ = member.raft.shutdown().await;
+    tokio::select! {
+        _ = member.raft.shutdown() => {}
+        // What it waits for may never come.
+        _ = member.log.no_room() => {}
+    }
     Some(writer)
 }
 
@@ -649,8 +687,12 @@ async fn take_requests(
             }
             Request::Leave { answer } => {
                 stopping.send_replace(true);
+                let removed = *handle.life.removed.borrow();
                 tokio::spawn(async move {
-                    leave(&member).await;
+                    // It has nothing to leave any more.
+                    if !removed {
+                        leave(&member).await;
+                    }
                     let _ = answer.try_send(());
                 });
             }
@@ -678,13 +720,21 @@ impl Living {
             return;
         }
         let alone = !joins && member.is_alone();
-        if !joins && !alone {
+        // The others may look for it where it was.
+        let mut announces = !joins && !alone;
+        if announces {
             let _ = answer.try_send(Ok(()));
-            member.announce(storage_uuid).await;
         }
+        let mut told = String::new();
         loop {
-            match self.enter().await {
+            let entered = tokio::select! {
+                entered = self.enter() => entered,
+                () = member.announce(storage_uuid), if announces => continue,
+            };
+            match entered {
                 Ok(epoch) => {
+                    // From here on it is where its registration says.
+                    announces = false;
                     // Later registrations find it noted.
                     if std::mem::take(&mut joins)
                         && let Err(error) = member.has_joined().await
@@ -695,6 +745,7 @@ impl Living {
                     let _ = answer.try_send(Ok(()));
                     match self.stay(epoch).await {
                         Beaten::Again => {}
+                        Beaten::Removed => return self.go().await,
                         Beaten::Stopped => return,
                     }
                 }
@@ -702,7 +753,12 @@ impl Living {
                 Err(error)
                     if !alone && !matches!(error, MetadataError::Rejected(_)) && !member.is_stopped() =>
                 {
-                    tracing::warn!("broker {} is not registered yet: {error}", self.registration.broker);
+                    // Once for each reason, not with every try.
+                    let why = error.to_string();
+                    if told != why {
+                        tracing::warn!("broker {} is not registered yet: {why}", self.registration.broker);
+                        told = why;
+                    }
                     tokio::time::sleep(member.settings.heartbeat).await;
                 }
                 Err(error) => {
@@ -748,6 +804,19 @@ impl Living {
         let publish = self.publish.lock().unwrap_or_else(PoisonError::into_inner);
         publish(member.peers.image());
         Ok(epoch)
+    }
+
+    /// It was removed. Noted, so that whatever starts brokers anew does not bring it back: whoever removes a broker that nobody
+    /// reaches does not want to see it again.
+    async fn go(&self) {
+        tracing::error!("broker {}: {REMOVED}", self.registration.broker);
+        // A disk that takes nothing is no reason to stay.
+        match tokio::time::timeout(NOTE_PATIENCE, self.member.log.note_removed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("it cannot note that it was removed: {error}"),
+            Err(_) => tracing::error!("it cannot note that it was removed within {NOTE_PATIENCE:?}"),
+        }
+        self.handle.life.removed.send_replace(true);
     }
 
     /// Is heard until there is something to register for.

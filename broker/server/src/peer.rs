@@ -54,13 +54,17 @@ pub trait Replicas {
     /// A message about a partition of this shard, whether it has it or not. `batches` go with an append.
     fn receive(&self, from: BrokerId, id: TopicPartition, message: Message, batches: &[u8]);
 
-    /// It is the turn of a partition that asked for it: the next batches for `to`, at most
-    /// [`logic::limits::PUSH_BYTES_MAX`] bytes or one batch.
-    fn read(&self, to: BrokerId, id: TopicPartition) -> Chunk;
+    /// It is the turn of a partition that asked for it: the next batches for `to`, at most `max_bytes` or one batch.
+    fn read(&self, to: BrokerId, id: TopicPartition, max_bytes: usize) -> Chunk;
 
     /// The same for batches that are not in memory; `None` = there is nothing to send, or it cannot be read, which whoever
     /// implements this has dealt with.
-    fn read_device(&self, to: BrokerId, id: TopicPartition) -> LocalBoxFuture<'static, Option<Batches>>;
+    fn read_device(
+        &self,
+        to: BrokerId,
+        id: TopicPartition,
+        max_bytes: usize,
+    ) -> LocalBoxFuture<'static, Option<Batches>>;
 
     /// Batches that one of the two gave are on their way.
     fn pushed(&self, to: BrokerId, id: TopicPartition, pushed: Pushed);

@@ -26,7 +26,7 @@ use futures_util::future::LocalBoxFuture;
 use logic::ids::{
     BrokerEpoch, BrokerId, LeaderEpoch, Offset, OpenSequence, ReplicaGeneration, ShardId, TopicPartition,
 };
-use logic::limits::{CATCH_UP_BYTES_PER_SECOND, DIRTY_BYTES_PER_SHARD_MAX, PUSH_BYTES_MAX};
+use logic::limits::{CATCH_UP_BYTES_PER_SECOND, DIRTY_BYTES_PER_SHARD_MAX};
 use logic::metadata::{AlterPartition, Command, Image, InSyncMember, LocalPartition, Suspect};
 use logic::replication::message::{Body, FromFollower, Message, Nack, Status};
 use logic::replication::{Alter, AppendHead, Effect, Effects, Event, Here, Replica, Settings, Start, Stream};
@@ -742,10 +742,10 @@ impl peer::Replicas for Replicas {
         }
     }
 
-    fn read(&self, to: BrokerId, id: TopicPartition) -> Chunk {
+    fn read(&self, to: BrokerId, id: TopicPartition, max_bytes: usize) -> Chunk {
         let Some(hosted) = self.get(&id) else { return Chunk::Nothing };
         let Some(head) = self.head(&hosted, to) else { return Chunk::Nothing };
-        match hosted.partition.read_pushable(head.append.base, PUSH_BYTES_MAX) {
+        match hosted.partition.read_pushable(head.append.base, max_bytes) {
             None => Chunk::Device,
             Some(read) if read.slices.is_empty() => {
                 // What there is more is not on its way to the device yet.
@@ -761,13 +761,18 @@ impl peer::Replicas for Replicas {
         }
     }
 
-    fn read_device(&self, to: BrokerId, id: TopicPartition) -> LocalBoxFuture<'static, Option<Batches>> {
+    fn read_device(
+        &self,
+        to: BrokerId,
+        id: TopicPartition,
+        max_bytes: usize,
+    ) -> LocalBoxFuture<'static, Option<Batches>> {
         let (own, shard, hosted) = (self.own(), self.shard(), self.get(&id));
         Box::pin(async move {
             let (own, shard, hosted) = (own?, shard?, hosted?);
             let head = own.head(&hosted, to)?;
             let chunks = &shard.store.chunks;
-            match hosted.partition.read_for_push(chunks, head.append.base, PUSH_BYTES_MAX).await {
+            match hosted.partition.read_for_push(chunks, head.append.base, max_bytes).await {
                 Ok(read) if !read.slices.is_empty() => {
                     count(&own.counters.pushed_from_device, 1);
                     Some(own.batches(head, read))

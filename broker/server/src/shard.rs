@@ -21,7 +21,7 @@ use crate::socket::Sockets;
 use crate::stall;
 use crate::storage::is_no_space;
 use crate::storage::ring::RingDisk;
-use crate::storage::room::{FULL_DISK_RETRY, NoRoom};
+use crate::storage::room::{FULL_DISK_RETRY, NoRoom, Patience};
 use crate::store::Store;
 use crate::timer::Timer;
 use async_channel::Receiver;
@@ -228,6 +228,8 @@ pub struct Shard {
     local: RefCell<LocalPartitions>,
     /// Something is not open that should be.
     no_room: RefCell<Option<NoRoom<RingDisk>>>,
+    /// When to try that again: it reads logs anew.
+    patience: RefCell<Patience>,
     in_flight_bytes: Cell<usize>,
     /// Of those, bytes of frames that are not complete.
     partial_bytes: Cell<usize>,
@@ -274,6 +276,7 @@ impl Shard {
             producer_ids: ProducerIds::default(),
             local: RefCell::default(),
             no_room: RefCell::new(None),
+            patience: RefCell::default(),
             in_flight_bytes: Cell::new(0),
             partial_bytes: Cell::new(0),
             replies: ReplyBudget::new(identity.capacity.reply_bytes_max.min(REPLY_BYTES_PER_SHARD_MAX)),
@@ -368,7 +371,7 @@ impl Shard {
     }
 
     /// Follows every image that `signal` tells of, until nobody can send any more; what found no room to be opened is tried
-    /// again now and then.
+    /// again when there is some.
     pub async fn keep_following(self: &Rc<Self>, signal: Receiver<()>) {
         loop {
             let waits_for_room = self.no_room.borrow().is_some();
@@ -380,13 +383,32 @@ impl Shard {
             };
             let told = match select(pin!(signal.recv()), pin!(again)).await {
                 Either::Left((told, _)) => told.is_ok(),
-                Either::Right(_) => true,
+                Either::Right(_) if self.may_have_room().await => true,
+                Either::Right(_) => continue,
             };
             if !told {
                 return;
             }
             self.follow_metadata().await;
         }
+    }
+
+    /// Whether what waits for room is worth a try.
+    async fn may_have_room(&self) -> bool {
+        let storage = &self.store.storage;
+        match storage.disk.room(storage.root()).await {
+            Ok(room) => self.patience.borrow_mut().tries(room, self.started.elapsed()),
+            Err(error) => {
+                tracing::debug!(%error, "it is not known what room there is");
+                true
+            }
+        }
+    }
+
+    /// How often it was looked for room.
+    #[cfg(test)]
+    pub fn looks_for_room(&self) -> u64 {
+        self.patience.borrow().looks()
     }
 
     /// Follows the newest image. Run by one task only.
@@ -526,7 +548,10 @@ impl Shard {
         let mut no_room = self.no_room.borrow_mut();
         match (waits, no_room.is_some()) {
             (true, false) => *no_room = Some(self.store.storage.wait_for_room()),
-            (false, true) => *no_room = None,
+            (false, true) => {
+                *no_room = None;
+                *self.patience.borrow_mut() = Patience::default();
+            }
             _ => {}
         }
     }

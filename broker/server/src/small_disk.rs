@@ -16,7 +16,7 @@ impl SmallDisk {
         match mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).output() {
             Ok(output) if output.status.success() => Some(Self(directory)),
             other => {
-                println!("SKIPPED a full disk: {other:?}");
+                crate::skipped::skipped(&format!("a full disk: {other:?}"));
                 None
             }
         }

@@ -673,13 +673,12 @@ impl<D: Disk> Store<D> {
             let partition = partition.clone();
             let store = self.clone();
             stall::spawn("preparing a segment", async move {
-                match partition.prepare_ahead().await {
+                match partition.prepare_ahead(|| store.queue_waiting(id, Awaits::Zeroing)).await {
                     Err(error) if is_no_space(&error) || partition.is_closed() => {}
                     Err(error) => store.storage.fail("writing ahead", Some(id), &error),
                     Ok(()) => {}
                 }
                 store.preparing.set(store.preparing.get() - 1);
-                store.queue_waiting(id, Awaits::Zeroing);
             })
             .detach();
         }

@@ -334,6 +334,16 @@ fn a_directory_that_another_log_has_made_is_made_durable() {
     });
 }
 
+/// A batch whose place is being zeroed waits for that write, and not for the sync behind it.
+#[test]
+fn a_batch_passes_the_sync_of_zeros() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        assert_eq!(script.append_where_zeros_are_written().await, [2, 3, 4]);
+        script.end().await;
+    });
+}
+
 #[test]
 fn a_start_without_room_for_a_cut_waits_for_it() {
     scripts::a_start_without_room_for_a_cut_waits_for_it();

@@ -216,10 +216,10 @@ pub struct AskUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ANSWER: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_ANSWER: u8 = 11;
+pub const ENUM_MAX_ANSWER: u8 = 12;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_ANSWER: [Answer; 12] = [
+pub const ENUM_VALUES_ANSWER: [Answer; 13] = [
   Answer::NONE,
   Answer::Appended,
   Answer::Elected,
@@ -232,6 +232,7 @@ pub const ENUM_VALUES_ANSWER: [Answer; 12] = [
   Answer::Refused,
   Answer::Unknown,
   Answer::LagMeasured,
+  Answer::Removed,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -251,9 +252,10 @@ impl Answer {
   pub const Refused: Self = Self(9);
   pub const Unknown: Self = Self(10);
   pub const LagMeasured: Self = Self(11);
+  pub const Removed: Self = Self(12);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 11;
+  pub const ENUM_MAX: u8 = 12;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Appended,
@@ -267,6 +269,7 @@ impl Answer {
     Self::Refused,
     Self::Unknown,
     Self::LagMeasured,
+    Self::Removed,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -283,6 +286,7 @@ impl Answer {
       Self::Refused => Some("Refused"),
       Self::Unknown => Some("Unknown"),
       Self::LagMeasured => Some("LagMeasured"),
+      Self::Removed => Some("Removed"),
       _ => None,
     }
   }
@@ -3289,6 +3293,84 @@ impl ::core::fmt::Debug for Heard<'_> {
       ds.finish()
   }
 }
+pub enum RemovedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Removed<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Removed<'a> {
+  type Inner = Removed<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Removed<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Removed { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args RemovedArgs
+  ) -> ::flatbuffers::WIPOffset<Removed<'bldr>> {
+    let mut builder = RemovedBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Removed<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemovedArgs {
+}
+impl<'a> Default for RemovedArgs {
+  #[inline]
+  fn default() -> Self {
+    RemovedArgs {
+    }
+  }
+}
+
+pub struct RemovedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemovedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemovedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemovedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Removed<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Removed<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Removed");
+      ds.finish()
+  }
+}
 pub enum RedirectOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4334,6 +4416,20 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn answer_as_removed(&self) -> Option<Removed<'a>> {
+    if self.answer_type() == Answer::Removed {
+      let u = self.answer();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Removed::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -4356,6 +4452,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           Answer::Refused => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Refused>>("Answer::Refused", pos),
           Answer::Unknown => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Unknown>>("Answer::Unknown", pos),
           Answer::LagMeasured => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<LagMeasured>>("Answer::LagMeasured", pos),
+          Answer::Removed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Removed>>("Answer::Removed", pos),
           _ => Ok(()),
         }
      })?
@@ -4490,6 +4587,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         Answer::LagMeasured => {
           if let Some(x) = self.answer_as_lag_measured() {
+            ds.field("answer", &x)
+          } else {
+            ds.field("answer", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Answer::Removed => {
+          if let Some(x) = self.answer_as_removed() {
             ds.field("answer", &x)
           } else {
             ds.field("answer", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -193,8 +193,8 @@ pub struct Log {
     /// The next group must start a new segment although this one has room.
     pub(super) roll_next: bool,
     /// The segment that the newest checkpoint on the device goes on from. Those before it are not read by
-    /// a recovery, so they may be replaced.
-    pub(super) checkpointed_sequence: u64,
+    /// a recovery, so they may be replaced. `None`: the log has been cut since.
+    pub(super) checkpointed_sequence: Option<u64>,
     /// How often segments have been replaced in this life.
     pub(super) replacements: u64,
 }
@@ -277,7 +277,7 @@ impl Log {
             in_flight: VecDeque::new(),
             damaged: start.damaged,
             roll_next: start.roll_next,
-            checkpointed_sequence: 0,
+            checkpointed_sequence: Some(0),
             replacements: 0,
         }
     }
@@ -638,13 +638,19 @@ impl Log {
         }
         self.attested_end = self.attested_end.max(Offset::new(checkpoint.durable_end));
         let sequence = checkpoint.segments.last().map_or(0, |segment| segment.sequence);
-        self.checkpointed_sequence = self.checkpointed_sequence.max(sequence);
+        self.checkpointed_sequence = self.checkpointed_sequence.max(Some(sequence));
     }
 
     /// Whether a segment may be replaced as far as the checkpoint on the device is concerned: a recovery would
     /// go on behind it.
     pub fn is_behind_checkpoint(&self, name: SegmentName) -> bool {
-        name.last < self.checkpointed_sequence
+        self.checkpointed_sequence.is_some_and(|sequence| name.last < sequence)
+    }
+
+    /// Whether the log has been cut, and no checkpoint on the device knows of that: then its segments must stay, because
+    /// they alone say that what the checkpoint knows of epochs and producers does not count.
+    pub fn is_cut_unknown(&self) -> bool {
+        self.checkpointed_sequence.is_none()
     }
 
     /// Below this offset, which is the log's start at least, compaction has rewritten what there is.

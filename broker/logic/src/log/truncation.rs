@@ -168,7 +168,7 @@ impl Log {
         self.attested_end = Offset::new(plan.opens.base_offset);
         self.roll_next = false;
         // What a checkpoint says of the log as it was does not count for what it is now.
-        self.checkpointed_sequence = 0;
+        self.checkpointed_sequence = None;
         self.replacements += 1;
         cut_off
     }

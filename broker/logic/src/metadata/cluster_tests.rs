@@ -176,6 +176,27 @@ pub(crate) fn in_sync_sets() {
 }
 
 #[test]
+fn whose_life_has_ended_by_removal() {
+    let start = run(Image::default(), START);
+    let broker = BrokerId::new(4);
+    let life = start.broker(broker).expect("it is registered").epoch;
+    assert!(!Image::default().has_removed(broker, life), "an image from before it knows nothing");
+    for (script, expect) in [
+        ("", false),
+        ("fence 4; drain 4", false),
+        ("fence 4; remove 4", true),
+        ("fence 4; remove 4; fence 3", true),
+        // Under its number there is somebody: it itself, or another one.
+        ("fence 4; remove 4; register 4", false),
+    ] {
+        let image = run(start.clone(), script);
+        assert_eq!(image.has_removed(broker, life), expect, "{script}");
+        let later = BrokerEpoch::new(image.version() + 1);
+        assert!(!image.has_removed(broker, later), "{script}: it is not known yet");
+    }
+}
+
+#[test]
 pub(crate) fn refusals_are_committed() {
     // Each raises the partition's epoch and changes nothing else.
     check("alter 1 2,3", "1 e0 pe1 isr 1,2,3 of 1,2,3");

@@ -426,6 +426,12 @@ impl Image {
         self.brokers.get(&id)
     }
 
+    /// Whether `broker` was removed after it had registered as `epoch`. Once true of a registration it stays so, and an image
+    /// from before it says no: any member may tell, however old its image.
+    pub fn has_removed(&self, broker: BrokerId, epoch: BrokerEpoch) -> bool {
+        epoch.get() <= self.version && !self.brokers.contains_key(&broker)
+    }
+
     /// Every broker, by id.
     pub fn brokers(&self) -> impl Iterator<Item = &Arc<Broker>> {
         self.brokers.values()

@@ -67,6 +67,20 @@ fn copies_of_three_stopped_brokers_are_the_same_cluster() {
         let more = read_log(&client, TOPIC, PARTITIONS).await;
         assert!(more.iter().zip(&log).all(|(more, log)| more.starts_with(log)), "{more:?}");
         assert_eq!(more.iter().flatten().count(), 500);
+
+        // Copies of the copies on other hosts. Where the brokers were nobody is; the later ones are told of the first.
+        cluster.stop_all();
+        (1..=3).for_each(|id| {
+            cluster.restore(id);
+            cluster.move_elsewhere(id);
+        });
+        (1..=3).for_each(|id| cluster.start(id));
+        let client = cluster.connect().await;
+        whole(&client, 3).await;
+        assert_eq!(client.admin().describe_cluster(None).await.expect("it answers").cluster, known);
+        assert_eq!(read_log(&client, TOPIC, PARTITIONS).await, more);
+        assert_eq!(committed(&client).await, offsets);
+        produce(&producer(&client), 100).await;
         for id in 1..=3 {
             let mut notices = cluster.notices(id).await;
             // That the host was busy says nothing of it.

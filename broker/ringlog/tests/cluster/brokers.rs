@@ -13,7 +13,7 @@ use ringlog_client::{
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,20 @@ impl Cluster {
 
     /// Starts a broker that does not run.
     pub fn start(&mut self, id: u32) {
+        let broker = self.serve(id).start();
+        let place = self.place(id);
+        place.address = broker.address;
+        place.broker = Some(broker);
+    }
+
+    /// What a broker says that does not start.
+    pub fn refusal(&mut self, id: u32) -> String {
+        let started = self.serve(id).try_start();
+        started.map(|broker| broker.said.clone()).expect_err("it is not to start").stderr
+    }
+
+    /// How a broker that does not run is to be started.
+    fn serve(&mut self, id: u32) -> Serve {
         let running = |place: &&Place| place.broker.is_some();
         // Any broker that is known will do.
         let join =
@@ -88,15 +102,12 @@ impl Cluster {
         let place = self.place(id);
         let arguments = place.arguments.clone();
         let serve = Serve::new(place.data.path()).shards(place.shards).listen(place.address);
-        let serve = serve.prepared(move |command| {
+        serve.prepared(move |command| {
             command.args(["--broker-id", &id.to_string()]).args(arguments);
             if let Some(join) = join {
                 command.args(["--join", &join]);
             }
-        });
-        let broker = serve.start();
-        place.address = broker.address;
-        place.broker = Some(broker);
+        })
     }
 
     /// Starts a broker that does not run, with so many shards from now on.
@@ -144,6 +155,13 @@ impl Cluster {
     pub fn http(&self, id: u32) -> &str {
         let broker = self.places[id as usize - 1].broker.as_ref().expect("it runs");
         broker.said.iter().find_map(|line| line.strip_prefix("http ")).expect("it says where")
+    }
+
+    /// Waits until a broker has ended by itself; with which status, and what it said on standard error.
+    pub fn ended(&mut self, id: u32) -> (ExitStatus, String) {
+        let mut broker = self.place(id).broker.take().expect("it runs");
+        let status = broker.until_ready().expect_err("it has been ready before");
+        (status, broker.kill())
     }
 
     /// An empty disk takes the place of that of a broker that does not run.

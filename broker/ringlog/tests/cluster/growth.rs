@@ -237,6 +237,40 @@ fn disks_brokers_and_leaders_change_and_clients_do_not_notice() {
     });
 }
 
+/// A broker that nobody reaches is removed. It comes back to a cluster in which nobody speaks to it, and of which it knows the
+/// leader of then, who is gone: it is told all the same, ends, and stays away until its disk is empty.
+#[test]
+fn a_broker_that_was_removed_while_it_was_away_ends_and_stays_away() {
+    run(async || {
+        let mut cluster = Cluster::with(4, &["--http", "127.0.0.1:0"]);
+        let client = cluster.connect().await;
+        whole(&client, 4).await;
+        until_votes(&cluster, 4, 3, 1).await;
+        let leads = client.admin().describe_cluster(None).await.expect("it answers").controller;
+        let leads = leads.filter(|leads| *leads != 4).expect("one that votes leads the metadata");
+        cluster.pause(4);
+        cluster.stop(leads);
+        until(&client, "it is missed", |cluster| {
+            cluster.brokers.iter().any(|broker| broker.id == 4 && broker.fenced)
+        })
+        .await;
+        cluster.ok("cluster remove 4");
+        let other = (1..4).find(|id| *id != leads).expect("there are two more");
+        until_votes(&cluster, other, 3, 0).await;
+        cluster.resume(4);
+        let (status, said) = cluster.ended(4);
+        let told = "this broker was removed from its cluster (`ringlog cluster remove`): to join again, start it with an \
+                    empty data directory and --join";
+        assert!(status.code() == Some(1) && said.contains(told), "{status}: {said}");
+        let said = cluster.refusal(4);
+        assert!(said.contains(told), "{said}");
+        cluster.start(leads);
+        cluster.replace_disk(4);
+        cluster.start(4);
+        whole(&client, 4).await;
+    });
+}
+
 /// A move that may copy next to nothing per second does not end before the bound is lifted, and holds up nobody. It can be
 /// given up meanwhile.
 #[test]

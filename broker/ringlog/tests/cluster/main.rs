@@ -33,6 +33,8 @@ mod scrape;
 #[expect(dead_code, reason = "the suite that it belongs to uses the rest")]
 mod segments;
 mod silences;
+#[path = "../faults/support/skipped.rs"]
+mod skipped;
 mod slow_disk;
 mod slow_link;
 mod three;
@@ -45,14 +47,7 @@ mod history {
     pub mod worker;
 }
 
-use std::io::Write;
 use std::time::Duration;
 
 /// What turns a hang into a failure.
 const DEADLINE: Duration = Duration::from_secs(120);
-
-/// Says that a test is not run where a right is missing, and which.
-fn skipped(why: &str) {
-    // Not println: the harness would keep it to itself, because the test passes.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
-}

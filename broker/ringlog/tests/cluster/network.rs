@@ -148,7 +148,7 @@ pub fn network(hosts: u8) -> Option<Network> {
         Ok(network) => Some(network),
         Err(NotDone::Failed(why)) => panic!("no network can be made: {why}"),
         Err(NotDone::NoRights(why)) => {
-            crate::skipped(&format!("networks may not be made here: {why}"));
+            crate::skipped::skipped(&format!("networks may not be made here: {why}"));
             None
         }
     }

@@ -114,10 +114,10 @@ fn a_follower_with_a_slow_disk_leaves_the_set_and_comes_back() {
         let brake = match Brake::new(cluster.data(1), BYTES_PER_SECOND) {
             Ok(brake) => brake,
             Err(error) if is_missing_right(&error) => {
-                return crate::skipped(&format!("writes may not be slowed here: {error}"));
+                return crate::skipped::skipped(&format!("writes may not be slowed here: {error}"));
             }
             Err(error) if !has_block_device(cluster.data(1)) => {
-                return crate::skipped(&format!("no block device is below the data here: {error}"));
+                return crate::skipped::skipped(&format!("no block device is below the data here: {error}"));
             }
             Err(error) => panic!("writes cannot be slowed: {error}"),
         };

@@ -4,6 +4,7 @@ use crate::support::neighbour::Neighbour;
 use crate::support::process::{Broker, Serve};
 use crate::support::raw::{Answer, Raw, Target, fetch, hello, produce, produce_one, question, request};
 use crate::support::records::Maker;
+use crate::support::skipped::skipped;
 use crate::support::{Directory, block_on, client, counter_is, create_topic, setting};
 use ringlog_client::{ErrorCode, TopicDescription};
 use schema::frame::PREFIX_BYTES;
@@ -439,7 +440,7 @@ fn thousands_of_idle_connections_cost_little() {
     let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     let needed = WANTED as u64 + 500;
     if got != 0 || limit.rlim_cur < needed {
-        println!("SKIPPED {WANTED} idle connections: ulimit -n is {}, {needed} are needed", limit.rlim_cur);
+        skipped(&format!("{WANTED} idle connections: ulimit -n is {}, {needed} are needed", limit.rlim_cur));
         return;
     }
     let stage = Stage::new();

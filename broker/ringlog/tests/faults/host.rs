@@ -9,6 +9,7 @@ use crate::support::process::{NotStarted, Serve};
 use crate::support::records::{Maker, Proof, prove};
 use crate::support::refuse_io_uring::refuse_io_uring;
 use crate::support::segments::read_segments;
+use crate::support::skipped::skipped;
 use crate::support::{Directory, block_on, client, create_topic, in_time, until, usable};
 use ringlog_client::reply::Reply;
 use ringlog_client::request::{ProduceEntry, Request};
@@ -81,7 +82,7 @@ impl Drop for Mount {
 
 /// `Some`, or a line that says why this test is skipped.
 fn or_skip<T>(what: &str, result: Result<T, String>) -> Option<T> {
-    result.inspect_err(|why| println!("SKIPPED {what}: {why}")).ok()
+    result.inspect_err(|why| skipped(&format!("{what}: {why}"))).ok()
 }
 
 /// How long an acknowledgement is waited for where it may have to wait for space.
@@ -451,7 +452,7 @@ fn directories_and_ports_that_cannot_be_used() {
 /// Wrapping words that run a broker as nobody; `None` where this user cannot become nobody.
 fn as_nobody(what: &str) -> Option<Vec<String>> {
     if !is_root() {
-        println!("SKIPPED {what}: only root can become somebody else");
+        skipped(&format!("{what}: only root can become somebody else"));
         return None;
     }
     let words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];

@@ -4,6 +4,7 @@
 use crate::support::neighbour::Neighbour;
 use crate::support::raw::{Raw, Target, fetch, hello, produce_one, question};
 use crate::support::records::Maker;
+use crate::support::skipped::skipped;
 use crate::support::{Directory, block_on, client, counter_is, create_topic, embedded};
 use ringlog_client::ErrorCode;
 use server::broker::{Broker, TimeOuts};
@@ -141,7 +142,7 @@ fn slow_and_silent_peers_are_let_go() {
 
     // One whose host is gone: no end, no reset, nothing.
     if let Some(why) = vanish(Raw::hello(address, -1)) {
-        println!("SKIPPED a peer that vanishes: {why}");
+        skipped(&format!("a peer that vanishes: {why}"));
     }
     drop((idle, writer, full));
     let records = neighbour.finish();

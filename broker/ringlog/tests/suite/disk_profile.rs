@@ -5,6 +5,7 @@
 //! SKIPPED. Absent on purpose: the rules (tables of the `perf` crate), and what a choice is worth, which is measured.
 
 use crate::process::{Broker, Ran, directory, run};
+use crate::skipped::skipped;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -54,7 +55,7 @@ fn measured() -> Option<tempfile::TempDir> {
     let broker = start(data.path(), "auto", &[]);
     let unfit = said(&broker).iter().any(|line| line.contains("disk not measured"));
     if unfit {
-        println!("SKIPPED: {:?}", said(&broker));
+        skipped(&format!("what a start measures: {:?}", said(&broker)));
         return None;
     }
     says(
@@ -208,7 +209,7 @@ fn the_doctor_measures_and_serve_reads_it() {
     let text = data.path().to_str().unwrap();
     let ran: Ran = run(&["doctor", "--disk", text, "--format", "json"]);
     if ran.code == 2 && (ran.stderr.contains("in memory") || ran.stderr.contains("O_DIRECT")) {
-        println!("SKIPPED: {}", ran.stderr);
+        skipped(&format!("what the doctor measures: {}", ran.stderr.trim().replace('\n', "; ")));
         return;
     }
     let lines = ran.ok().json();
@@ -245,7 +246,7 @@ fn where_there_is_nothing_to_measure() {
         assert!(!file(data.path()).exists());
         in_order(broker);
     } else {
-        println!("SKIPPED: no tmpfs at /dev/shm");
+        skipped("a disk in memory: no tmpfs at /dev/shm");
     }
     // Somebody's photographs: refused as ever, and nothing was written to them.
     let other = directory();

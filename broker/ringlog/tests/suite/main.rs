@@ -29,5 +29,7 @@ mod records;
 mod retention;
 mod scrape;
 mod settings;
+#[path = "../faults/support/skipped.rs"]
+mod skipped;
 mod topics;
 mod workers;

@@ -232,6 +232,15 @@ fn a_partition_that_moves_on_a_full_disk_waits_for_room() {
             notices.iter().any(|notice| notice.contains("cannot be opened: the disk is full")),
             "{notices:?}"
         );
+        // The first look is followed by a try, because nobody knows what room there was before it; no other one is.
+        until("a look for room", || to.looks_for_room() > 1).await;
+        let (looks, reads) = (to.looks_for_room(), to.store.storage.counters.reads.get());
+        until("more looks for room", || to.looks_for_room() >= looks + 3).await;
+        assert_eq!(
+            to.store.storage.counters.reads.get(),
+            reads,
+            "its log is not read again before there is room"
+        );
 
         rig.submit(Command::DeleteTopic { id: deleted.topic }).await;
         until("it is served", || to.store.partition(&moved).is_some()).await;

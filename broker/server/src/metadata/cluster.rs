@@ -1,25 +1,38 @@
 //! Whole brokers in one process: they form a cluster, lose members and get them back.
 
+use super::codec::Builder;
 use super::machine::SNAPSHOT_EVERY;
-use super::network::PIECE_BYTES;
+use super::network::{PIECE_BYTES, Wire};
+use super::peers::{Asked, Peers};
 use super::store::{Contents, Owner, Store};
 use super::tests::entries_in;
 use super::{MetadataHandle, Quorum};
+use crate::broker::StartError;
 use crate::{Broker, BrokerConfig, ClusterConfig};
 use futures_executor::block_on;
-use logic::ids::{BrokerId, TopicId};
+use logic::ids::{BrokerEpoch, BrokerId, TopicId};
 use logic::limits::PARTITIONS_PER_TOPIC_MAX;
 use logic::metadata::{BrokerRegistration, Command, Placement, snapshot};
+use schema::consensus as fb;
 use schema::error_code::ErrorCode;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn start(data: &Path, broker: u32, listen: SocketAddr, join: &[SocketAddr]) -> Broker {
+    try_start(data, broker, listen, join).unwrap()
+}
+
+fn try_start(
+    data: &Path,
+    broker: u32,
+    listen: SocketAddr,
+    join: &[SocketAddr],
+) -> Result<Broker, StartError> {
     let cluster = ClusterConfig {
         broker: BrokerId::new(broker),
         join: join.iter().map(SocketAddr::to_string).collect(),
@@ -27,7 +40,7 @@ fn start(data: &Path, broker: u32, listen: SocketAddr, join: &[SocketAddr]) -> B
     };
     // Not every file system that tests run on takes direct writes.
     let config = BrokerConfig { cluster, direct: false, ..BrokerConfig::new(data, listen) };
-    Broker::start(config).unwrap()
+    Broker::start(config)
 }
 
 fn any() -> SocketAddr {
@@ -284,4 +297,98 @@ fn a_follower_of_many_short_lives_keeps_a_short_log() {
     }
     assert!(most < 3 * SNAPSHOT_EVERY, "{most} entries in the log of {}", 4 * SNAPSHOT_EVERY);
     first.stop().unwrap();
+}
+
+/// What `broker` says to a heartbeat of `life`.
+fn answer_to(broker: &Broker, (id, epoch): (BrokerId, BrokerEpoch)) -> Asked {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let image = Arc::new(RwLock::new(metadata(broker).image()));
+        let peers = Peers::new(id, image, tokio::sync::mpsc::channel(1).0);
+        let wire = Wire::connect(&peers, &broker.address().to_string(), None).await.unwrap();
+        let args = fb::HeartbeatArgs { broker: id.get(), epoch: epoch.get(), version: 0, stopping: true };
+        let ask = |b: &mut Builder| (fb::Ask::Heartbeat, fb::Heartbeat::create(b, &args).as_union_value());
+        Asked::of(&wire.call(LIMIT, ask).await.unwrap()).unwrap()
+    })
+}
+
+/// A broker that was removed while its process lived learnt nothing of the metadata any more, was answered all the same, and
+/// took what it knew for what is. The third stops here all but its metadata, so that nobody takes it for one that serves.
+#[test]
+fn who_was_removed_is_told_and_does_not_come_back() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
+    for broker in [&first, &second, &third] {
+        wait_for("answer to a heartbeat", broker, |handle, _| handle.is_heard());
+    }
+    let life = (BrokerId::new(2), metadata(&third).registration());
+    block_on(metadata(&third).leave());
+    assert!(!matches!(answer_to(&first, life), Asked::Removed), "it is fenced, and a member");
+    block_on(metadata(&first).submit(Command::RemoveBroker { broker: life.0 })).unwrap();
+    // It has nothing any more that could be told of it. Whoever is asked answers, whether it leads the metadata or not.
+    wait_for("word of it", &third, |handle, _| *handle.life.removed.borrow());
+    wait_for("image like the first's", &second, |handle, _| handle.image().broker(life.0).is_none());
+    for broker in [&first, &second] {
+        assert!(matches!(answer_to(broker, life), Asked::Removed));
+        let later = BrokerEpoch::new(metadata(&first).image().version() + 1);
+        assert!(!matches!(answer_to(broker, (life.0, later)), Asked::Removed), "it may have registered anew");
+    }
+    wait_for("group without it", &first, |_, quorum| {
+        !quorum.voters.contains(&life.0) && !quorum.observers.contains(&life.0)
+    });
+    third.stop().unwrap();
+    for join in [vec![], vec![first.address()]] {
+        let error = try_start(directories[2].path(), 2, any(), &join).map(|_| ()).unwrap_err();
+        assert_eq!(error.to_string(), crate::broker::REMOVED, "with {join:?}");
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let third = start(empty.path(), 2, any(), &[first.address()]);
+    wait_for("broker that serves", &first, |handle, _| {
+        handle.image().broker(life.0).is_some_and(|broker| !broker.fenced)
+    });
+    for broker in [first, second, third] {
+        broker.stop().unwrap();
+    }
+}
+
+/// As from copies of all their disks that are restored on other hosts: where they were nobody is any more. Two of them are told
+/// of the first, and nobody of the two.
+#[test]
+fn brokers_that_are_all_elsewhere_find_each_other() {
+    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    wait_for("three votes", &third, |_, quorum| quorum.voters.len() == 3);
+    create(&third, 1, 0).unwrap();
+    let before = [&first, &second, &third].map(Broker::address);
+    std::thread::scope(|scope| {
+        for broker in [first, second, third] {
+            scope.spawn(move || broker.stop().unwrap());
+        }
+    });
+
+    let first = start(directories[0].path(), 0, any(), &[]);
+    let second = start(directories[1].path(), 1, any(), &[first.address()]);
+    let third = start(directories[2].path(), 2, any(), &[first.address()]);
+    let brokers = [first, second, third];
+    for broker in &brokers {
+        wait_for("image in which all serve where they are", broker, |handle, _| {
+            let image = handle.image();
+            brokers.iter().zip(0..).all(|(other, id)| {
+                let (known, port) = (image.broker(BrokerId::new(id)).unwrap(), other.address().port());
+                known.registration.port == port && !known.fenced
+            })
+        });
+    }
+    let now = brokers.each_ref().map(Broker::address);
+    assert!(now.iter().all(|address| !before.contains(address)), "{before:?} {now:?}");
+    create(&brokers[2], 2, 0).unwrap();
+    assert!(has(&metadata(&brokers[2]), 1));
+    for broker in brokers {
+        broker.stop().unwrap();
+    }
 }

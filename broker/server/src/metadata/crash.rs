@@ -56,13 +56,14 @@ struct Expected {
     purged: Option<LogId>,
     snapshot: Option<StoredSnapshot>,
     joining: bool,
+    removed: bool,
 }
 
 impl Expected {
     fn of(contents: Contents) -> Self {
-        let Contents { entries, vote, committed, purged, snapshot, joining } = contents;
+        let Contents { entries, vote, committed, purged, snapshot, joining, removed } = contents;
         let entries = entries.into_iter().map(|entry| (entry.log_id.index, entry)).collect();
-        Self { entries, vote, committed, purged, snapshot, joining }
+        Self { entries, vote, committed, purged, snapshot, joining, removed }
     }
 
     fn perform(&mut self, op: &Op) {
@@ -77,6 +78,7 @@ impl Expected {
             Op::Committed(id) => self.committed = *id,
             Op::Snapshot(snapshot) => self.snapshot = Some(snapshot.clone()),
             Op::Joining(joining) => self.joining = *joining,
+            Op::Removed => self.removed = true,
         }
     }
 }

@@ -87,6 +87,16 @@ impl Log {
         self.full.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Waits until the disk takes nothing; why.
+    pub async fn no_room(&self) -> String {
+        loop {
+            if let Some(why) = self.full() {
+                return why;
+            }
+            tokio::time::sleep(SPACE_RETRY).await;
+        }
+    }
+
     /// Whether it has never been part of a group.
     pub fn is_pristine(&self) -> bool {
         let memory = self.memory();
@@ -109,6 +119,11 @@ impl Log {
     /// Notes durably that this broker begins to join a cluster, or has joined.
     pub async fn note_joining(&self, joining: bool) -> Result<(), io::Error> {
         self.write(vec![Op::Joining(joining)]).await
+    }
+
+    /// Notes durably that this broker was removed from its cluster.
+    pub async fn note_removed(&self) -> Result<(), io::Error> {
+        self.write(vec![Op::Removed]).await
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -156,7 +171,9 @@ fn write_all(mut store: Store, queue: &Receiver<Job>, full: &Mutex<Option<String
                 Err(CommitError::NoSpace(why)) => {
                     let mut said = full.lock().unwrap_or_else(PoisonError::into_inner);
                     if said.replace(why.clone()).is_none() {
-                        tracing::error!("the metadata store waits for space on its disk: {why}");
+                        tracing::error!(
+                            "the metadata store waits for space on its disk, and nothing is changed before: {why}"
+                        );
                     }
                 }
             }
@@ -170,7 +187,9 @@ fn write_all(mut store: Store, queue: &Receiver<Job>, full: &Mutex<Option<String
                 Err(RecvTimeoutError::Disconnected) => closing = true,
             }
         };
-        *full.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if full.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() && result.is_ok() {
+            tracing::info!("the metadata store has space again");
+        }
         if let Err(why) = &result {
             tracing::error!("the metadata store failed: {why}");
         }

@@ -27,6 +27,8 @@ const SUBMIT_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(20);
 /// How long a new broker asks to be let in before its start fails.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two words of where a broker is that is not registered yet.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(200);
 /// A member that joined and has not registered for so long is forgotten.
 const UNREGISTERED_MAX: Duration = Duration::from_secs(60);
 
@@ -35,6 +37,8 @@ const UNREGISTERED_MAX: Duration = Duration::from_secs(60);
 pub(super) enum Beaten {
     /// It has to register anew.
     Again,
+    /// It was removed from the cluster.
+    Removed,
     /// The metadata has stopped.
     Stopped,
 }
@@ -117,7 +121,7 @@ impl Member {
                 }
                 Ok(Asked::Refused(why)) => return Tried::Done(Err(MetadataError::Unavailable(why))),
                 Ok(Asked::Unknown(why)) => return Tried::Done(Err(MetadataError::OutcomeUnknown(why))),
-                Ok(Asked::Heard | Asked::Joined) => {
+                Ok(Asked::Heard | Asked::Removed | Asked::Joined) => {
                     let why = format!("broker {leader} answers something else");
                     return Tried::Done(Err(MetadataError::OutcomeUnknown(why)));
                 }
@@ -148,6 +152,12 @@ impl Member {
         metrics.borrow_watched().membership_config.nodes().map(|(id, _)| *id).collect()
     }
 
+    /// The same without this one.
+    fn others(&self) -> impl Iterator<Item = u64> + use<> {
+        let me = u64::from(self.peers.me().get());
+        self.nodes().into_iter().filter(move |id| *id != me)
+    }
+
     /// Members with a vote.
     pub fn voters(&self) -> BTreeSet<u64> {
         let metrics = self.raft.server_metrics();
@@ -174,7 +184,7 @@ impl Member {
             let Some(address) = known.first().cloned() else { break };
             // Each in its turn.
             known.rotate_left(1);
-            match self.ask_to_join(&address, storage_uuid).await {
+            match self.ask_to_join(&address, storage_uuid).await.map(|(_, asked)| asked) {
                 Ok(Asked::Joined) => {
                     self.admitted.store(true, Ordering::Relaxed);
                     self.keep_time(true);
@@ -208,7 +218,8 @@ impl Member {
         Ok(())
     }
 
-    async fn ask_to_join(&self, address: &str, storage_uuid: u128) -> Result<Asked, CallError> {
+    /// Who is at `address`, and what it says.
+    async fn ask_to_join(&self, address: &str, storage_uuid: u128) -> Result<(u64, Asked), CallError> {
         let ask = |b: &mut Builder| -> (fb::Ask, WIPOffset<UnionWIPOffset>) {
             let args = fb::JoinArgs {
                 broker: self.peers.me().get(),
@@ -220,17 +231,46 @@ impl Member {
         };
         let wire = Wire::connect(&self.peers, address, None).await?;
         let bytes = wire.call(SUBMIT_PATIENCE, ask).await?;
-        Ok(Asked::of(&bytes).unwrap_or_else(|error| Asked::Unknown(error.to_string())))
+        let asked = Asked::of(&bytes).unwrap_or_else(|error| Asked::Unknown(error.to_string()));
+        Ok((wire.broker, asked))
     }
 
-    /// Tells those that this broker knows where it is: its address may have changed while it was away.
+    /// Tells those that this broker knows where it is, again and again: its address may have changed while it was away. So may
+    /// theirs, as when all brokers are restored from copies on other hosts: whom it does not find where it was is
+    /// looked for at the addresses that it was given.
     pub async fn announce(&self, storage_uuid: u128) {
-        for target in self.nodes() {
-            if target != u64::from(self.peers.me().get())
-                && let Some(address) = self.peers.address(target)
+        loop {
+            let mut lost = BTreeSet::new();
+            for target in self.others() {
+                let reached = match self.peers.address(target) {
+                    Some(address) => self.ask_to_join(&address, storage_uuid).await.ok(),
+                    None => None,
+                };
+                if reached.is_none_or(|(broker, _)| broker != target) {
+                    lost.insert(target);
+                }
+            }
+            self.look_for(lost, storage_uuid).await;
+            tokio::time::sleep(ANNOUNCE_AGAIN).await;
+        }
+    }
+
+    /// Looks for brokers at the addresses that this one was given, and at those of which it hears there.
+    async fn look_for(&self, mut lost: BTreeSet<u64>, storage_uuid: u128) {
+        let mut addresses = self.settings.join.clone();
+        let mut at = 0;
+        while let Some(address) = addresses.get(at).filter(|_| !lost.is_empty()).cloned() {
+            at += 1;
+            let Ok((broker, asked)) = self.ask_to_join(&address, storage_uuid).await else { continue };
+            if lost.remove(&broker) {
+                tracing::info!("broker {broker} is at {address} now");
+                self.peers.moved(broker, &address);
+            }
+            if let Asked::Redirected(Some((_, leader))) = asked
+                && !leader.is_empty()
+                && !addresses.contains(&leader)
             {
-                // Who is not there learns it from the registration.
-                let _ = self.ask_to_join(&address, storage_uuid).await;
+                addresses.push(leader);
             }
         }
     }
@@ -251,6 +291,7 @@ impl Member {
     ) -> Beaten {
         let mut images = self.applied.watch();
         let me = self.peers.me();
+        let mut turn = 0;
         loop {
             // Who does not learn what the cluster decides must not be taken for one who does.
             if self.is_stopped() {
@@ -258,6 +299,10 @@ impl Member {
                 return Beaten::Stopped;
             }
             let image = self.peers.image();
+            // It hears of it by the log only if that came before the change of the group.
+            if life.removed_epoch.load(Ordering::Relaxed) == epoch.get() || image.has_removed(me, epoch) {
+                return Beaten::Removed;
+            }
             if let Some(known) = image.broker(me).filter(|known| known.epoch > epoch) {
                 if known.registration.storage_uuid != storage_uuid {
                     crate::fatal(&format!("another process has registered as broker {me} after this one"));
@@ -284,11 +329,19 @@ impl Member {
                 Some(leader) => self.send_heartbeat(leader, heartbeat, life),
                 None => {}
             }
+            // Nobody tells a broker that was removed who leads by now: any of the others knows that it was.
+            if !life.is_heard() {
+                let others: Vec<u64> = self.others().collect();
+                if let Some(other) = others.get(turn % others.len().max(1)) {
+                    self.send_heartbeat(*other, heartbeat, life);
+                }
+                turn += 1;
+            }
             tokio::time::sleep(self.settings.heartbeat).await;
         }
     }
 
-    fn send_heartbeat(&self, leader: u64, heartbeat: Heartbeat, life: &Arc<Life>) {
+    fn send_heartbeat(&self, target: u64, heartbeat: Heartbeat, life: &Arc<Life>) {
         let (member, life) = (self.clone(), life.clone());
         tokio::spawn(async move {
             let ask = |b: &mut Builder| {
@@ -301,8 +354,10 @@ impl Member {
                 (fb::Ask::Heartbeat, fb::Heartbeat::create(b, &args).as_union_value())
             };
             // Else the next one is under way soon.
-            if let Ok(Asked::Heard) = member.ask(leader, member.settings.session, ask).await {
-                life.note_heard();
+            match member.ask(target, member.settings.session, ask).await {
+                Ok(Asked::Heard) => life.note_heard(),
+                Ok(Asked::Removed) => life.removed_epoch.store(heartbeat.epoch.get(), Ordering::Relaxed),
+                _ => {}
             }
         });
     }

@@ -76,6 +76,8 @@ type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Vec<u8>>>>>>;
 
 /// An open connection.
 pub(super) struct Wire {
+    /// Who is at its other end.
+    pub broker: u64,
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Waiting,
     reader: tokio::task::JoinHandle<()>,
@@ -97,11 +99,11 @@ impl Wire {
             rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_MAX.as_millis() as u32)?;
             stream.write_all(&hello(peers)).await?;
             let bytes = read_frame(&mut stream, FRAME_BYTES_MAX_BEFORE_HELLO).await?;
-            check_hello(&bytes, target).map_err(io::Error::other)?;
-            Ok::<_, io::Error>(stream)
+            let broker = check_hello(&bytes, target).map_err(io::Error::other)?;
+            Ok::<_, io::Error>((stream, broker))
         };
-        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(Ok(stream)) => stream,
+        let (stream, broker) = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(Ok(connected)) => connected,
             Ok(Err(error)) => {
                 let refused = error.kind() == io::ErrorKind::ConnectionRefused;
                 return Err(CallError { refused, ..CallError::unsent(format!("{address}: {error}")) });
@@ -111,7 +113,8 @@ impl Wire {
         let (reader, writer) = stream.into_split();
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let reader = tokio::spawn(hand_out(reader, waiting.clone()));
-        Ok(Self { writer: tokio::sync::Mutex::new(writer), waiting, reader, next: AtomicU64::new(1) })
+        let writer = tokio::sync::Mutex::new(writer);
+        Ok(Self { broker, writer, waiting, reader, next: AtomicU64::new(1) })
     }
 
     fn is_open(&self) -> bool {
@@ -213,7 +216,8 @@ fn hello(peers: &Peers) -> Vec<u8> {
     out
 }
 
-fn check_hello(bytes: &[u8], target: Option<u64>) -> Result<(), Malformed> {
+/// Who says hello.
+fn check_hello(bytes: &[u8], target: Option<u64>) -> Result<u64, Malformed> {
     let mut aligned = Aligned::default();
     let response = frame::response(aligned.align(bytes), FRAME_TABLES_MAX)
         .map_err(|error| Malformed(error.to_string()))?;
@@ -225,7 +229,7 @@ fn check_hello(bytes: &[u8], target: Option<u64>) -> Result<(), Malformed> {
         Some(target) if u64::from(hello.broker()) != target => {
             Err(Malformed(format!("broker {} is there, not {target}", hello.broker())))
         }
-        _ => Ok(()),
+        _ => Ok(hello.broker().into()),
     }
 }
 
@@ -495,7 +499,10 @@ mod tests {
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let reader = tokio::spawn(hand_out(reader, waiting.clone()));
         let writer = tokio::sync::Mutex::new(writer);
-        (Wire { writer, waiting, reader, next: AtomicU64::new(1) }, listener.accept().await.unwrap().0)
+        (
+            Wire { broker: 1, writer, waiting, reader, next: AtomicU64::new(1) },
+            listener.accept().await.unwrap().0,
+        )
     }
 
     #[tokio::test]

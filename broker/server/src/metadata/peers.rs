@@ -105,6 +105,8 @@ impl Peers {
 pub(super) enum Asked {
     Committed(LogId),
     Heard,
+    /// The life of the broker that asks is over.
+    Removed,
     Joined,
     /// It is not the leader; where that is, if it knows.
     Redirected(Option<(u64, String)>),
@@ -124,6 +126,7 @@ impl Asked {
                     }
                 }
                 fb::Answer::Heard => Self::Heard,
+                fb::Answer::Removed => Self::Removed,
                 fb::Answer::Joined => Self::Joined,
                 fb::Answer::Redirect => {
                     Self::Redirected(response.answer_as_redirect().and_then(|redirect| {

@@ -294,6 +294,13 @@ async fn handle(member: &Member, ask: Ask) -> Answer {
         },
         Ask::Join { broker, address, storage_uuid } => join(member, broker, address, storage_uuid).await,
         Ask::Heartbeat(heartbeat) => {
+            // Before it is asked who leads: who was removed may know nobody else any more.
+            if member.peers.image().has_removed(heartbeat.broker, heartbeat.epoch) {
+                return Box::new(|b| {
+                    let removed = fb::Removed::create(b, &fb::RemovedArgs {});
+                    (fb::Answer::Removed, removed.as_union_value())
+                });
+            }
             if !member.leads() {
                 return redirect(member);
             }

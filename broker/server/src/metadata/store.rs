@@ -84,6 +84,8 @@ pub(super) enum Op {
     Snapshot(StoredSnapshot),
     /// It begins to join a cluster, or has joined.
     Joining(bool),
+    /// It was removed from its cluster.
+    Removed,
 }
 
 /// An image and what is in it.
@@ -107,6 +109,8 @@ pub(super) struct Contents {
     pub snapshot: Option<StoredSnapshot>,
     /// It has begun to join a cluster, and is not registered in it yet: what groups its log speaks of may be long past.
     pub joining: bool,
+    /// It was removed from the cluster that its log speaks of.
+    pub removed: bool,
 }
 
 /// Whose store it is.
@@ -191,7 +195,10 @@ impl Store {
         let opened = store.open_file().or_else(|failure| {
             if failure.no_space && store.release_reserve() { store.open_file() } else { Err(failure) }
         });
-        let file = opened.map_err(|failure| StoreError { path: file, problem: failure.problem })?;
+        let file = opened.map_err(|failure| match failure.no_space {
+            true => without_room(&file, &failure.problem),
+            false => StoreError { path: file, problem: failure.problem },
+        })?;
         let contents = store.recover(&file.database, owner)?;
         store.database = State::Open(file);
         store.keep_reserve();
@@ -330,6 +337,7 @@ impl Store {
                 "committed" => contents.committed = stored.id,
                 "purged" => contents.purged = stored.id,
                 "joining" => contents.joining = true,
+                "removed" => contents.removed = true,
                 "snapshot" => {
                     contents.snapshot = Some(StoredSnapshot {
                         id: stored.id,
@@ -359,7 +367,8 @@ impl Store {
         Ok(contents)
     }
 
-    fn file(&self) -> PathBuf {
+    /// Where it is.
+    pub fn file(&self) -> PathBuf {
         self.directory.join("metadata.redb")
     }
 
@@ -405,6 +414,17 @@ struct OpenFailure {
 /// What is wrong with a file that is no store.
 pub(super) fn foreign(reason: &str) -> String {
     format!("it is not a metadata store of this broker, or it is damaged ({reason}); restore it from a copy")
+}
+
+/// Why a broker does not start whose store cannot be written to.
+pub(super) fn without_room(path: &Path, reason: &str) -> StoreError {
+    StoreError {
+        path: path.to_owned(),
+        problem: format!(
+            "the disk is full: there is no room for the metadata, and its reserve is gone ({reason}); free some space, and \
+             start again"
+        ),
+    }
 }
 
 fn no_space(kind: ErrorKind) -> bool {
@@ -534,6 +554,7 @@ fn perform(
             ("purged", Stored { id: Some(*to), ..Stored::default() })
         }
         Op::Joining(true) => ("joining", Stored::default()),
+        Op::Removed => ("removed", Stored::default()),
         Op::Joining(false) => {
             state.remove("joining")?;
             return Ok(());

@@ -471,6 +471,33 @@ fn a_full_disk_delays_and_loses_nothing() {
     assert!([1, 1000].iter().all(|id| image.topic(TopicId::new(*id)).is_some()));
 }
 
+/// Wherever the room ends, and with it the reserve: a start that cannot go on ends, and says why.
+#[test]
+fn a_start_without_room_says_so() {
+    let (directory, image) = directory_with(&[register()]);
+    let faults = Arc::new(Faults::default());
+    let gate = faults.gate(ErrorKind::StorageFull, false);
+    let owner = Owner { broker: 1, address: address() };
+    drop(Store::open(directory.path(), &owner, gate.clone()).unwrap());
+    let opening = faults.count.load(SeqCst);
+    let start =
+        || start_with(directory.path(), alone(), address(), &mailboxes(0).0, Box::new(|_| ()), gate.clone());
+    // The last time it opens, and its first commit fails.
+    for from in 0..=opening {
+        drop(std::fs::remove_file(directory.path().join("metadata/reserve")));
+        faults.arm(from, u64::MAX);
+        let Err(MetadataError::Store(error)) = start().map(|_| ()) else { panic!("{from}: it starts") };
+        assert_eq!(error.path, store_file(directory.path()), "{from}");
+        let parts =
+            ["the disk is full: there is no room for the metadata", "made by the test", "free some space"];
+        assert!(parts.iter().all(|part| error.problem.contains(part)), "{from}: {error}");
+    }
+    faults.arm(0, 0);
+    let (handle, thread) = start().unwrap();
+    assert_eq!(handle.image(), image);
+    thread.stop();
+}
+
 #[test]
 fn a_failing_device_is_not_asked_twice() {
     let (mut from, mut unknown) = (0, 0);

@@ -154,8 +154,9 @@ impl<D: Disk> Partition<D> {
         stays && self.preparation.borrow().wanted(physical).is_some()
     }
 
-    /// Writes zeros ahead, at the background's pace, and publishes them.
-    pub async fn prepare_ahead(&self) -> io::Result<()> {
+    /// Writes zeros ahead, at the background's pace, and publishes them. `pass` is called as soon as a group that was held
+    /// back has its place: it does not wait for what publishes the zeros too.
+    pub async fn prepare_ahead(&self, pass: impl Fn()) -> io::Result<()> {
         let physical = self.settings.get().log.physical_bytes();
         let Some((sequence, range)) = self.preparation.borrow().wanted(physical) else { return Ok(()) };
         let Some(segment) = self.files.borrow().get(&sequence).cloned() else { return Ok(()) };
@@ -174,14 +175,22 @@ impl<D: Disk> Partition<D> {
                 let mut preparation = self.preparation.borrow_mut();
                 let overtaken = preparation.active.is_none_or(|(active, _)| active != sequence)
                     || preparation.end_position > from;
-                if overtaken || preparation.held_back || self.closed.get() || self.winds_down() {
+                if overtaken || self.closed.get() || self.winds_down() {
                     break;
                 }
                 preparation.zeroing = Some(from..to);
             }
             result = self.storage.zero(&segment.file, from, to).await;
             from = to;
-            self.preparation.borrow_mut().zeroing = None;
+            let held_back = {
+                let mut preparation = self.preparation.borrow_mut();
+                preparation.zeroing = None;
+                preparation.held_back
+            };
+            if held_back {
+                pass();
+                break;
+            }
         }
         // A file that is closed under its groups keeps what was published before.
         if result.is_ok() {

@@ -69,11 +69,12 @@ impl<D: Disk> Partition<D> {
         PartitionCheckpoint { producers: table.summaries(durable_end), ..checkpoint }
     }
 
-    /// Whether dropped segments may go: whoever is known only from them stands in a checkpoint. Asks for one
+    /// Whether dropped segments may go: who or what is known only from them stands in a checkpoint, cuts too. Asks for one
     /// if not. Where the disk has no room for one, not even with the reserve, they go all the same.
     pub(super) fn outlive_dropped_segments(&self) -> bool {
-        let log_start = self.log.borrow().log_start();
-        let safe = !self.producers.borrow().needs_checkpoint(log_start, self.checkpointed_end.get());
+        let (log_start, is_cut_unknown) = self.with_log(|log| (log.log_start(), log.is_cut_unknown()));
+        let needed = self.producers.borrow().needs_checkpoint(log_start, self.checkpointed_end.get());
+        let safe = !is_cut_unknown && !needed;
         if !safe {
             self.storage.want_checkpoint();
         }

@@ -17,10 +17,10 @@ use crate::storage::count;
 use futures_util::future::{Either, select};
 use logic::ids::{BrokerId, TopicPartition};
 use logic::limits::{
-    FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TABLES_MAX, REPLICATION_CATCH_UP_BYTES_MAX,
-    REPLICATION_CONNECT_TIMEOUT_MS, REPLICATION_FRAME_BODY_BYTES, REPLICATION_LIVE_BYTES_MAX,
-    REPLICATION_PARTITION_BYTES_MAX, REPLICATION_READS_MAX, REPLICATION_RECONNECT_MS_MAX,
-    REPLICATION_RECONNECT_MS_MIN,
+    CATCH_UP_PUSH_BYTES_MAX, FRAME_BYTES_MAX_BEFORE_HELLO, FRAME_TABLES_MAX, PUSH_BYTES_MAX,
+    REPLICATION_CATCH_UP_BYTES_MAX, REPLICATION_CONNECT_TIMEOUT_MS, REPLICATION_FRAME_BODY_BYTES,
+    REPLICATION_LIVE_BYTES_MAX, REPLICATION_PARTITION_BYTES_MAX, REPLICATION_READS_MAX,
+    REPLICATION_RECONNECT_MS_MAX, REPLICATION_RECONNECT_MS_MIN,
 };
 use logic::replication::Stream as StreamKind;
 use logic::replication::message::{Body, FromFollower, FromLeader, Message};
@@ -381,20 +381,23 @@ impl Link {
         stream: &Rc<Stream>,
     ) {
         let Some(replicas) = peers.replicas() else { return };
+        let has_rate = || peers.throttle.get().is_some() || replicas.catch_up_rate().is_some();
+        let paced = kind == StreamKind::CatchUp && has_rate();
+        let max_bytes = if paced { CATCH_UP_PUSH_BYTES_MAX } else { PUSH_BYTES_MAX };
         while stream.waiting_bytes() < REPLICATION_FRAME_BODY_BYTES
             && session.reads(kind).get() < REPLICATION_READS_MAX
         {
-            if kind == StreamKind::CatchUp && self.must_wait(peers, session) {
+            if kind == StreamKind::CatchUp && self.must_wait(peers, session, paced) {
                 return;
             }
             let next = session.turns(kind).borrow_mut().next();
             let Some(id) = next else { return };
-            match replicas.read(self.peer, id) {
+            match replicas.read(self.peer, id, max_bytes) {
                 Chunk::Nothing => {}
                 Chunk::Batches(batches) => self.push(peers, session, kind, id, batches, true),
                 Chunk::Device => {
                     session.reads(kind).set(session.reads(kind).get() + 1);
-                    let read = replicas.read_device(self.peer, id);
+                    let read = replicas.read_device(self.peer, id, max_bytes);
                     let (link, peers, session) = (self.clone(), peers.clone(), session.clone());
                     stall::spawn("batches for a follower that is behind", async move {
                         let batches = read.await;
@@ -414,15 +417,14 @@ impl Link {
     }
 
     /// Whether those who catch up have had as much as they may for now, so that cores and devices are left to what is
-    /// produced. The stream is then woken when there is more.
-    fn must_wait(&self, peers: &Peers, session: &Rc<Session>) -> bool {
+    /// produced. The stream is then woken when there is more. `paced`: there is a rate just now.
+    fn must_wait(&self, peers: &Peers, session: &Rc<Session>, paced: bool) -> bool {
         let now = Instant::now();
         let waits = [session.pace.borrow().wait(now), peers.pace.borrow().wait(now)];
         let Some(wait) = waits.into_iter().flatten().max() else {
             // How much a read brings is not known before; its end wakes the stream. Several at once would be a burst, which
             // what is produced then waits behind at the follower.
-            let has_rate = peers.throttle.get().or_else(|| peers.replicas()?.catch_up_rate()).is_some();
-            return has_rate && session.catch_up_reads.get() > 0;
+            return paced && session.catch_up_reads.get() > 0;
         };
         if !session.paces.replace(true) {
             let session = session.clone();

@@ -10,7 +10,8 @@ use crate::storage::buffer::BufferPool;
 use futures_util::FutureExt;
 use logic::ids::{PartitionIndex, TopicId};
 use logic::limits::{
-    PUSH_BYTES_MAX, REPLICATION_LIVE_BYTES_MAX, REPLICATION_PARTITION_BYTES_MAX, REPLICATION_READS_MAX,
+    CATCH_UP_PUSH_BYTES_MAX, PUSH_BYTES_MAX, REPLICATION_LIVE_BYTES_MAX, REPLICATION_PARTITION_BYTES_MAX,
+    REPLICATION_READS_MAX,
 };
 use logic::replication::message::{FromFollower, Nack, Opened, Status};
 use schema::error_code::ErrorCode;
@@ -76,6 +77,8 @@ struct Made {
     catch_up_rate: Cell<Option<NonZeroU64>>,
     /// Reads of the device do not end, and how many are under way.
     reads_held: Cell<bool>,
+    /// How much the last read was to bring at most.
+    read_bytes_max: Cell<usize>,
     reads: Cell<usize>,
     /// Where partitions are; absent = here.
     homes: RefCell<BTreeMap<TopicPartition, ShardId>>,
@@ -119,7 +122,7 @@ impl Made {
         }
     }
 
-    fn batches(&self, id: TopicPartition) -> Option<Batches> {
+    fn batches(&self, id: TopicPartition, max_bytes: usize) -> Option<Batches> {
         let mut led = self.led.borrow_mut();
         let led = led.get_mut(&id)?;
         led.asked = false;
@@ -128,7 +131,7 @@ impl Made {
         let slices: Vec<Slice> = led.batches[next as usize..]
             .iter()
             .take_while(|slice| {
-                let fits = bytes == 0 || bytes + slice.range.len() <= PUSH_BYTES_MAX;
+                let fits = bytes == 0 || bytes + slice.range.len() <= max_bytes;
                 bytes += slice.range.len();
                 fits
             })
@@ -250,21 +253,27 @@ impl Replicas for Rc<Made> {
         }
     }
 
-    fn read(&self, _to: BrokerId, id: TopicPartition) -> Chunk {
+    fn read(&self, _to: BrokerId, id: TopicPartition, max_bytes: usize) -> Chunk {
         if self.behind.get() {
             return Chunk::Device;
         }
-        self.batches(id).map_or(Chunk::Nothing, Chunk::Batches)
+        self.batches(id, max_bytes).map_or(Chunk::Nothing, Chunk::Batches)
     }
 
-    fn read_device(&self, _to: BrokerId, id: TopicPartition) -> LocalBoxFuture<'static, Option<Batches>> {
+    fn read_device(
+        &self,
+        _to: BrokerId,
+        id: TopicPartition,
+        max_bytes: usize,
+    ) -> LocalBoxFuture<'static, Option<Batches>> {
         let made = self.clone();
         async move {
             made.reads.set(made.reads.get() + 1);
+            made.read_bytes_max.set(max_bytes);
             glommio::executor().yield_task_queue_now().await;
             until("reads may end", || !made.reads_held.get()).await;
             made.reads.set(made.reads.get() - 1);
-            made.batches(id)
+            made.batches(id, max_bytes)
         }
         .boxed_local()
     }
@@ -548,7 +557,11 @@ fn what_is_under_way_is_bounded() {
 
 #[test]
 fn live_batches_wait_for_no_read_of_those_that_are_behind() {
-    for (rate, reads) in [(None, REPLICATION_READS_MAX), (NonZeroU64::new(1 << 40), 1)] {
+    let bounds = [
+        (None, REPLICATION_READS_MAX, PUSH_BYTES_MAX),
+        (NonZeroU64::new(1 << 40), 1, CATCH_UP_PUSH_BYTES_MAX),
+    ];
+    for (rate, reads, bytes_max) in bounds {
         run(async move {
             let pair = pair();
             let (leader, follower) = (&pair.leader, &pair.follower);
@@ -556,7 +569,7 @@ fn live_batches_wait_for_no_read_of_those_that_are_behind() {
             (1..=4).for_each(|partition| made.lead(partition, [10]));
             leader.peers.want(FOLLOWER);
             until("all are level", || made.agrees_with(&follower.replicas)).await;
-            // Three fall behind, and the device takes its time. At a rate one is read after another.
+            // Three fall behind, and the device takes its time. At a rate one is read after another, less of each.
             made.catch_up_rate.set(rate);
             made.reads_held.set(true);
             made.behind.set(true);
@@ -567,7 +580,7 @@ fn live_batches_wait_for_no_read_of_those_that_are_behind() {
             made.lead(4, [30]);
             made.ask(id(4));
             until("the live batch is there", || made.led.borrow()[&id(4)].acknowledged == 2).await;
-            assert_eq!(made.reads.get(), reads);
+            assert_eq!((made.reads.get(), made.read_bytes_max.get()), (reads, bytes_max));
             made.reads_held.set(false);
             until("everything is there", || made.agrees_with(&follower.replicas)).await;
         });

@@ -11,6 +11,7 @@
 use super::buffer::Buffer;
 use super::disk::{Disk, Failed, Write};
 use super::is_no_space;
+use super::room::Room;
 use glommio::io::PollableFd;
 use io_uring::{IoUring, opcode, squeue, types};
 use logic::limits::BLOCK_BYTES;
@@ -412,6 +413,18 @@ impl Disk for RingDisk {
         self.blocking(move || {
             let stats = rustix::fs::statvfs(&path)?;
             Ok(stats.f_bavail * stats.f_frsize)
+        })
+        .await
+    }
+}
+
+impl RingDisk {
+    /// What the file system of `path` has left for this process.
+    pub async fn room(&self, path: &Path) -> io::Result<Room> {
+        let path = path.to_owned();
+        self.blocking(move || {
+            let stats = rustix::fs::statvfs(&path)?;
+            Ok(Room { bytes: stats.f_bavail * stats.f_frsize, files: stats.f_favail })
         })
         .await
     }

@@ -8,8 +8,52 @@ use super::disk::Disk;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How often a full disk is tried again.
+/// How often a full disk is tried again, or looked at where trying is dear.
 pub const FULL_DISK_RETRY: Duration = Duration::from_millis(200);
+/// How often it is tried where no look tells of room: not all is seen from outside, as what a quota gives, or segments that
+/// are recycled.
+const UNSEEN_ROOM_RETRY: Duration = Duration::from_secs(10);
+
+/// What a file system has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files.
+    pub files: u64,
+}
+
+/// When what has found no room is worth another try that costs more than a look: when there is more room than the last one
+/// had.
+#[derive(Debug, Default)]
+pub struct Patience {
+    last: Option<(Room, Duration)>,
+    #[cfg(test)]
+    looks: u64,
+}
+
+impl Patience {
+    /// Whether to try again now, at `now` of a clock that does not go back, that there is `room`. Says so once for a try.
+    pub fn tries(&mut self, room: Room, now: Duration) -> bool {
+        #[cfg(test)]
+        {
+            self.looks += 1;
+        }
+        let again = self.last.is_none_or(|(before, at)| {
+            room.bytes > before.bytes || room.files > before.files || now >= at + UNSEEN_ROOM_RETRY
+        });
+        if again {
+            self.last = Some((room, now));
+        }
+        again
+    }
+
+    /// How often it was asked.
+    #[cfg(test)]
+    pub fn looks(&self) -> u64 {
+        self.looks
+    }
+}
 
 /// Somebody waits for room; ends when dropped.
 pub struct NoRoom<D: Disk>(Rc<Storage<D>>);
@@ -56,5 +100,36 @@ impl<D: Disk> Storage<D> {
                 false => tracing::info!("space has returned to {root}: produce goes on"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_room_tries_when_there_is_more() {
+        let mut patience = Patience::default();
+        let unseen = UNSEEN_ROOM_RETRY.as_millis() as u64;
+        // (ms, bytes, files, expected)
+        for (ms, bytes, files, expect) in [
+            // What was found before the first look is not known.
+            (200, 100, 10, true),
+            (400, 100, 10, false),
+            (600, 99, 9, false),
+            (800, 101, 9, true),
+            (1000, 101, 9, false),
+            (1200, 90, 10, true),
+            // Less than that try had would not do.
+            (1400, 89, 10, false),
+            (1600, 91, 10, true),
+            (1600 + unseen - 1, 91, 10, false),
+            (1600 + unseen, 91, 10, true),
+            (1800 + unseen, 91, 10, false),
+        ] {
+            let tries = patience.tries(Room { bytes, files }, Duration::from_millis(ms));
+            assert_eq!(tries, expect, "after {ms} ms");
+        }
+        assert_eq!(patience.looks(), 11);
     }
 }

@@ -224,7 +224,10 @@ fn judge_producers(partition: &Partition<CrashDisk>, now: &Promise, tally: &mut 
     let (known, kept) = (known_producers(partition), now.producers());
     if known != kept {
         tally.misjudged += 1;
-        tally.failures.push(format!("{when} producers are known as {known:?}, the log holds {kept:?}"));
+        let (start, end) = (now.start, now.end());
+        tally.failures.push(format!(
+            "{when} of {start}..{end} producers are known as {known:?}, the log holds {kept:?}"
+        ));
     }
 }
 

@@ -133,6 +133,9 @@ struct World {
     /// A place in a file: writes to it are submitted and do not complete.
     held_place: Option<(u64, u64)>,
     held_writes: Vec<(Operation, Rc<Awaited>)>,
+    /// Syncs of files do not complete.
+    holds_syncs: bool,
+    held_syncs: Vec<(Operation, Rc<Awaited>)>,
     /// Reads do not complete until they are let go.
     holds_reads: bool,
     held_reads: Vec<(Operation, Rc<Awaited>)>,
@@ -495,6 +498,8 @@ impl CrashDisk {
             held: None,
             held_place: None,
             held_writes: Vec::new(),
+            holds_syncs: false,
+            held_syncs: Vec::new(),
             holds_reads: false,
             held_reads: Vec::new(),
         })))
@@ -597,6 +602,20 @@ impl CrashDisk {
         self.0.borrow_mut().held_place = None;
         held.into_iter().for_each(|(operation, awaited)| self.complete(operation, &awaited));
         writes
+    }
+
+    /// Syncs of files do not complete from now on.
+    pub fn hold_syncs(&self) {
+        self.0.borrow_mut().holds_syncs = true;
+    }
+
+    /// Those that were held complete now; how many they are.
+    pub fn release_syncs(&self) -> usize {
+        let held = std::mem::take(&mut self.0.borrow_mut().held_syncs);
+        let syncs = held.len();
+        self.0.borrow_mut().holds_syncs = false;
+        held.into_iter().for_each(|(operation, awaited)| self.complete(operation, &awaited));
+        syncs
     }
 
     /// Reads do not complete from now on.
@@ -843,7 +862,11 @@ impl Disk for CrashDisk {
         awaited.remaining.set(1);
         let mut world = self.0.borrow_mut();
         let submitted = world.tick();
-        world.start(Operation::Sync { inode: file.0, submitted }, &awaited);
+        let operation = Operation::Sync { inode: file.0, submitted };
+        match world.holds_syncs {
+            true => world.held_syncs.push((operation, awaited.clone())),
+            false => world.start(operation, &awaited),
+        }
         drop(world);
         let wait = Wait { disk: self.clone(), awaited };
         async move {

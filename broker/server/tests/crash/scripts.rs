@@ -173,6 +173,23 @@ impl Script {
         (self.disk.crash(Mode::Keep, &mut Dice::new(1)), self.acknowledged.0.get())
     }
 
+    /// Where a batch belongs, zeros are on their way; then they have arrived, and their sync is held. Up to where the log is
+    /// acknowledged before each of the two, and after.
+    pub async fn append_where_zeros_are_written(&self) -> [u64; 3] {
+        // The rest of what was zeroed at first is small enough for more to be wanted, and too small for the next batch.
+        self.append(1).await;
+        self.disk.hold_writes_at(&segment(0), PREWRITE_FIRST_BYTES_MAX);
+        self.append_of(1, PREWRITE_FIRST_BYTES_MAX as usize - 32_000).await;
+        self.disk.hold_syncs();
+        let held_back = self.append_of(1, 100_000).await;
+        assert_eq!(self.disk.release_writes(), 1, "no zeros were on their way");
+        settle().await;
+        let passed = self.acknowledged.0.get();
+        assert_eq!(self.disk.release_syncs(), 1, "no sync was on its way");
+        settle().await;
+        [held_back, passed, self.append(1).await]
+    }
+
     pub async fn shut_down(&self) {
         self.store.shut_down().await.expect("an orderly end");
     }

@@ -10,6 +10,7 @@ pub mod raw;
 pub mod records;
 pub mod refuse_io_uring;
 pub mod segments;
+pub mod skipped;
 
 use ringlog_client::{BrokerStatus, Client, ClientConfig, NewTopic, TopicDescription};
 use server::broker::{Broker, BrokerConfig};
