@@ -50,8 +50,6 @@ pub struct Checker {
     truths: BTreeMap<TopicPartition, Truth>,
     /// Values that a client may have sent twice, in different epochs of its own.
     pub repeated: BTreeSet<u64>,
-    /// A person has a broker elected that is neither in sync nor eligible.
-    pub forced: BTreeSet<(TopicPartition, BrokerId)>,
 }
 
 impl Checker {
@@ -179,7 +177,7 @@ impl Checker {
                     let generation = new.replica(*broker).map(|replica| replica.generation);
                     let generation =
                         generation.unwrap_or_else(|| panic!("{id}: {broker} is in sync and no replica"));
-                    let eligible = old.eligible.contains(broker) || self.forced.remove(&(id, *broker));
+                    let eligible = old.eligible.contains(broker);
                     let opened = self.truth(id).opened.get(&(*broker, generation)).copied();
                     assert!(
                         eligible || opened == Some(old.leader_epoch),
@@ -189,13 +187,6 @@ impl Checker {
                 }
             }
         }
-    }
-
-    /// Whether everything that was committed is in this log.
-    pub fn is_complete(&mut self, id: TopicPartition, log: &Log) -> bool {
-        let truth = self.truth(id);
-        let (own, known) = (log.ending_at(truth.end()), truth.committed.last());
-        log.start >= truth.end() || own.map(Batch::fingerprint) == known.map(Batch::fingerprint)
     }
 
     /// I3: a member of the in-sync set or an eligible leader, that is not suspect, has everything committed.

@@ -379,14 +379,11 @@ impl World {
             }
             for id in self.partitions() {
                 let damaged = self.nodes[node].log(id).and_then(|log| log.damaged);
-                // Who leads alone keeps what it has.
-                let is_alone = image.partition(id).is_some_and(|known| *known.in_sync == [broker_of(node)]);
-                if let Some(from) = damaged.filter(|_| !self.nodes[node].is_suspect(id) && !is_alone) {
+                if let Some(from) = damaged.filter(|_| !self.nodes[node].is_suspect(id)) {
                     let from = logic::ids::Offset::new(from);
                     self.step(node, id, replication::Event::Damaged { from }, Vec::new());
                 }
             }
         }
-        self.partitions().for_each(|id| self.elect_by_force(id));
     }
 }

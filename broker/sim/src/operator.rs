@@ -204,34 +204,6 @@ impl World {
         self.after(away_us + 300_000, Event::Settle { node, tries: 20 });
     }
 
-    /// What waits for a person, who has waited long enough: nobody who may lead is there any more, since the only member of a
-    /// set lost its disk; or a leader that is alone has rot that it cannot give to others. Then somebody else with everything
-    /// that was committed is elected by force, as `ringlog` would have it.
-    pub(crate) fn elect_by_force(&mut self, id: TopicPartition) {
-        let image = self.consensus.image.clone();
-        let waits = self.healed_us.is_some_and(|healed_us| self.now_us > healed_us + 20_000_000);
-        let Some(entry) = image.partition(id).filter(|_| waits) else { return };
-        if let Some(leader) = entry.leader {
-            let at = node_of(leader);
-            let is_rotten = self.nodes[at].log(id).is_some_and(|log| log.damaged.is_some());
-            if entry.in_sync.len() == 1 && entry.replicas.len() > 1 && is_rotten {
-                self.crash(at);
-                self.after(5_000_000, Event::Start { node: at });
-            }
-            return;
-        }
-        let serves = |broker: &BrokerId| image.broker(*broker).is_some_and(|known| !known.fenced);
-        for broker in entry.brokers().filter(serves) {
-            let Some(log) = self.nodes[node_of(broker)].log(id) else { continue };
-            if log.damaged.is_none() && self.checker.is_complete(id, log) {
-                self.checker.forced.insert((id, broker));
-                self.met("elections by force");
-                let elections = vec![(id, broker)];
-                return self.propose(None, Command::ElectLeaders { elections, unclean: true });
-            }
-        }
-    }
-
     /// The operator gives up.
     pub(crate) fn stay_after_all(&mut self, node: NodeIndex) {
         if std::mem::take(&mut self.nodes[node].retires) {
