@@ -327,8 +327,9 @@ impl<D: Disk> Partition<D> {
         });
         leader_epoch.into_iter().for_each(|epoch| partition.set_leader_epoch(epoch));
         // Where there are other replicas, they have what may be missing.
-        let doubted = partition.report.unproven.filter(|_| leader_epoch.is_none());
-        while let Some((from, _)) = doubted
+        let unproven = partition.report.unproven.map(|(from, _)| from);
+        let doubted = unproven.or(partition.lost_from().map(Offset::get)).filter(|_| leader_epoch.is_none());
+        while let Some(from) = doubted
             && let Err(error) = partition.note_doubt(from).await
         {
             partition.unless_reserve_helps(Err(error)).await?;
@@ -403,6 +404,14 @@ impl<D: Disk> Partition<D> {
                  in flight at the crash, or its bytes have rotted"
             ));
         }
+    }
+
+    /// From where on nothing can be read, up to the end of the log.
+    pub fn lost_from(&self) -> Option<Offset> {
+        self.with_log(|log| {
+            let range = log.damaged().iter().find(|range| range.end >= log.log_end().get());
+            range.map(|range| Offset::new(range.start))
+        })
     }
 
     /// Topic and partition.
