@@ -135,9 +135,11 @@ pub const ROUND_GROUPS_MAX: usize = 1024;
 pub const ROUNDS_IN_FLIGHT_DEFAULT: usize = 2;
 /// Flush rounds in flight at most.
 pub const ROUNDS_IN_FLIGHT_MAX: usize = 4;
-/// What recovery reads beyond the end of the valid chain to tell a hole from an end: nothing that was in
+/// Bytes of one log's groups that are on their way to the device at most. What a log has more waits for these.
+pub const LOG_IN_FLIGHT_BYTES_MAX: usize = 2 * GROUP_BYTES_MAX;
+/// What recovery reads of each file beyond the end of the valid chain to tell a hole from an end: nothing that was in
 /// flight at the crash can lie farther away.
-pub const RECOVERY_WINDOW_BYTES: usize = GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX;
+pub const RECOVERY_WINDOW_BYTES: usize = LOG_IN_FLIGHT_BYTES_MAX;
 /// The physical size of a segment: a larger `segment.bytes` spans several.
 pub const SEGMENT_BYTES_MAX: u64 = 128 * MIB as u64;
 /// The smallest physical segment, for small disks and small settings.
@@ -174,6 +176,8 @@ pub const CHECKPOINT_MS: u64 = 30_000;
 pub const IDLE_FLOOR_MS: u64 = 100;
 /// Sparse index: one entry per this many bytes of a segment.
 pub const INDEX_INTERVAL_BYTES: u64 = 256 * KIB as u64;
+/// How far before the end of a segment without an index a group is looked for before all of it is read.
+pub const INDEX_LOOK_BACK_BYTES: u64 = 2 * GROUP_BYTES_MAX as u64;
 /// Indexes of sealed segments that one log keeps in memory, besides the active one's.
 pub const LOADED_INDEXES_MAX: usize = 2;
 /// Group buffers kept in memory after their write, for tail reads, bytes per shard.
@@ -483,7 +487,7 @@ const _: () = {
     // A forwarded frame fits the mailbox.
     assert!(FRAME_BYTES_MAX <= MAILBOX_BYTES_MAX);
     // The window covers everything that a crash can have caught in flight.
-    assert!(RECOVERY_WINDOW_BYTES >= GROUP_BYTES_MAX + ROUNDS_IN_FLIGHT_MAX * ROUND_BYTES_MAX);
+    assert!(LOG_IN_FLIGHT_BYTES_MAX >= GROUP_BYTES_MAX && RECOVERY_WINDOW_BYTES >= LOG_IN_FLIGHT_BYTES_MAX);
     assert!(SEGMENT_BYTES_MAX >= 2 * GROUP_BYTES_MAX as u64);
     // A group that compaction writes is one that recovery reads.
     assert!(COMPACTION_GROUP_BYTES + BLOCK_BYTES <= GROUP_BYTES_MAX);

@@ -221,11 +221,15 @@ impl Replicas {
         let lost = report.lost.iter().map(|range| range.start);
         let tail = report.unproven.map(|(from, _)| from).into_iter().chain(report.doubted);
         let doubtful = lost.chain(tail).min();
+        let lost_from = partition.lost_from().filter(|_| after_start);
+        if let Some(from) = lost_from {
+            self.step(&hosted, Event::TailLost { from }, None);
+        }
         if let Some(from) = doubtful.filter(|_| after_start) {
             self.step(&hosted, Event::Damaged { from: Offset::new(from) }, None);
             // What was lost counts when it is cut away; a tail that nothing attests is cut already.
             hosted.repairing.set(u64::from(report.unproven.is_some()));
-            hosted.doubted.set(report.unproven.is_some() || report.doubted.is_some());
+            hosted.doubted.set(report.unproven.is_some() || report.doubted.is_some() || lost_from.is_some());
         }
         let linked: Vec<BrokerId> = self.linked.borrow().iter().copied().collect();
         linked.into_iter().for_each(|peer| self.step(&hosted, Event::StreamUp(peer), None));
@@ -484,8 +488,11 @@ impl Replicas {
         let others_have_it = {
             let replica = hosted.replica.borrow();
             match replica.leads() {
-                // A leader that gave up alone would leave nobody.
-                Some(_) => replica.peers().any(|peer| peer.in_sync && peer.following),
+                // A leader that gave up alone would leave nobody, but for who may be elected in its place.
+                Some(_) => {
+                    replica.peers().any(|peer| peer.in_sync && peer.following)
+                        || self.has_heir(&hosted.partition.id())
+                }
                 None => self.is_led_elsewhere(&hosted.partition.id()),
             }
         };
@@ -493,6 +500,11 @@ impl Replicas {
             self.damaged(hosted, Offset::new(from));
         }
         others_have_it
+    }
+
+    /// Whether another broker would be elected that has everything that was acknowledged.
+    fn has_heir(&self, id: &TopicPartition) -> bool {
+        self.shard().is_some_and(|shard| shard.metadata.image().heir(*id).is_some())
     }
 
     fn is_led_elsewhere(&self, id: &TopicPartition) -> bool {
@@ -562,9 +574,7 @@ impl Replicas {
     /// would have the rest cut off everywhere.
     fn report_suspect(&self, shard: &Rc<Shard>, hosted: &Hosted, generation: ReplicaGeneration) {
         let partition = hosted.partition.id();
-        let (last_epoch, end) = hosted.partition.with_log(|log| {
-            (log.epochs().last().map(|(epoch, _)| *epoch).unwrap_or_default(), log.log_end())
-        });
+        let (last_epoch, end) = hosted.replica.borrow().claim();
         let suspect = Suspect { partition, generation, last_epoch, end };
         let label = shard.store.storage.label(partition);
         shard

@@ -70,6 +70,8 @@ pub type RoundTimes = hdrhistogram::Histogram<u64>;
 enum Awaits {
     Zeroing,
     Placing,
+    /// Its own groups.
+    Round,
 }
 
 /// The logs of a shard.
@@ -465,6 +467,7 @@ impl<D: Disk> Store<D> {
             match partition.seal_into(round, &mut writes) {
                 SealOutcome::Done => {}
                 SealOutcome::More => more.push(id),
+                SealOutcome::InFlight => drop(self.waiting.borrow_mut().insert(id, Awaits::Round)),
                 SealOutcome::Blocked(blocked) => self.unblock(&partition, blocked),
             }
             if writes.groups > before {
@@ -566,6 +569,7 @@ impl<D: Disk> Store<D> {
                 if let Some(partition) = self.partition(&id) {
                     self.finish_partition(&partition, round);
                 }
+                self.queue_waiting(id, Awaits::Round);
                 // Bound first: whoever is called may close another partition.
                 let closing: Vec<_> =
                     self.closing.borrow().iter().filter(|closed| closed.id() == id).cloned().collect();

@@ -10,7 +10,7 @@ use crash::image::Image;
 use crash::ledger::Tally;
 use crash::life::{Plan, root};
 use crash::scripts::{self, Script};
-use logic::limits::PREWRITE_BYTES_PER_SECOND;
+use logic::limits::{LOG_IN_FLIGHT_BYTES_MAX, PREWRITE_BYTES_PER_SECOND};
 use logic::producer_state::Admission;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -264,6 +264,34 @@ fn a_segment_that_tells_of_a_cut_outlives_it_until_a_checkpoint() {
             assert_eq!(script.partition.admit_producer(&header), Ok(Admission::Append));
             script.end().await;
         }
+    });
+}
+
+/// What recovery looks at behind the end of a log is bounded by what may be in flight of it.
+#[test]
+fn so_much_of_a_log_is_in_flight_and_no_more() {
+    scripts::run(async {
+        let script = Script::start(&Image::fresh(&root()), i64::MAX).await.expect("it starts");
+        let (under_way, acknowledged, end) = script.append_more_than_may_be_in_flight().await;
+        let most = LOG_IN_FLIGHT_BYTES_MAX as u64;
+        assert!(under_way <= most && under_way > most / 2, "{under_way} bytes under way");
+        assert!(acknowledged == end && end > 40, "{acknowledged} of {end}");
+        script.end().await;
+    });
+}
+
+/// Zeros are what blocks read as that were never written: whoever finds them in a batch after a crash writes them, because the
+/// file is another segment's one day, and what is written then counts on its blocks. The disk ends a write that does so wrongly.
+#[test]
+fn zeros_found_after_a_crash_are_written() {
+    scripts::run(async {
+        let script = Script::start_sharing(&Image::fresh(&root())).await.expect("it starts");
+        let image = script.append_zeros_that_are_not_written().await;
+        script.end().await;
+        let script = Script::start_sharing(&image).await.expect("it starts");
+        let (acknowledged, end) = script.append_in_the_file_of_the_first_segment().await;
+        assert_eq!(acknowledged, end);
+        script.end().await;
     });
 }
 

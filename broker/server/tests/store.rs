@@ -267,6 +267,40 @@ fn what_is_acknowledged_is_read_from_memory_and_from_the_device() {
     });
 }
 
+/// The first that is asked of a log after a start is what its last batch is: a large segment is not read from its start for that.
+#[test]
+fn the_end_of_a_log_is_found_without_reading_all_of_it() {
+    run(|root| async move {
+        let mut rig = Rig::open(&root, 1, -1, true).await;
+        let home = rig.partition(0);
+        let log = LogSettings { segment_bytes: 128 << 20, segment_ms: i64::MAX };
+        home.set_settings(PartitionSettings { log, ..home.settings() });
+        // The settings count from the next segment on.
+        while home.with_log(|log| log.segments().len()) < 2 {
+            rig.append(0, 1, 500_000, false);
+            rig.settle().await;
+        }
+        for _ in 0..40 {
+            rig.append(0, 1, 500_000, false);
+            rig.settle().await;
+        }
+        let (start, end) = home.with_log(|log| (log.segments()[1].base, log.log_end()));
+        let known = home.fingerprint(&rig.store.chunks, end).await.expect("it is in memory");
+        assert!(known.is_some());
+        rig.store.shut_down().await.expect("an orderly end");
+        drop((home, rig));
+
+        let rig = Rig::open(&root, 1, -1, true).await;
+        let (home, reads) = (rig.partition(0), || rig.store.storage.counters.read_bytes.get());
+        assert_eq!(home.fingerprint(&rig.store.chunks, end).await.expect("readable"), known);
+        assert!(reads() < 4 << 20, "{} bytes read", reads());
+        // Whoever looks further back has all of it read, and found.
+        let early = Offset::new(start.get() + 1);
+        assert!(home.fingerprint(&rig.store.chunks, early).await.expect("readable").is_some());
+        assert!(reads() > 16 << 20, "{} bytes read", reads());
+    });
+}
+
 /// What was cut off at the end and may have been acknowledged is not forgotten by a start that dies before anybody knows of
 /// it, where other replicas have it.
 #[test]
@@ -282,26 +316,13 @@ fn a_doubted_tail_is_remembered_until_it_is_repaired() {
             let last = rig.appended[0][2].clone();
             drop(rig);
             // The last group rots.
-            let topic = std::fs::read_dir(root.join("topics")).expect("topics").next().expect("one");
-            let log = std::fs::read_dir(topic.expect("a name").path()).expect("logs").next().expect("one");
-            let names = std::fs::read_dir(log.expect("a name").path()).expect("files");
-            let mut rotted = 0;
-            for name in names {
-                let path = name.expect("a name").path();
-                let mut bytes = std::fs::read(&path).expect("it can be read");
-                let tail = &last[last.len() - 2_000..];
-                if let Some(at) = bytes.windows(tail.len()).position(|window| window == tail) {
-                    bytes[at] ^= 1;
-                    std::fs::write(&path, &bytes).expect("it can be written");
-                    rotted += 1;
-                }
-            }
-            assert_eq!(rotted, 1);
+            flip(&root, &last[last.len() - 2_000..]);
             // What each start finds, the second one as if the first had died at once.
             for start in 0..4 {
                 let rig = Rig::open(&root, 0, -1, false).await;
                 let home =
                     rig.store.open_partition(identity(0), settings(-1), alone).await.expect("it opens");
+                assert_eq!(home.lost_from(), None);
                 let unproven = home.report().unproven.map(|(from, _)| from);
                 let doubted = home.report().doubted;
                 let remembered = (alone.is_none() && (1..3).contains(&start)).then_some(4);
@@ -312,6 +333,63 @@ fn a_doubted_tail_is_remembered_until_it_is_repaired() {
             }
         });
     }
+}
+
+/// What is lost up to the end, and was acknowledged for certain, is noted by the start that finds it, where other replicas have it,
+/// and until it is cut away the next one finds it, too.
+#[test]
+fn an_end_that_is_lost_is_found_until_it_is_cut_away() {
+    for alone in [None, Some(LeaderEpoch::new(1))] {
+        run(move |root| async move {
+            let mut rig = Rig::open(&root, 2, -1, true).await;
+            for _ in 0..3 {
+                rig.append(0, 2, 3_000, false);
+                rig.settle().await;
+            }
+            // What is written behind it says that it was durable; with the next round.
+            assert!(rig.partition(0).attest_if_idle(i64::MAX));
+            rig.store.mark_dirty(identity(0).partition);
+            rig.append(1, 1, 100, false);
+            rig.settle().await;
+            let last = rig.appended[0][2].clone();
+            drop(rig);
+            flip(&root, &last[last.len() - 2_000..]);
+            for start in 0..4 {
+                let rig = Rig::open(&root, 0, -1, false).await;
+                let home =
+                    rig.store.open_partition(identity(0), settings(-1), alone).await.expect("it opens");
+                let doubted = (alone.is_none() && start > 0).then_some(4);
+                assert_eq!((home.report().unproven, home.report().doubted), (None, doubted), "start {start}");
+                let end = home.with_log(|log| log.log_end().get());
+                let found = (home.lost_from().map(Offset::get), end);
+                let is_cut = alone.is_none() && start > 1;
+                assert_eq!(found, if is_cut { (None, 4) } else { (Some(4), 6) }, "start {start}");
+                if start == 1 && alone.is_none() {
+                    rig.store.begin_service().await.expect("a checkpoint");
+                    let end = rig.store.truncate(&home, Offset::new(4)).await.expect("it is cut");
+                    assert_eq!(end, Offset::new(4));
+                }
+            }
+        });
+    }
+}
+
+/// Flips a bit of what stands in one file of the logs below `root`.
+fn flip(root: &Path, found: &[u8]) {
+    let names = |path: std::path::PathBuf| {
+        let names = std::fs::read_dir(path).expect("a directory");
+        names.map(|name| name.expect("a name").path()).collect::<Vec<_>>()
+    };
+    let mut rotted = 0;
+    for path in names(root.join("topics")).into_iter().flat_map(names).flat_map(names) {
+        let mut bytes = std::fs::read(&path).expect("it can be read");
+        if let Some(at) = bytes.windows(found.len()).position(|window| window == found) {
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).expect("it can be written");
+            rotted += 1;
+        }
+    }
+    assert_eq!(rotted, 1);
 }
 
 #[test]

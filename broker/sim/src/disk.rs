@@ -104,6 +104,11 @@ impl Log {
         self.durable_epochs = self.epochs.len();
     }
 
+    /// Whether the batch that has rotted is the last one.
+    pub fn is_lost_to_the_end(&self) -> bool {
+        self.damaged.is_some() && self.damaged == self.batches.last().map(|batch| batch.base)
+    }
+
     /// Durably: what ends above `to` goes, and what begins with a batch that has rotted.
     pub fn truncate(&mut self, to: u64) -> u64 {
         let sound = self.damaged.unwrap_or(u64::MAX);

@@ -378,8 +378,18 @@ impl World {
                 self.after(1, Event::Start { node });
             }
             for id in self.partitions() {
-                let damaged = self.nodes[node].log(id).and_then(|log| log.damaged);
-                if let Some(from) = damaged.filter(|_| !self.nodes[node].is_suspect(id)) {
+                let Some(log) = self.nodes[node].log(id) else { continue };
+                let Some(from) = log.damaged.filter(|_| !self.nodes[node].is_suspect(id)) else { continue };
+                let Some(entry) = image.partition(id) else { continue };
+                // As the server's `replication.rs`: who leads alone keeps what it has.
+                let others_have_it = match entry.leader {
+                    Some(leader) if leader == broker_of(node) => {
+                        entry.in_sync.len() > 1 || image.heir(id).is_some()
+                    }
+                    Some(_) => true,
+                    None => false,
+                };
+                if others_have_it {
                     let from = logic::ids::Offset::new(from);
                     self.step(node, id, replication::Event::Damaged { from }, Vec::new());
                 }

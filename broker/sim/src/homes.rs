@@ -216,7 +216,9 @@ impl Node {
         }
         let last = |shard| {
             let carries = !self.shards[usize::from(ShardId::get(shard))].carried.is_empty();
-            Checkpoint { clean: !carries && self.leaving.is_empty(), logs: self.attests(shard) }
+            let is_cut = self.hosts.values().any(|host| host.shard == shard && host.is_cut);
+            let clean = !carries && self.leaving.is_empty() && !is_cut;
+            Checkpoint { clean, logs: self.attests(shard) }
         };
         self.disk.checkpoints = self.numbers().map(last).collect();
     }
@@ -722,7 +724,7 @@ impl World {
         let log = node.disk.logs.entry((id, generation)).or_default();
         let at_rest = handed.as_ref().filter(|handed| handed.at_rest).map(|handed| handed.attested.clone());
         let attested = at_rest.or(attested).filter(|attested| attested.generation == generation);
-        let mut doubted = log.torn;
+        let (mut doubted, mut lost_from) = (log.torn, None);
         match attested {
             Some(attested) => log.believe(&attested),
             None => {
@@ -731,10 +733,12 @@ impl World {
                     log.crash(&mut self.random);
                 }
                 doubted = doubted.into_iter().chain(log.damaged).min();
+                lost_from = log.damaged.filter(|_| log.is_lost_to_the_end());
+                log.torn = log.torn.into_iter().chain(lost_from).min();
             }
         }
         log.incarnation += 1;
-        self.host(at, shard, id, state, doubted.map(Offset::new));
+        self.host(at, shard, id, state, doubted.map(Offset::new), lost_from.map(Offset::new));
         let Some(handed) = handed else { return };
         if let Some(from) = handed.doubted_from {
             self.step(at, id, replication::Event::Damaged { from }, Vec::new());

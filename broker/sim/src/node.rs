@@ -289,7 +289,9 @@ impl World {
         let node = &mut self.nodes[at];
         let known = node.image.broker(node.broker());
         let fenced = known.is_some_and(|known| Some(known.epoch) == node.registered && known.fenced);
-        if node.stopping && fenced {
+        // What is cut has to be whole again before the last checkpoint; on a full disk there is none that says so.
+        let is_at_rest = node.disk.full || !node.hosts.values().any(|host| host.is_cut);
+        if node.stopping && fenced && is_at_rest {
             node.stop_in_order();
             self.trace(|| format!("broker {} stops", broker_of(at)));
             self.crash(at);

@@ -82,7 +82,8 @@ fn fold(log: &Log) -> ProducerTable {
 }
 
 impl World {
-    /// Makes the replica of a log that has just been opened. `doubted`: what recovery holds against it.
+    /// Makes the replica of a log that has just been opened. `doubted`: what recovery holds against it; `lost_from`: from where
+    /// on nothing can be read.
     pub(crate) fn host(
         &mut self,
         at: NodeIndex,
@@ -90,6 +91,7 @@ impl World {
         id: TopicPartition,
         state: &LocalPartition,
         doubted: Option<Offset>,
+        lost_from: Option<Offset>,
     ) {
         let lag_ms_max = self.plan.lag_ms_max;
         let node = &mut self.nodes[at];
@@ -117,6 +119,11 @@ impl World {
             is_cut: false,
         };
         node.hosts.insert(id, host);
+        if let Some(from) = lost_from {
+            self.trace(|| format!("{id} at {} is lost from {from} on", broker_of(at)));
+            self.met("ends of logs that were lost and cut off");
+            self.step(at, id, replication::Event::TailLost { from }, Vec::new());
+        }
         if let Some(from) = doubted {
             self.step(at, id, replication::Event::Damaged { from }, Vec::new());
         }
@@ -387,9 +394,7 @@ impl World {
             }
             Effect::ReportSuspect { generation } => {
                 self.trace(|| format!("{broker} doubts {id}"));
-                let log = self.nodes[at].log(id).expect("it is open");
-                let last_epoch = log.epochs.last().map_or(Default::default(), |(epoch, _)| *epoch);
-                let end = Offset::new(log.end());
+                let (last_epoch, end) = self.nodes[at].hosts[&id].replica.claim();
                 let suspect = Suspect { partition: id, generation, last_epoch, end };
                 self.nodes[at].doubted.insert(id, suspect);
                 self.register(at);

@@ -128,6 +128,7 @@ const METADATA_ELSEWHERE: &[Rule] = &[
     Rule::RefuseSuspect,
     Rule::RefuseOtherGeneration,
     Rule::CheckLife,
+    Rule::NewAreEligible,
     Rule::DoubtsOutliveLives,
     Rule::CleanInThisEpoch,
     Rule::ElectEligible,

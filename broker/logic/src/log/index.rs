@@ -11,12 +11,26 @@ use schema::segment::IndexEntry;
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     entries: Vec<IndexEntry>,
+    /// It knows nothing of what is before its first entry, nor of timestamps.
+    is_part: bool,
 }
 
 impl Index {
     /// An index read back from a footer.
     pub fn from_entries(entries: Vec<IndexEntry>) -> Self {
-        Self { entries }
+        Self { entries, is_part: false }
+    }
+
+    /// An index of the end of a segment alone: groups by offset and position, in order. It is added to like any other.
+    pub fn of_end(groups: impl IntoIterator<Item = (Offset, u64)>) -> Self {
+        let mut index = Self { entries: Vec::new(), is_part: true };
+        groups.into_iter().for_each(|(offset, position)| index.note(offset, position, -1));
+        index
+    }
+
+    /// Whether it is of the whole segment: then what it has nothing for is at the segment's start, if anywhere.
+    pub fn is_whole(&self) -> bool {
+        !self.is_part
     }
 
     /// The entries, for a footer.
@@ -45,6 +59,9 @@ impl Index {
 
     /// A position at or before the first group with a timestamp at or after `timestamp_ms`.
     pub fn position_of_timestamp(&self, timestamp_ms: i64) -> Option<u64> {
+        if self.is_part {
+            return None;
+        }
         let after = self.entries.partition_point(|entry| entry.max_timestamp_before_ms < timestamp_ms);
         after.checked_sub(1).map(|at| self.entries[at].position)
     }
@@ -72,5 +89,16 @@ mod tests {
             assert_eq!(index.position_of_timestamp(timestamp), Some(position), "timestamp {timestamp}");
         }
         assert_eq!(Index::default().position_of(Offset::new(3)), None);
+    }
+
+    #[test]
+    fn a_part_knows_the_end_alone() {
+        let step = INDEX_INTERVAL_BYTES;
+        let mut index = Index::of_end([(Offset::new(50), 9 * step), (Offset::new(60), 9 * step + 4096)]);
+        assert!(!index.is_whole() && Index::default().is_whole());
+        index.note(Offset::new(70), 10 * step, 700);
+        let found = [49, 50, 69, 70].map(|offset| index.position_of(Offset::new(offset)));
+        assert_eq!(found, [None, Some(9 * step), Some(9 * step), Some(10 * step)]);
+        assert_eq!(index.position_of_timestamp(800), None);
     }
 }

@@ -14,10 +14,12 @@ pub enum ReadPlan {
     At(ReadFrom),
     /// Nothing there yet: the offset is the high watermark.
     Wait,
-    /// The segment's index is not in memory: load it, then plan again.
+    /// The segment's index is not in memory, or not enough of it: load it, then plan again.
     LoadIndex {
         /// The segment.
         sequence: u64,
+        /// What is looked for, if it is an offset: an index of the segment's end will do if it reaches so far back.
+        offset: Option<Offset>,
     },
     /// Below the log's start or above its end.
     OutOfRange,
@@ -85,7 +87,7 @@ impl Log {
         }
         let after = self.segments().partition_point(|segment| segment.base <= offset);
         match after.checked_sub(1) {
-            Some(at) => self.plan_in_segment(at, |index| index.position_of(offset)),
+            Some(at) => self.plan_in_segment(at, Some(offset), |index| index.position_of(offset)),
             None => ReadPlan::OutOfRange,
         }
     }
@@ -93,7 +95,7 @@ impl Log {
     /// Plans the search for the first record at or after `timestamp_ms`; `Wait` if there is none.
     pub fn plan_timestamp(&self, timestamp_ms: i64) -> ReadPlan {
         match self.segments().iter().position(|segment| segment.max_timestamp_ms >= timestamp_ms) {
-            Some(at) => self.plan_in_segment(at, |index| index.position_of_timestamp(timestamp_ms)),
+            Some(at) => self.plan_in_segment(at, None, |index| index.position_of_timestamp(timestamp_ms)),
             None => ReadPlan::Wait,
         }
     }
@@ -112,17 +114,22 @@ impl Log {
     fn plan_in_segment(
         &self,
         at: usize,
+        offset: Option<Offset>,
         find: impl Fn(&crate::log::index::Index) -> Option<u64>,
     ) -> ReadPlan {
         let segment = &self.segments()[at];
-        match &segment.index {
-            Some(index) => ReadPlan::At(ReadFrom {
+        let found = segment.index.as_ref().and_then(|index| {
+            let start = index.is_whole().then_some(BLOCK_BYTES as u64);
+            find(index).or(start)
+        });
+        match found {
+            Some(position) => ReadPlan::At(ReadFrom {
                 sequence: segment.sequence,
                 nonce: segment.nonce,
-                position: find(index).unwrap_or(BLOCK_BYTES as u64),
+                position,
                 end_position: segment.end_position,
             }),
-            None => ReadPlan::LoadIndex { sequence: segment.sequence },
+            None => ReadPlan::LoadIndex { sequence: segment.sequence, offset },
         }
     }
 }

@@ -46,6 +46,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
+const WINDOW: u64 = RECOVERY_WINDOW_BYTES as u64;
 /// Read of every file first: its header and the header of its first group, which stands in if the
 /// segment's own has rotted.
 const HEAD_BYTES: usize = 2 * BLOCK_BYTES;
@@ -105,8 +106,20 @@ pub struct Recovered {
     /// An empty group of the new incarnation must be durable before the log is used, so that what was
     /// cut cannot come back.
     pub must_open: bool,
+    /// Blocks of zeros in groups that were perhaps not durable, whose checksums cannot tell whether they were ever written:
+    /// to be written, because a file's blocks up to the end of the log count as written from now on.
+    pub zeros: Vec<(SegmentName, Range<u64>)>,
     /// Bytes that were read.
     pub bytes_read: u64,
+}
+
+/// Blocks of zeros in a sound group.
+#[derive(Debug)]
+struct Zeros {
+    name: SegmentName,
+    positions: Range<u64>,
+    /// The end of the group.
+    end: u64,
 }
 
 #[derive(Debug)]
@@ -190,6 +203,7 @@ pub struct Recovery {
     incarnation_max: u64,
     lost: Vec<Range<u64>>,
     remains: Remains,
+    zeros: Vec<Zeros>,
     discard: Vec<SegmentName>,
     checkpoint: Option<PartitionCheckpoint>,
     corrupt_tail: bool,
@@ -266,6 +280,7 @@ impl Recovery {
             incarnation_max: checkpoint.as_ref().map_or(0, |c| c.incarnation),
             lost: Vec::new(),
             remains: Remains::default(),
+            zeros: Vec::new(),
             discard,
             corrupt_tail: false,
             clean: false,
@@ -525,7 +540,7 @@ impl Recovery {
                     self.corrupt_tail = true;
                     self.phase = Phase::Done;
                 } else {
-                    self.window_from(0, BLOCK, RECOVERY_WINDOW_BYTES as u64);
+                    self.window_from(0, BLOCK, WINDOW);
                 }
                 return;
             };
@@ -693,7 +708,11 @@ impl Recovery {
                 self.epochs.push((epoch, Offset::new(header.base_offset)));
             }
             note_producers(&mut self.producers, &header, payload);
-            self.floor = self.floor.max(header.durable_floor);
+            if header.durable_floor > self.floor {
+                self.floor = header.durable_floor;
+                self.zeros.retain(|zeros| zeros.end > header.durable_floor);
+            }
+            self.note_zeros(&header, &rest[..group as usize]);
             self.incarnation_max = self.incarnation_max.max(header.incarnation);
             cursor.position += group;
             cursor.offset = header.end_offset;
@@ -704,6 +723,24 @@ impl Recovery {
             at += group as usize;
             if self.enter_next_segment() {
                 return self.scan_on();
+            }
+        }
+    }
+
+    /// Notes the blocks of a group that are zeros, unless it is known to be durable.
+    fn note_zeros(&mut self, header: &GroupHeader, group: &[u8]) {
+        if header.end_offset <= self.floor {
+            return;
+        }
+        let cursor = self.cursor.expect("a scan has a cursor");
+        let name = self.files[cursor.file].file.name;
+        let blocks = group.chunks_exact(BLOCK_BYTES).zip((cursor.position..).step_by(BLOCK_BYTES));
+        for (_, at) in blocks.filter(|(block, _)| block.iter().all(|byte| *byte == 0)) {
+            match self.zeros.last_mut().filter(|last| last.name == name && last.positions.end == at) {
+                Some(last) => (last.positions.end, last.end) = (at + BLOCK, header.end_offset),
+                None => {
+                    self.zeros.push(Zeros { name, positions: at..at + BLOCK, end: header.end_offset });
+                }
             }
         }
     }
@@ -741,22 +778,20 @@ impl Recovery {
         if cursor.offset < self.floor {
             self.resync_from(cursor.file, cursor.position + BLOCK);
         } else {
-            self.window_from(cursor.file, cursor.position, RECOVERY_WINDOW_BYTES as u64);
+            self.window_from(cursor.file, cursor.position, WINDOW);
         }
     }
 
-    /// Looks at the window from here on, or decides if there is nothing more to look at.
-    fn window_from(&mut self, mut file: usize, mut position: u64, budget: u64) {
-        while file < self.files.len() && self.files[file].file.bytes <= position {
-            file += 1;
-            position = BLOCK;
+    /// Looks at the window from here on, or decides if there is nothing more to look at. Each file has one: what was in flight
+    /// may have begun the next one early.
+    fn window_from(&mut self, mut file: usize, mut position: u64, mut budget: u64) {
+        while file < self.files.len() && (budget < BLOCK || self.files[file].file.bytes <= position) {
+            (file, position, budget) = (file + 1, BLOCK, WINDOW);
         }
-        if file < self.files.len() && budget >= BLOCK {
-            let left = self.files[file].file.bytes - position;
-            self.phase = Phase::Window { file, position, budget: budget.min(left) };
-            return;
-        }
-        self.phase = Phase::Done;
+        self.phase = match file < self.files.len() {
+            true => Phase::Window { file, position, budget },
+            false => Phase::Done,
+        };
     }
 
     fn feed_window(&mut self, file: usize, position: u64, budget: u64, bytes: &[u8]) {
@@ -779,22 +814,7 @@ impl Recovery {
             return self.resync_from(cursor.file, cursor.position + BLOCK);
         }
         let read = (bytes.len() as u64).max(BLOCK).next_multiple_of(BLOCK);
-        let remaining = self.window_budget_after(file, position, budget, read);
-        self.window_from(file, position + read, remaining);
-    }
-
-    /// What is left of the window's bytes. The budget in the phase is capped by the file's end, so the
-    /// whole is counted from where the window began.
-    fn window_budget_after(&self, file: usize, position: u64, _capped: u64, read: u64) -> u64 {
-        let (first, begin) = self.cursor.map_or((0, BLOCK), |cursor| (cursor.file, cursor.position));
-        let mut used = position + read;
-        if file == first {
-            used -= begin;
-        } else {
-            used += self.files[first].file.bytes.saturating_sub(begin);
-            used += self.files[first + 1..file].iter().map(|file| file.file.bytes).sum::<u64>();
-        }
-        (RECOVERY_WINDOW_BYTES as u64).saturating_sub(used)
+        self.window_from(file, position + read, budget.saturating_sub(read));
     }
 
     fn nonce_of(&self, file: usize) -> Option<u64> {
@@ -963,6 +983,7 @@ impl Recovery {
             lost: self.lost,
             discard: self.discard,
             must_open,
+            zeros: self.zeros.into_iter().map(|zeros| (zeros.name, zeros.positions)).collect(),
             bytes_read: self.bytes_read,
         }
     }

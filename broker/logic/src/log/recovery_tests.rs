@@ -141,20 +141,25 @@ impl Bench {
     }
 
     fn group(&mut self, records: u32, payload_bytes: usize, fate: Fate) {
+        let base = self.log.log_end().get();
+        let payload: Vec<u8> = (0..payload_bytes).map(|at| (at as u64 * 7 + base) as u8 | 1).collect();
+        self.group_of(records, &payload, fate);
+    }
+
+    fn group_of(&mut self, records: u32, payload: &[u8], fate: Fate) {
         let epoch = LeaderEpoch::new(1);
         let base = self.log.append(records, epoch);
-        let payload: Vec<u8> = (0..payload_bytes).map(|at| (at as u64 * 7 + base.get()) as u8 | 1).collect();
         let group = OpenGroup {
             base,
             end: base.advance(u64::from(records)),
             leader_epoch: epoch,
-            payload_bytes: payload_bytes as u32,
+            payload_bytes: payload.len() as u32,
             batch_count: 1,
             max_timestamp_ms: 500,
             append_time_ms: 1000,
-            payload_crc: crc32c(&payload),
+            payload_crc: crc32c(payload),
         };
-        self.write(group, &payload, fate);
+        self.write(group, payload, fate);
     }
 
     /// Where the log is cut for `to`, and how many bytes of the group there stay.
@@ -335,6 +340,8 @@ impl Bench {
             "t" => self.group(number() as u32, 300, Fate::Torn),
             "A" => self.group(number() as u32, 3 << 19, Fate::Acknowledged),
             "T" => self.group(number() as u32, 3 << 19, Fate::Torn),
+            "v" => self.group_of(number() as u32, &[0; 3 * BLOCK_BYTES], Fate::InFlight),
+            "V" => self.group_of(number() as u32, &[0; 3 * BLOCK_BYTES], Fate::Acknowledged),
             "E" => {
                 let group = self.log.attestation(1000).expect("nothing attests the end yet");
                 self.write(group, &[], Fate::Acknowledged);
@@ -407,6 +414,9 @@ impl Bench {
                 true => format!(" discard {}-{}", name.first, name.last),
                 false => format!(" discard {}", name.first),
             };
+        }
+        for (name, at) in &recovered.zeros {
+            out += &format!(" zeros {}:{}..{}", name.first, at.start / BLOCK, at.end / BLOCK);
         }
         if let Some((sequence, _)) = start.placed {
             out += &format!(" placed {sequence}");
@@ -580,6 +590,21 @@ fn a_clean_start_reads_heads_and_a_crash_not_what_was_checkpointed() {
     // The window behind the end and the head of the active segment, not the 4.5 MiB before.
     let after_crash = read("A3 A3 A3 R a1 C a1 !");
     assert!(after_crash <= 3 * 16 * BLOCK, "{after_crash} bytes");
+}
+
+/// Blocks that were never written read as zeros: where nothing says that a group was durable, its zeros may be such.
+#[test]
+fn zeros_that_may_never_have_been_written_are_named() {
+    check(&[
+        ("a3 v2 !", "0..5 clean zeros 0:3..6"),
+        ("a3 v2 f1 v1 !", "0..7 clean zeros 0:3..6 zeros 0:8..11"),
+        ("v2 R v1 !", "0..3 clean zeros 0:2..5 zeros 1:2..5"),
+        // The group behind it, or the checkpoint, says that it was durable.
+        ("V2 a1 v1 !", "0..4 clean zeros 0:7..10"),
+        ("V2 C !", "0..2 clean"),
+        ("V2 E !", "0..2 clean"),
+        ("V2 !", "0..2 clean zeros 0:2..5"),
+    ]);
 }
 
 #[test]

@@ -301,6 +301,18 @@ impl Image {
         Ok(Outcome::HomeMoved { partition: id, broker, shard })
     }
 
+    /// Who would be elected if the leader of `id`, alone in its set, gave up, and has everything that was acknowledged: one that
+    /// is eligible, and not suspect.
+    pub fn heir(&self, id: TopicPartition) -> Option<BrokerId> {
+        let entry = self.partition(id)?;
+        let brokers = Brokers(&self.brokers);
+        let is_able = |broker: &BrokerId| {
+            let own = entry.replica(*broker);
+            brokers.serves(*broker) && own.is_some_and(|own| brokers.suspect(id, own).is_none())
+        };
+        entry.eligible.iter().copied().find(is_able)
+    }
+
     fn existing(&self, id: TopicPartition) -> Result<(Arc<Topic>, Partition), CommandError> {
         let topic = self.topic(id.topic).ok_or(CommandError::UnknownTopic(id.topic))?;
         let entry = topic.partitions.get(id.partition.get() as usize);

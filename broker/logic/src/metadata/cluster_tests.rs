@@ -241,6 +241,40 @@ pub(crate) fn a_set_from_an_earlier_life_is_refused() {
     assert_eq!(refusal, AlterRefusal::StaleGeneration(BrokerId::new(3)));
 }
 
+/// A topic was made while too few of a partition's brokers served for anything to be acknowledged. The only one in sync lost its
+/// disk, and nobody could lead, although nothing was lost (simulator, seed 18330).
+#[test]
+pub(crate) fn topics_of_brokers_that_are_late() {
+    let check = |serving: &str, script: &str, expect: &str| {
+        let image = run(Image::default(), "register 1; register 2; register 3");
+        let image = run(run(image, serving), "create 1,2,3");
+        assert_eq!(text(&run(image, script)), expect, "{serving}; create 1,2,3; {script}");
+    };
+    check("unfence 1", "", "1 e0 pe0 isr 1 of 1,2,3 elr 2,3");
+    check("unfence 1; unfence 2", "", "1 e0 pe0 isr 1,2 of 1,2,3");
+    check("unfence 1", "unfence 2; alter 1 1,2", "1 e0 pe1 isr 1,2 of 1,2,3");
+    check("unfence 1", "register 1 disk 9; unfence 1", "- e1 pe1 isr  of 1,2,3 elr 2,3");
+    check("unfence 1", "register 1 disk 9; unfence 3", "3 e2 pe2 isr 3 of 1,2,3 elr 2");
+    check("unfence 1", "register 2 disk 9; register 1 disk 9; unfence 2", "- e1 pe2 isr  of 1,2,3 elr 3");
+}
+
+/// A leader that was alone kept what it could not read, although another one had everything that was acknowledged and waited for
+/// it (simulator, seed 5052).
+#[test]
+fn who_would_lead_in_place_of_a_leader_that_is_alone() {
+    let check = |script: &str, expect: Option<u32>| {
+        let image = run(run(Image::default(), START), script);
+        assert_eq!(image.heir(ID), expect.map(BrokerId::new), "{script}");
+    };
+    check("alter 1 1,2", None);
+    check("alter 1 1", Some(2));
+    check("alter 1 1; fence 2", Some(3));
+    check("alter 1 1; fence 2; fence 3", None);
+    check("alter 1 1; register 2 suspect 0:9; unfence 2", Some(3));
+    check("alter 1 1; register 2 suspect 0:9; unfence 2; fence 3", None);
+    check("alter 1 1; register 2 disk 9; unfence 2; fence 3", None);
+}
+
 #[test]
 pub(crate) fn brokers_come_and_go() {
     check("fence 1", "2 e1 pe1 isr 2,3 of 1,2,3");

@@ -614,7 +614,8 @@ impl Image {
             return Err(CommandError::TooManyTopics);
         }
         let overrides = topic_config::alter(&BTreeMap::new(), configs, &[])?;
-        let partitions = self.new_partitions(placement)?;
+        let config = TopicConfig::from_overrides(&overrides)?;
+        let partitions = self.new_partitions(placement, &config)?;
         let partitions: Vector<Partition> = partitions.into_iter().collect();
         let config = checked_config(&overrides, &partitions)?;
         check_partition_count(partitions.len() as u64)?;
@@ -688,7 +689,7 @@ impl Image {
         if count <= existing {
             return Err(CommandError::PartitionsNotAdded { existing, count });
         }
-        let added = self.new_partitions(placement)?;
+        let added = self.new_partitions(placement, &topic.config)?;
         if added.len() != (count - existing) as usize {
             let (placed, added) = (added.len(), (count - existing) as usize);
             return Err(CommandError::PlacementOutdated { placed, added });
@@ -761,7 +762,11 @@ impl Image {
         Ok(())
     }
 
-    fn new_partitions(&self, placement: &Placement) -> Result<Vec<Partition>, CommandError> {
+    fn new_partitions(
+        &self,
+        placement: &Placement,
+        config: &TopicConfig,
+    ) -> Result<Vec<Partition>, CommandError> {
         let misplaced = |problem: String| Err(CommandError::InvalidPlacement(problem));
         if placement.partitions().is_none() {
             return misplaced("replica sets of different sizes".to_owned());
@@ -783,7 +788,7 @@ impl Image {
                     set[0]
                 ));
             }
-            partitions.push(Partition::new(set, &in_sync));
+            partitions.push(Partition::new(set, &in_sync, config));
         }
         Ok(partitions)
     }

@@ -32,7 +32,7 @@ pub struct Partition {
     /// Those that have everything acknowledged, in the order of `replicas`.
     pub in_sync: Arc<[BrokerId]>,
     /// Those that had everything acknowledged when they left the in-sync set, which since then is too small for
-    /// anything to be acknowledged: they may lead too, in the order of `replicas`.
+    /// anything to be acknowledged, or when the partition was made: they may lead too, in the order of `replicas`.
     pub eligible: Arc<[BrokerId]>,
     /// Replicas that a reassignment adds.
     pub adding: Arc<[BrokerId]>,
@@ -54,8 +54,11 @@ pub struct Replica {
 }
 
 impl Partition {
-    /// A new partition of `replicas`, led by the first that is `in_sync`.
-    pub(super) fn new(replicas: &[BrokerId], in_sync: &[BrokerId]) -> Self {
+    /// A new partition of `replicas`, led by the first that is `in_sync`; the others have everything, too, as long as those are
+    /// too few for anything to be acknowledged.
+    pub(super) fn new(replicas: &[BrokerId], in_sync: &[BrokerId], config: &TopicConfig) -> Self {
+        let is_late = |broker: &BrokerId| !in_sync.contains(broker);
+        let can_commit = in_sync.len() >= config.min_in_sync(replicas.len()) || !holds(Rule::NewAreEligible);
         let generation = ReplicaGeneration::new(0);
         Self {
             leader: in_sync.first().copied(),
@@ -63,7 +66,7 @@ impl Partition {
             partition_epoch: PartitionEpoch::new(0),
             replicas: replicas.iter().map(|&broker| Replica { broker, generation }).collect(),
             in_sync: in_sync.into(),
-            eligible: Arc::default(),
+            eligible: replicas.iter().copied().filter(|broker| is_late(broker) && !can_commit).collect(),
             adding: Arc::default(),
             removing: Arc::default(),
             transfer_to: None,

@@ -61,7 +61,7 @@ fn partition(replicas: &[u32], in_sync: &[u32], eligible: &[u32], leader: Option
         leader_epoch: LeaderEpoch::new(10),
         partition_epoch: PartitionEpoch::new(10),
         eligible: ids(eligible),
-        ..Partition::new(&ids(replicas), &ids(in_sync))
+        ..Partition::new(&ids(replicas), &ids(in_sync), &config(0))
     }
 }
 

@@ -293,6 +293,40 @@ fn a_cut_that_takes_more_than_it_should_leaves_a_suspect() {
     }
 }
 
+/// What cannot be read at the end of a log was a part of what its replica was named with: it was elected for that, over who had
+/// more, and led with an end that it could give to nobody (simulator, seeds 18617, 18903, 23251).
+#[test]
+pub(super) fn an_end_that_is_lost_is_shed_and_does_not_count() {
+    let generation = ReplicaGeneration::new(0);
+    let here = Here { broker: BrokerId::new(2), broker_epoch: BrokerEpoch::new(20), generation };
+    let epochs = vec![(LeaderEpoch::new(0), Offset::new(0)), (LeaderEpoch::new(3), Offset::new(7))];
+    for (lost_from, last_epoch) in [(8, 3), (7, 0), (5, 0), (0, 0)] {
+        let lost_from = Offset::new(lost_from);
+        let start = Start {
+            log_start: Offset::new(0),
+            log_end: Offset::new(9),
+            epochs: epochs.clone(),
+            status: Status::Clean,
+            trusted_end: None,
+        };
+        let mut replica = Replica::new(here, Settings::default(), start);
+        assert_eq!(replica.claim(), (LeaderEpoch::new(3), Offset::new(9)));
+        let mut effects = Vec::new();
+        replica.step(0, Event::TailLost { from: lost_from }, &mut effects);
+        let wanted = [Effect::ReportSuspect { generation }, Effect::Truncate { to: lost_from }];
+        assert_eq!(effects, wanted);
+        let claim = (LeaderEpoch::new(last_epoch), lost_from);
+        assert_eq!((replica.claim(), replica.status()), (claim, Status::Suspect));
+        // Whatever metadata says meanwhile: it takes no role with what it has not got.
+        effects.clear();
+        replica.step(0, view(1, 20, false), &mut effects);
+        replica.step(0, Event::Truncated { end: lost_from }, &mut effects);
+        assert_eq!((replica.claim(), replica.log_end()), (claim, lost_from));
+        // Another shard that takes it over before metadata knows doubts it as well.
+        assert_eq!((replica.doubted_from(), replica.is_named()), (Some(lost_from), false));
+    }
+}
+
 /// A suspect was named with the end of its log, and is eligible, since the set is small. A leader cut it, and it was still known
 /// with the end of before: when that leader became a suspect, too, the one with less was elected as the best of both, and
 /// what was committed was gone.

@@ -187,6 +187,12 @@ pub enum Event {
         /// The first offset that is not to be trusted.
         from: Offset,
     },
+    /// Of a replica that knows nothing of metadata yet: the same, and nothing at `from` or above can be read, up to the end of
+    /// the log. That something is missing is noted, durably.
+    TailLost {
+        /// The first offset of what is lost.
+        from: Offset,
+    },
     /// A stream to a broker that follows is there; everything that was on its way is forgotten. It says nothing of the
     /// stream by which that broker leads.
     StreamUp(BrokerId),
@@ -278,8 +284,9 @@ pub enum Effect {
         /// One past the last offset of the batch.
         offset: Offset,
     },
-    /// Tell metadata that this replica is suspect: by a new registration of this broker that names it, so that
-    /// nothing that was said of the earlier one counts any more; then report [`Event::Registered`].
+    /// Tell metadata that this replica is suspect: by a new registration of this broker that names it with
+    /// [what it has](Replica::claim), so that nothing that was said of the earlier one counts any more; then report
+    /// [`Event::Registered`].
     ReportSuspect {
         /// Which one.
         generation: ReplicaGeneration,

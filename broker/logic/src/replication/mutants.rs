@@ -79,6 +79,7 @@ const TABLES: &[(Rule, fn())] = &[
     (Rule::ChangesRaiseEpoch, partition::fencing),
     (Rule::KeepEligible, partition::fencing),
     (Rule::ForgetEligible, partition::fencing),
+    (Rule::NewAreEligible, cluster::topics_of_brokers_that_are_late),
     (Rule::ElectEligible, partition::elections_among_the_eligible),
     (Rule::ElectServing, partition::elections_among_the_eligible),
     (Rule::ElectClean, partition::elections_among_the_eligible),

@@ -108,8 +108,16 @@ impl Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Work {
     None,
-    Truncating { to: Offset },
-    Resetting { log_start: Offset },
+    Truncating {
+        to: Offset,
+    },
+    /// Its own wish: what goes is lost.
+    Shedding {
+        to: Offset,
+    },
+    Resetting {
+        log_start: Offset,
+    },
 }
 
 /// What both roles work with.
@@ -201,6 +209,15 @@ impl Replica {
                     follower.refuse(Nack::Suspect, effects);
                 }
             }
+            Event::TailLost { from } => {
+                assert!(
+                    self.view.is_none() && self.core.work == Work::None,
+                    "lost from {from} on, in a role"
+                );
+                self.core.work = Work::Shedding { to: from };
+                self.core.health.doubt(self.core.here, from, now_ms, effects);
+                effects.push(Effect::Truncate { to: from });
+            }
             Event::StreamUp(peer) => self.stream(now_ms, peer, true, effects),
             Event::StreamDown(peer) => self.stream(now_ms, peer, false, effects),
             Event::Tick => self.tick(now_ms, effects),
@@ -286,6 +303,16 @@ impl Replica {
         self.core.health.status()
     }
 
+    /// What metadata is told of a suspect, which may be elected for it when none but suspects are left: the last epoch of the
+    /// log, and its end. What is lost at the end does not count, since nobody could have it from here.
+    pub fn claim(&self) -> (LeaderEpoch, Offset) {
+        let Core { position, work, .. } = &self.core;
+        let lost_from = if let Work::Shedding { to } = work { *to } else { Offset::new(u64::MAX) };
+        let mut epochs = position.epochs.entries().iter().rev();
+        let last = epochs.find(|(_, start)| *start < lost_from);
+        (last.map(|(epoch, _)| *epoch).unwrap_or_default(), position.log_end.min(lost_from))
+    }
+
     /// Whether metadata may know of everything that is held against the log: a registration has named it, or there is
     /// nothing.
     pub fn is_named(&self) -> bool {
@@ -345,7 +372,9 @@ impl Replica {
     }
 
     fn truncated(&mut self, now_ms: u64, end: Offset, effects: &mut Effects) {
-        let Work::Truncating { to } = self.core.work else { panic!("truncated to {end} unasked") };
+        let (Work::Truncating { to } | Work::Shedding { to }) = self.core.work else {
+            panic!("truncated to {end} unasked")
+        };
         let position = &mut self.core.position;
         assert!(position.log_start <= end && end <= to, "truncated to {end} instead of {to}");
         position.log_end = end;
@@ -383,20 +412,21 @@ impl Replica {
     fn correct_claim(&mut self, now_ms: u64, effects: &mut Effects) {
         let Some(view) = &self.view else { return };
         let claim = self.core.member(view).and_then(|me| me.suspect);
-        let Core { here, position, health, .. } = &mut self.core;
-        let claim = claim.filter(|_| view.eligible.contains(&here.broker));
-        let last_epoch = position.epochs.entries().last().map(|(epoch, _)| *epoch).unwrap_or_default();
-        let is_less = claim.is_some_and(|claim| (last_epoch, position.log_end) < claim);
+        let claim = claim.filter(|_| view.eligible.contains(&self.core.here.broker));
+        let is_less = claim.is_some_and(|claim| self.claim() < claim);
+        let Core { here, health, .. } = &mut self.core;
         if is_less && !health.is_unheard() && holds(Rule::ClaimWhatIsThere) {
             health.correct(*here, now_ms, effects);
         }
     }
 
     fn work_done(&mut self, now_ms: u64, effects: &mut Effects) {
-        self.core.work = Work::None;
+        let work = std::mem::replace(&mut self.core.work, Work::None);
         let log_end = self.core.position.log_end;
         if let Some(suspicion) = &mut self.core.health.suspicion {
-            suspicion.trusted_end = suspicion.trusted_end.filter(|trusted| *trusted < log_end);
+            // Of what it has shed itself nobody has told it yet what there was: who takes the log over doubts it, too.
+            let stays = |trusted: &Offset| *trusted < log_end || matches!(work, Work::Shedding { .. });
+            suspicion.trusted_end = suspicion.trusted_end.filter(stays);
         }
         match &mut self.role {
             Role::Follower(follower) => follower.work_done(&mut self.core, effects),

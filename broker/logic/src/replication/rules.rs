@@ -87,6 +87,8 @@ pub enum Rule {
     KeepEligible,
     /// … until the set can commit without them.
     ForgetEligible,
+    /// Replicas of a new partition that do not serve yet are eligible while too few do.
+    NewAreEligible,
     /// Only who is in sync, or left when the set was too small, is elected.
     ElectEligible,
     /// Who is fenced is not elected.

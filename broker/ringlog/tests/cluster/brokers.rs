@@ -6,6 +6,7 @@
 use crate::DEADLINE;
 use crate::process::{Broker, Serve};
 use crate::scrape::Scrape;
+use crate::stopped::stop;
 use ringlog_client::{
     Acks, BrokerStatus, Client, ClientConfig, ClusterDescription, PartitionReplicas, Producer,
     ProducerConfig, TopicReplicas,
@@ -133,7 +134,7 @@ impl Cluster {
 
     /// A broker does nothing until it is [resumed](Self::resume).
     pub fn pause(&self, id: u32) {
-        self.signal(id, libc::SIGSTOP);
+        stop(self.process(id));
     }
 
     /// See [`Self::pause`].

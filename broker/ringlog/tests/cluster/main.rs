@@ -37,6 +37,8 @@ mod silences;
 mod skipped;
 mod slow_disk;
 mod slow_link;
+#[path = "../faults/support/stopped.rs"]
+mod stopped;
 mod three;
 mod trouble;
 

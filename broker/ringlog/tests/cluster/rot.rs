@@ -229,6 +229,55 @@ fn of_two_damaged_replicas_nothing_is_lost_that_either_has() {
     });
 }
 
+/// Both replicas have lost their last records, and say so: nobody has them any more. The one with more of the rest leads, and
+/// does not wait for ever for somebody who has what it cannot send.
+#[test]
+fn what_all_replicas_have_lost_at_the_end_does_not_stop_them() {
+    run(async || {
+        let mut cluster = Cluster::with(3, &SCRUBBING);
+        let client = cluster.connect().await;
+        whole(&client, 3).await;
+        cluster.ok("cluster drain 1");
+        cluster.ok(&format!(
+            "topic create {TOPIC} --partitions 1 --replication-factor 2 --config min.insync.replicas=2 \
+             --config segment.bytes=1048576 --config max.message.bytes=900000"
+        ));
+        whole(&client, 3).await;
+        let topic = topic_id(&client).await;
+        let first = producer(&client);
+        let mut sent = vec![Vec::new()];
+        produce(&first, &mut sent).await;
+        first.close().await.expect("the brokers are there");
+        let leads = leader_of(&client, TOPIC, 0).await;
+        let follows = 5 - leads;
+        // That everything is durable is written behind the last records, once there is nothing else to write.
+        let limit = Instant::now() + DEADLINE;
+        let last = |broker| read_segments(&directory(&cluster, broker, &topic, 0)).pop().expect("a segment");
+        let is_attested = |broker| last(broker).groups.last().expect("a group").header.batch_count == 0;
+        while !(is_attested(leads) && is_attested(follows)) {
+            assert!(Instant::now() < limit, "nothing attests the end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        cluster.kill(follows);
+        cluster.kill(leads);
+        let lost = [leads, follows].map(|broker| {
+            let segments = read_segments(&directory(&cluster, broker, &topic, 0));
+            let with_records =
+                |segment: &&Segment| segment.groups.iter().any(|group| group.header.batch_count > 0);
+            strike(segments.iter().rfind(with_records).expect("one"), Hit::LastPayload).start as usize
+        });
+        cluster.start(follows);
+        cluster.start(leads);
+        whole(&client, 3).await;
+        sent[0].truncate(*lost.iter().max().expect("two"));
+        assert_eq!(read_log(&client, TOPIC, 1).await, sent);
+        let second = producer(&client);
+        produce(&second, &mut sent).await;
+        second.close().await.expect("the brokers are there");
+        assert_eq!(read_log(&client, TOPIC, 1).await, sent);
+    });
+}
+
 #[test]
 fn bits_flipped_while_a_broker_runs_are_found_by_scrubbing() {
     run(async || {

@@ -31,5 +31,7 @@ mod scrape;
 mod settings;
 #[path = "../faults/support/skipped.rs"]
 mod skipped;
+#[path = "../faults/support/stopped.rs"]
+mod stopped;
 mod topics;
 mod workers;

@@ -3,6 +3,7 @@
 //! Owner: one test. A broker listens on a free port and says which; nothing waits for a time, only for lines
 //! and exits, with a limit after which the test fails.
 
+use crate::stopped::stop;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -97,13 +98,10 @@ impl Broker {
 
     /// Holds the whole process while `act` is done.
     pub fn held<T>(&self, act: impl FnOnce() -> T) -> T {
-        let signal = |number| {
-            // SAFETY: the process is ours and not waited for yet, so that its id is still its own.
-            assert_eq!(unsafe { libc::kill(self.child.id() as i32, number) }, 0);
-        };
-        signal(libc::SIGSTOP);
+        stop(self.child.id());
         let done = act();
-        signal(libc::SIGCONT);
+        // SAFETY: the process is ours and not waited for yet, so that its id is still its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, libc::SIGCONT) }, 0);
         done
     }
 

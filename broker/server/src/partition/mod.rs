@@ -32,7 +32,7 @@ use crate::storage::disk::{Disk, Write};
 use crate::storage::{OpenSegment, Storage, count, is_no_space, partition_directory, recover, split_write};
 use crate::traffic::Traffic;
 use logic::ids::{LeaderEpoch, Offset, TopicPartition};
-use logic::limits::BLOCK_BYTES;
+use logic::limits::{BLOCK_BYTES, LOG_IN_FLIGHT_BYTES_MAX};
 use logic::log::append::SegmentNeeded;
 use logic::log::compaction::CompactionSettings;
 use logic::log::recovery::Tail;
@@ -134,6 +134,8 @@ pub enum SealOutcome {
     Done,
     /// The round is full: there is more.
     More,
+    /// As much of the log is on its way as may be: there is more when a round ends.
+    InFlight,
     /// Something must be done first; [`Partition::unblock`] does it.
     Blocked(Blocked),
 }
@@ -325,8 +327,9 @@ impl<D: Disk> Partition<D> {
         });
         leader_epoch.into_iter().for_each(|epoch| partition.set_leader_epoch(epoch));
         // Where there are other replicas, they have what may be missing.
-        let doubted = partition.report.unproven.filter(|_| leader_epoch.is_none());
-        while let Some((from, _)) = doubted
+        let unproven = partition.report.unproven.map(|(from, _)| from);
+        let doubted = unproven.or(partition.lost_from().map(Offset::get)).filter(|_| leader_epoch.is_none());
+        while let Some(from) = doubted
             && let Err(error) = partition.note_doubt(from).await
         {
             partition.unless_reserve_helps(Err(error)).await?;
@@ -401,6 +404,14 @@ impl<D: Disk> Partition<D> {
                  in flight at the crash, or its bytes have rotted"
             ));
         }
+    }
+
+    /// From where on nothing can be read, up to the end of the log.
+    pub fn lost_from(&self) -> Option<Offset> {
+        self.with_log(|log| {
+            let range = log.damaged().iter().find(|range| range.end >= log.log_end().get());
+            range.map(|range| Offset::new(range.start))
+        })
     }
 
     /// Topic and partition.
@@ -574,8 +585,12 @@ impl<D: Disk> Partition<D> {
         let policy = self.storage.policy;
         let mut pending = self.pending.borrow_mut();
         let mut log = self.log.borrow_mut();
+        let mut in_flight: usize = self.on_the_way.borrow().iter().map(|group| group.tail.buffer.len()).sum();
         while let Some(front) = pending.front() {
             let bytes = group_bytes(front.group.payload_bytes as usize);
+            if in_flight > 0 && in_flight + bytes > LOG_IN_FLIGHT_BYTES_MAX {
+                return SealOutcome::InFlight;
+            }
             if writes.groups > 0
                 && (writes.bytes + bytes > policy.round_bytes_max
                     || writes.groups >= logic::limits::ROUND_GROUPS_MAX)
@@ -617,6 +632,7 @@ impl<D: Disk> Partition<D> {
             writes.writes.extend(pieces);
             writes.bytes += bytes;
             writes.groups += 1;
+            in_flight += bytes;
             count(&self.storage.counters.groups, 1);
             count(&self.storage.counters.group_bytes, bytes as u64);
             count(&self.storage.counters.payload_bytes, u64::from(group.payload_bytes));

@@ -155,12 +155,12 @@ impl<D: Disk> Partition<D> {
         loop {
             let found = self.with_log(&plan);
             match found {
-                ReadPlan::LoadIndex { sequence } => {
+                ReadPlan::LoadIndex { sequence, offset } => {
                     let of = |log: &logic::log::Log| {
                         log.segment(sequence).map(|segment| (segment.nonce, segment.end_position))
                     };
                     let Some((nonce, end_position)) = self.with_log(of) else { continue };
-                    let index = self.load_index(cache, sequence, nonce, end_position).await;
+                    let index = self.load_index(cache, sequence, nonce, end_position, offset).await;
                     if self.with_log(of).is_none_or(|(found, _)| found != nonce) {
                         // Replaced or dropped: what went wrong with it does not count.
                         continue;

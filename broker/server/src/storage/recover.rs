@@ -69,6 +69,9 @@ pub async fn recover<D: Disk>(
         }
     }
     let recovered = recovery.finish();
+    for (name, positions) in &recovered.zeros {
+        storage.zero(&open[name], positions.start, positions.end).await?;
+    }
     // What was read may still be in the device's volatile cache: it counts as durable only once synced.
     if recovered.bytes_read > 0 {
         for file in open.values() {

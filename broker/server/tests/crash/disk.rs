@@ -290,7 +290,7 @@ impl Inode {
                 }
                 Change::Write { first, blocks, replaced } => {
                     for (n, block) in blocks.iter().enumerate() {
-                        let (mut kept, mut any) = (true, false);
+                        let (mut kept, mut any, mut visible) = (true, false, false);
                         apply(&mut content, first + n, block, |sector| {
                             let keep = match fate {
                                 Fate::Keep => true,
@@ -300,9 +300,12 @@ impl Inode {
                             let dead = replaced.get(n * SECTORS + sector).copied().unwrap_or(false);
                             kept &= keep;
                             any |= keep && !dead;
+                            let bytes = &block[sector * SECTOR..(sector + 1) * SECTOR];
+                            visible |= keep && !dead && bytes.iter().any(|byte| *byte != 0);
                             keep && !dead
                         });
-                        if kept {
+                        // A block is written as a whole or not: one that was not reads as zeros.
+                        if kept || visible {
                             if written.len() <= first + n {
                                 written.resize(first + n + 1, false);
                             }
@@ -391,6 +394,13 @@ impl Mode {
 }
 
 impl World {
+    /// Whether a file is one that compaction makes, which is synced before it has a name in a log.
+    fn is_synced_as_a_whole(&self, file: u64) -> bool {
+        let mut names = self.directories.values().flat_map(|directory| &directory.now);
+        names
+            .any(|(name, node)| matches!(node, Node::File(id) if *id == file) && name.starts_with("rewrite-"))
+    }
+
     fn tick(&mut self) -> u64 {
         self.tick += 1;
         self.tick
@@ -656,6 +666,13 @@ impl CrashDisk {
         self.0.borrow_mut().groups.retain(keep);
     }
 
+    /// A log is opened by another store while the disk goes on: what has not been acknowledged may be cut from now on.
+    pub fn inherit_groups(&self, partition: TopicPartition) {
+        let mut world = self.0.borrow_mut();
+        let of_it = world.groups.iter_mut().filter(|note| note.partition == partition);
+        of_it.for_each(|note| note.inherited = true);
+    }
+
     /// What a crash at this moment leaves.
     pub fn crash(&self, mode: Mode, dice: &mut Dice) -> Image {
         let world = self.0.borrow();
@@ -808,6 +825,12 @@ impl Disk for CrashDisk {
             let first = position as usize / BLOCK;
             let inode = &world.inodes[&file.0];
             let into_written = inode.is_written(first, blocks.len());
+            let shares_flush = !durable && GroupHeader::decode(bytes).is_ok();
+            assert!(
+                into_written || !shares_flush || world.is_synced_as_a_whole(file.0),
+                "a group at {position} of file {} counts on a flush of the device, but its blocks are new",
+                file.0
+            );
             if full && !into_written {
                 // The other writes of the batch go on: a full disk is found in the middle of a round.
                 let (fit, taken) = inode.fit(first, blocks.len(), world.left);

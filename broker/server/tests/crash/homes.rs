@@ -70,6 +70,7 @@ impl Life<'_> {
         };
         let (open, moving, stopping) = (self.open.clone(), self.moving.clone(), self.stopping.clone());
         let (ledger, tally, filled) = (self.ledger.clone(), self.tally.clone(), self.plan.fills_up);
+        let disk = self.disk.clone();
         let (settings, epoch) = (self.plan.settings, self.ledger.borrow().slots[at].epoch(self.depth + 1));
         glommio::spawn_local(async move {
             let stopped = || {
@@ -81,6 +82,7 @@ impl Life<'_> {
             let released = released.expect("nobody else closes it");
             if !released.at_rest {
                 tally.borrow_mut().add("partitions that were not at rest", 1);
+                disk.inherit_groups(identity.partition);
             }
             let partition = loop {
                 // What a stopping store has is in its last checkpoint.

@@ -94,7 +94,8 @@ pub struct GroupNote {
     pub file: u64,
     pub position: u64,
     pub header: [u8; 128],
-    /// From the life before: a recovery has perhaps cut it already and was interrupted.
+    /// From the life before, or before another store took the log over: a recovery has perhaps cut it already and was
+    /// interrupted.
     pub inherited: bool,
 }
 
@@ -170,6 +171,22 @@ impl Image {
             let own = own.to_string_lossy().into_owned();
             self.directories.entry(above.to_owned()).or_default().entry(own).or_insert(Entry::Directory);
         }
+    }
+
+    /// Blocks of a file that are zeros, by its path, are such that were never written from now on; how many there are.
+    pub fn unwrite_zeros(&mut self, path: &Path) -> usize {
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return 0 };
+        let names = self.directories.get_mut(directory);
+        let Some(entry) = names.and_then(|names| names.get_mut(name.to_string_lossy().as_ref())) else {
+            return 0;
+        };
+        let Entry::File(file) = entry.clone() else { return 0 };
+        let (content, mut written) = (file.content.clone(), (*file.written).clone());
+        let is_zeros = |at: &usize| content.block(*at).iter().all(|byte| *byte == 0);
+        let zeros: Vec<usize> = (0..written.len()).filter(is_zeros).collect();
+        zeros.iter().for_each(|at| written[*at] = false);
+        *entry = Entry::File(Rc::new(ImageFile { id: file.id, content, written: Rc::new(written) }));
+        zeros.len()
     }
 
     /// Flips bits of a file, by its path.

@@ -211,7 +211,7 @@ pub async fn open_and_judge(
         }
         judge_tail(&partition, &slot, end, case, &mut tally);
         judge_producers(&partition, &ledger.borrow().slots[at], slot.acknowledged, case.filled, &mut tally);
-        if case.clean && report.bytes_read > 2 * BLOCK as u64 {
+        if case.clean && report.bytes_read > 2 * BLOCK as u64 && !has_leftovers(&partition, case) {
             tally.misjudged += 1;
             tally.fail(format!("{id}: {} bytes read after an orderly end", report.bytes_read));
         }
@@ -221,6 +221,20 @@ pub async fn open_and_judge(
     }
     drop(tally);
     Some(partition)
+}
+
+/// Whether the last life has left files behind the end of the log: it ended before those of a log that was cut were reclaimed.
+fn has_leftovers(partition: &Partition<CrashDisk>, case: &Case<'_>) -> bool {
+    let directory = partition_directory(case.root, &partition.identity());
+    let (last, placed) =
+        partition.with_log(|log| (log.segments().back().map(|last| last.sequence), log.placed()));
+    let behind = |name: SegmentName| {
+        Some(name.first) > last && placed.is_none_or(|(sequence, _)| sequence != name.first)
+    };
+    case.image.files().any(|(path, _)| {
+        let name = path.file_name().and_then(|name| SegmentName::parse(name.to_str()?));
+        path.parent() == Some(directory.as_path()) && name.is_some_and(behind)
+    })
 }
 
 /// A log has been opened: what was cut is gone for good from now on, and what is there is seen by consumers.

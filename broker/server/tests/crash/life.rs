@@ -161,7 +161,7 @@ pub async fn settle() {
 
 pub struct Life<'a> {
     pub plan: &'a Plan,
-    disk: CrashDisk,
+    pub disk: CrashDisk,
     pub ledger: Rc<RefCell<Ledger>>,
     pub tally: Rc<RefCell<Tally>>,
     pub dice: Dice,
@@ -494,8 +494,13 @@ impl Life<'_> {
                 builder.set_producer(Producer { id: producer as i64, epoch: 0, base_sequence });
             }
         }
+        // Some records are zeros, which is also what blocks hold that were never written.
+        let zeros = self.dice.chance(20);
         for _ in 0..records {
             let mut value = Vec::with_capacity((bytes / records) as usize + 16);
+            if zeros {
+                value.resize((bytes / records) as usize + 8, 0);
+            }
             while (value.len() as u64) < bytes / records + 8 {
                 value.extend_from_slice(&self.dice.next().to_le_bytes());
             }
@@ -563,9 +568,11 @@ impl Life<'_> {
                 self.event("repetitions answered");
             }
             // Below the start of a log that filled the disk, so that no checkpoint told of it: see `judge_producers`.
-            Err(ProducerError::Forgotten { .. })
-                if self.plan.fills_up && batch.end <= partition.with_log(|log| log.log_start().get()) =>
-            {
+            Err(
+                ProducerError::Forgotten { .. }
+                | ProducerError::OutOfOrder { .. }
+                | ProducerError::Unknown { .. },
+            ) if self.plan.fills_up && batch.end <= partition.with_log(|log| log.log_start().get()) => {
                 self.event("repetitions of what a full disk made forgotten");
             }
             other => panic!("{} sent again: {other:?}", batch.base),
@@ -575,6 +582,18 @@ impl Life<'_> {
     fn append_one(&mut self, at: usize, partition: &Rc<Partition<CrashDisk>>, mut bytes: Vec<u8>) {
         let header = record_batch::validate_produced(&bytes, 8 << 20).expect("a sound batch");
         let admitted = partition.admit_producer(&header);
+        if let Err(ProducerError::OutOfOrder { .. } | ProducerError::Unknown { .. }) = admitted
+            && self.plan.fills_up
+        {
+            // All that its producer had is below the start of a log that filled the disk: see `judge_producers`.
+            let ledger = self.ledger.borrow();
+            let mut batches = ledger.slots[at].batches.iter().rev();
+            let newest = batches.find(|batch| batch.header().producer_id == header.producer_id);
+            let log_start = partition.with_log(|log| log.log_start().get());
+            assert!(newest.is_some_and(|batch| batch.end <= log_start), "batch {header:?}: {admitted:?}");
+            self.event("batches of a producer that a full disk made forgotten");
+            return;
+        }
         assert_eq!(admitted, Ok(Admission::Append), "batch {header:?}");
         let appended = if self.dice.chance(30) {
             let mut buffer = partition.storage().pool.take(GROUP_HEADER_BYTES + bytes.len());

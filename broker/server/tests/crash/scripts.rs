@@ -7,7 +7,7 @@ use super::disk::{CrashDisk, CrashEnvironment, Habits, Mode};
 use super::image::{Entry, Image};
 use super::life::{root, settle};
 use logic::ids::{LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, TopicPartition};
-use logic::limits::PREWRITE_FIRST_BYTES_MAX;
+use logic::limits::{DSYNC_WRITES_DEFAULT, PREWRITE_FIRST_BYTES_MAX};
 use logic::log::compaction::CompactionSettings;
 use logic::log::retention::RetentionSettings;
 use logic::log::{LogIdentity, LogSettings, SegmentName};
@@ -52,7 +52,12 @@ pub struct Script {
 impl Script {
     /// Starts over an image; every group gets a segment of its own if `segment_ms` is 0.
     pub async fn start(image: &Image, segment_ms: i64) -> io::Result<Self> {
-        Self::start_with(image, segment_ms, None, false).await
+        Self::start_with(image, segment_ms, None, false, DSYNC_WRITES_DEFAULT).await
+    }
+
+    /// The same, where every write counts on a flush of the device if it may.
+    pub async fn start_sharing(image: &Image) -> io::Result<Self> {
+        Self::start_with(image, i64::MAX, None, false, 0).await
     }
 
     /// The same with a compacted log.
@@ -63,12 +68,12 @@ impl Script {
             max_lag_ms: i64::MAX,
             delete_retention_ms: 0,
         };
-        Self::start_with(image, 0, Some(settings), false).await
+        Self::start_with(image, 0, Some(settings), false, DSYNC_WRITES_DEFAULT).await
     }
 
     /// The same on a disk that is full already.
     pub async fn start_full(image: &Image) -> io::Result<Self> {
-        Self::start_with(image, i64::MAX, None, true).await
+        Self::start_with(image, i64::MAX, None, true, DSYNC_WRITES_DEFAULT).await
     }
 
     async fn start_with(
@@ -76,12 +81,14 @@ impl Script {
         segment_ms: i64,
         compaction: Option<CompactionSettings>,
         full: bool,
+        dsync_writes_max: usize,
     ) -> io::Result<Self> {
         let habits = Habits { one_flush_covers_all_files: true, eager_percent: 100 };
         let disk = CrashDisk::new(image, habits, 1);
         disk.set_full(full);
         let environment = CrashEnvironment::new(&disk, image.next_file);
-        let policy = DiskPolicy { one_flush_covers_all_files: true, ..DiskPolicy::default() };
+        let policy =
+            DiskPolicy { one_flush_covers_all_files: true, dsync_writes_max, ..DiskPolicy::default() };
         let (storage, checkpoint) =
             Storage::open(disk.clone(), environment, policy, &root(), ShardId::new(0), 9).await?;
         let store = Store::new(storage, checkpoint, 2);
@@ -188,6 +195,67 @@ impl Script {
         assert_eq!(self.disk.release_syncs(), 1, "no sync was on its way");
         settle().await;
         [held_back, passed, self.append(1).await]
+    }
+
+    /// A batch of zeros of which a power cut has left every block with anything in it, and no other.
+    pub async fn append_zeros_that_are_not_written(&self) -> Image {
+        let mut builder = BatchBuilder::new();
+        builder.append(1_700_000_000_000, Some(&[1]), Some(&vec![0; 500_000]), &[]);
+        let bytes = builder.finish();
+        let header = record_batch::validate_produced(&bytes, 1 << 20).expect("a sound batch");
+        self.partition.append_copy(&bytes, &header);
+        self.store.mark_dirty(self.partition.id());
+        settle().await;
+        let mut image = self.image();
+        assert!(image.unwrite_zeros(&segment(0)) > 100, "the batch is not on the device");
+        image
+    }
+
+    /// Fills segments, which retention takes, until the file of the first one is another segment's and full again: up to where
+    /// the log is acknowledged, and where it ends.
+    pub async fn append_in_the_file_of_the_first_segment(&self) -> (u64, u64) {
+        let retention = RetentionSettings { retention_ms: -1, retention_bytes: 0 };
+        self.partition.set_settings(PartitionSettings { retention, ..self.partition.settings() });
+        for _ in 0..40 {
+            self.append_of(1, 100_000).await;
+            let (store, partition) = (self.store.clone(), self.partition.clone());
+            glommio::spawn_local(async move {
+                store.tick().await;
+                store.checkpoint(false).await.expect("a checkpoint");
+                partition.enforce_retention().await.expect("files go");
+            })
+            .detach();
+            self.pass_a_second().await;
+        }
+        assert!(self.store.storage.counters.segments_recycled.get() > 0, "no file was recycled");
+        (self.acknowledged.0.get(), self.partition.with_log(|log| log.log_end().get()))
+    }
+
+    /// Appends more than may be in flight of one log while its first write does not end, then lets it end: how many bytes
+    /// were under way, up to where the log is acknowledged in the end, and where it ends.
+    pub async fn append_more_than_may_be_in_flight(&self) -> (u64, u64, u64) {
+        let settings = self.partition.settings();
+        let log = LogSettings { segment_bytes: 64 << 20, ..settings.log };
+        self.partition.set_settings(PartitionSettings { log, ..settings });
+        // They count from the next segment on.
+        let last = || self.partition.with_log(|log| log.segments().back().cloned());
+        while last().is_none_or(|last| last.sequence == 0) {
+            self.append_of(1, 500_000).await;
+        }
+        let last = last().expect("a segment");
+        let before = self.store.storage.counters.group_bytes.get();
+        self.disk.hold_writes_at(&segment(last.sequence), last.end_position);
+        for _ in 0..40 {
+            let (bytes, header) = batch(0, 1_000_000);
+            let end = self.partition.append_copy(&bytes, &header).end;
+            self.partition.when_durable(end, self.acknowledged.clone(), 0);
+        }
+        self.store.mark_dirty(self.partition.id());
+        self.pass_a_second().await;
+        let under_way = self.store.storage.counters.group_bytes.get() - before;
+        assert!(self.disk.release_writes() > 0, "no write was held");
+        self.pass_a_second().await;
+        (under_way, self.acknowledged.0.get(), self.partition.with_log(|log| log.log_end().get()))
     }
 
     pub async fn shut_down(&self) {
