@@ -29,7 +29,7 @@
 //! checkpoint one of a log that is not there any more: then all is read. What stands behind a place where the log
 //! was cut is never taken for a part of it.
 //!
-//! It reads from the checkpoint to V and a window behind it, not the data kept. Absent on purpose:
+//! It reads from the checkpoint to V, a window behind it and one of each file behind that, not the data kept. Absent on purpose:
 //! files, truncation, and the decision what a replica does with a verdict.
 
 use crate::ids::{LeaderEpoch, Offset};

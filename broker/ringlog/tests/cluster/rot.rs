@@ -189,6 +189,18 @@ fn lose_the_end(cluster: &Cluster, broker: u32, topic: &str) {
     std::fs::write(&segment.path, bytes).expect("it is writable");
 }
 
+/// Makes a topic of one partition that the second and the third broker have, both of which must acknowledge; its id.
+async fn with_two_replicas(cluster: &Cluster, client: &Client) -> String {
+    whole(client, 3).await;
+    cluster.ok("cluster drain 1");
+    cluster.ok(&format!(
+        "topic create {TOPIC} --partitions 1 --replication-factor 2 --config min.insync.replicas=2 \
+         --config segment.bytes=1048576 --config max.message.bytes=900000"
+    ));
+    whole(client, 3).await;
+    topic_id(client).await
+}
+
 /// Both replicas lack something: one the end, the other one a range in the middle. Who has the longer log leads, for what it lacks is
 /// fetched from the other one, while that would discard its end for one that has less.
 #[test]
@@ -196,14 +208,7 @@ fn of_two_damaged_replicas_nothing_is_lost_that_either_has() {
     run(async || {
         let mut cluster = Cluster::with(3, &SCRUBBING);
         let client = cluster.connect().await;
-        whole(&client, 3).await;
-        cluster.ok("cluster drain 1");
-        let configs = "--config segment.bytes=1048576 --config max.message.bytes=900000";
-        cluster.ok(&format!(
-            "topic create {TOPIC} --partitions 1 --replication-factor 2 --config min.insync.replicas=2 {configs}"
-        ));
-        whole(&client, 3).await;
-        let topic = topic_id(&client).await;
+        let topic = with_two_replicas(&cluster, &client).await;
         let producer = producer(&client);
         let mut sent = vec![Vec::new()];
         produce(&producer, &mut sent).await;
@@ -236,14 +241,7 @@ fn what_all_replicas_have_lost_at_the_end_does_not_stop_them() {
     run(async || {
         let mut cluster = Cluster::with(3, &SCRUBBING);
         let client = cluster.connect().await;
-        whole(&client, 3).await;
-        cluster.ok("cluster drain 1");
-        cluster.ok(&format!(
-            "topic create {TOPIC} --partitions 1 --replication-factor 2 --config min.insync.replicas=2 \
-             --config segment.bytes=1048576 --config max.message.bytes=900000"
-        ));
-        whole(&client, 3).await;
-        let topic = topic_id(&client).await;
+        let topic = with_two_replicas(&cluster, &client).await;
         let first = producer(&client);
         let mut sent = vec![Vec::new()];
         produce(&first, &mut sent).await;
